@@ -1,0 +1,31 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: $(READY)  ## the main job on the embedded corpus; prints where its results are
+	$(BIN)/ecif demo
+
+test: $(READY)  ## everything that a change must keep true
+	$(BIN)/pytest
+
+test-slow: $(READY)  ## also what takes long or needs the npm registry
+	$(BIN)/pytest -m "slow or network"
+
+bench: $(READY)  ## ratios, measured side by side
+	$(BIN)/pytest tests/benchmarks -m benchmark -s
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[demo,dev]"
+	touch $(READY)
+
+clean:
+	rm -rf .venv runs

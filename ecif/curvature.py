@@ -1,0 +1,42 @@
+"""The Gauss-Newton matrix of the contrastive loss, applied without ever being formed.
+
+    H = sum over batches of J^T (d2L/dS2) J,   J = dS/d(heads)
+
+Not the empirical Fisher sum g g^T: that ignores that every logit of a batch shares its softmax.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ecif.contrastive import gauss_newton_cotangent, loss_cotangent
+from ecif.heads import Embedded, Heads, logits, logits_jvp, logits_vjp, tangents
+
+
+def gauss_newton_product(heads: Heads, batches: Iterable[Embedded], directions: Tensor) -> Tensor:
+    """H directions, summed over `batches` in their order, without damping.
+
+    Args:
+        heads: where the curvature is taken.
+        batches: batches embedded with these heads.
+        directions: [n, P].
+
+    Returns:
+        [n, P], loss units per squared parameter unit times direction.
+    """
+    total = torch.zeros_like(directions)
+    for batch in batches:
+        similarity = logits(heads, batch)
+        for out, direction in zip(total, directions, strict=True):
+            tangent = logits_jvp(heads, batch, *tangents(heads, batch, direction))
+            out += logits_vjp(heads, batch, gauss_newton_cotangent(similarity, tangent))
+    return total
+
+
+def loss_gradient(heads: Heads, batches: list[Embedded]) -> Tensor:
+    """Gradient [P] of the summed batch losses with respect to both heads."""
+    total = torch.zeros(heads.size, dtype=heads.image.dtype, device=heads.image.device)
+    for batch in batches:
+        total += logits_vjp(heads, batch, loss_cotangent(logits(heads, batch)))
+    return total

@@ -1,0 +1,76 @@
+"""How good scores are, against truths: real refits, known misaligned pairs, a test set."""
+
+import torch
+from torch import Tensor
+
+from ecif.contrastive import batch_loss
+from ecif.heads import Heads, embed, logits
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Ranks from 0 along the last dimension, ties averaged, float64."""
+    below = (values[..., None, :] < values[..., :, None]).sum(-1)
+    ties = (values[..., None, :] == values[..., :, None]).sum(-1)
+    return below + (ties - 1) / 2.0
+
+
+def spearman(a: Tensor, b: Tensor) -> Tensor:
+    """Rank correlation along the last dimension; NaN where one side is constant."""
+    a, b = ranks(a).double(), ranks(b).double()
+    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+
+
+def linear_datamodeling_score(influence: Tensor, removed: Tensor, losses: Tensor) -> float:
+    """Agreement of summed influence with what refits without those pairs really do (LDS; TRAK, arXiv 2303.14186).
+
+    Args:
+        influence: [G, N] of every pair on each of G target groups.
+        removed: [R, N] bool, the pairs that each refit went without.
+        losses: [R, G] the groups' losses after each refit.
+
+    Returns:
+        Mean over the groups of the Spearman correlation between predicted and true losses over the R refits.
+    """
+    predicted = influence.double() @ removed.double().T  # [G, R]
+    return spearman(predicted, losses.T).nanmean().item()
+
+
+def auroc(badness: Tensor, bad: Tensor) -> float:
+    """Probability that a bad pair is ranked worse than a good one; badness [N], bad [N] bool."""
+    order = badness.double().sort()
+    _, inverse, counts = order.values.unique_consecutive(return_inverse=True, return_counts=True)
+    average_rank = (counts.cumsum(0) - (counts - 1) / 2.0)[inverse]
+    positives = bad[order.indices]
+    n_bad, n_good = int(bad.sum()), int((~bad).sum())
+    return ((average_rank[positives].sum() - n_bad * (n_bad + 1) / 2) / (n_bad * n_good)).item()
+
+
+def precision_at(badness: Tensor, bad: Tensor, k: int) -> float:
+    """Share of really bad pairs among the k that are ranked worst."""
+    return bad[badness.argsort(descending=True, stable=True)[:k]].double().mean().item()
+
+
+def target_losses(heads: Heads, images: Tensor, texts: Tensor, groups: list[Tensor]) -> Tensor:
+    """[G] summed contrastive loss of each group of target pairs."""
+    return torch.stack([batch_loss(logits(heads, embed(heads, images[g], texts[g]))) for g in groups])
+
+
+def retrieval_recall(heads: Heads, images: Tensor, texts: Tensor, k: int) -> float:
+    """R@k: how often the partner is among the k nearest, mean of text-to-image and image-to-text. Ties count against."""
+    similarity = logits(heads, embed(heads, images, texts))
+    own = similarity.diagonal()
+    text_to_image = (similarity >= own[:, None]).sum(1) <= k
+    image_to_text = (similarity >= own[None, :]).sum(0) <= k
+    return (text_to_image.double().mean() + image_to_text.double().mean()).item() / 2
+
+
+def calibrated_loss(
+    heads: Heads, images: Tensor, texts: Tensor, scales: tuple[float, ...] = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0)
+) -> float:
+    """Contrastive loss per pair (open_clip's convention, one batch of all pairs) at the best of a few temperatures.
+
+    The temperature is calibrated because a change of confidence would otherwise drown the change of ranking.
+    """
+    similarity = logits(heads, embed(heads, images, texts))
+    return min(batch_loss(similarity * scale).item() for scale in scales) / (2 * len(similarity))

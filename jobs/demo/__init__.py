@@ -1,0 +1,1 @@
+"""The whole story on an embedded corpus of real image-text pairs."""

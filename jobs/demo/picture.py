@@ -1,0 +1,58 @@
+"""A picture of a run's result: the pairs at the ends of its scores."""
+
+import io
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pyarrow as pa
+from PIL import Image
+
+from pipeline import shards, storage
+from pipeline.config import Config, Pairs
+from pipeline.samples import caption_of, image_bytes
+from pipeline.tar import Contents, groups
+
+PER_ROW = 8
+
+
+def draw(table: pa.Table, corpus: Pairs, config: Config, target: str, out: Path) -> None:
+    """Write a PNG of the most misaligned, the most harmful and the most helpful pairs with their captions and scores."""
+    rows = [
+        ("most misaligned", "misalignment", "descending"),
+        ("most harmful to the target", f"influence_{target}", "ascending"),
+        ("most helpful to the target", f"influence_{target}", "descending"),
+    ]
+    picked = [table.sort_by([(column, order), ("uid", "ascending")]).slice(0, PER_ROW).to_pylist() for _, column, order in rows]
+    images = _load({(p["shard"], p["index"]) for pairs in picked for p in pairs}, corpus, config)
+    figure, axes = plt.subplots(len(rows), PER_ROW, figsize=(1.55 * PER_ROW, 2.35 * len(rows)), dpi=110)
+    for (title, column, _), pairs, line in zip(rows, picked, axes, strict=True):
+        for pair, axis in zip(pairs, line, strict=True):
+            image, caption = images[pair["shard"], pair["index"]]
+            axis.imshow(image)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_xlabel("\n".join(textwrap.wrap(caption, 20)[:3]) + f"\n{pair[column]:+.2f}", fontsize=8)
+        line[0].set_title(f"{title} ({column})", loc="left", fontsize=10, fontweight="bold")
+    figure.tight_layout()
+    figure.savefig(out, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _load(wanted: set[tuple[str, int]], corpus: Pairs, config: Config) -> dict[tuple[str, int], tuple[Any, str]]:
+    """Images and captions of some pairs, by shard and index."""
+    found = {}
+    for shard in shards.find(corpus.shards):
+        mine = {index for name, index in wanted if name == shard.name}
+        if not mine:
+            continue
+        with storage.local_copy(shard.source) as file:
+            for group in groups(file, Contents()):
+                if group.index in mine:
+                    image = Image.open(io.BytesIO(image_bytes(file, group, config.embed))).convert("RGB")
+                    found[shard.name, group.index] = (image, caption_of(file, group, corpus.caption, config.embed))
+    return found

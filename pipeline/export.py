@@ -1,0 +1,109 @@
+"""Stage `export`: the selected pairs as WebDataset shards that existing trainers take."""
+
+import io
+import json
+import os
+import tarfile
+import tempfile
+from collections import Counter
+from typing import Any
+
+import ray
+
+from pipeline import storage, tables
+from pipeline.cluster import session
+from pipeline.config import Config
+from pipeline.errors import RunError, UserError
+from pipeline.progress import Stage
+from pipeline.run import load_run
+from pipeline.select import read_scores, read_subset
+from pipeline.shards import find
+from pipeline.tar import Contents, groups, read_member
+
+
+def export(run: str, subset: str, out: str) -> dict[str, int]:
+    """Copy the pairs of a subset, shard by shard.
+
+    Members are copied byte for byte under their own keys, so that everything joined by uid or key still joins. Shards are
+    numbered without gaps, none is empty, and the same input gives the same bytes.
+
+    Args:
+        run: folder of a finished run.
+        subset: DataComp subset file; a uid that is there twice is written twice, the copy with `-1` after its key.
+        out: folder of the new shards.
+
+    Returns:
+        {"shards": ..., "pairs": ...}.
+
+    Raises:
+        UserError: uids that the run has not scored, or an `out` that has other shards in it.
+        RunError: a corpus that is not what the run scored.
+    """
+    config = Config(**load_run(run)["config"])
+    wanted = read_subset(subset)
+    kept = _kept_by_shard(run, wanted)
+    shards = [s for s in find(config.corpus.shards) if s.name in kept]
+    names = {s.name: f"{i:05d}" for i, s in enumerate(shards)}
+    foreign = {item.url.rsplit("/", 1)[-1].removesuffix(".tar") for item in storage.listing(out, ".tar")} - set(names.values())
+    if foreign:
+        raise UserError(f"{out} has other shards in it ({sorted(foreign)[0]}.tar): export to an empty folder")
+    sizes: dict[str, int] = {}
+    with session(config.workers), Stage("export", sum(s.source.size for s in shards)) as progress:
+        rows = [
+            {
+                "shard": s.name,
+                **s.source._asdict(),
+                "out": storage.join(out, names[s.name]),
+                "kept": json.dumps(list(kept[s.name].items())),
+            }
+            for s in shards
+        ]
+        for row in ray.data.from_items(rows, override_num_blocks=len(rows)).map(_copy, num_cpus=1).iter_rows():
+            sizes[f"{names[row['shard']]}.tar"] = row["pairs"]
+            progress.advance(row["bytes"])
+            if row["pairs"] != sum(kept[row["shard"]].values()):
+                raise RunError(
+                    f"{row['shard']}: {row['pairs']} of {sum(kept[row['shard']].values())} pairs found; has it changed?"
+                )
+    total = sum(sizes.values())
+    storage.write_bytes(storage.join(out, "sizes.json"), tables.json_bytes(sizes))
+    meta = {"run": run, "subset": subset, "pairs": total, "shards": len(sizes)}
+    storage.write_bytes(storage.join(out, "meta.json"), tables.json_bytes(meta))
+    return {"shards": len(sizes), "pairs": total}
+
+
+def _kept_by_shard(run: str, wanted: Counter[str]) -> dict[str, dict[int, int]]:
+    """For each shard with kept pairs: how often to write the pair at each index."""
+    table = read_scores(run, ["shard", "index", "uid"])
+    kept: dict[str, dict[int, int]] = {}
+    known = set()
+    for shard, index, uid in zip(*(table[c].to_pylist() for c in ("shard", "index", "uid")), strict=True):
+        # A uid that the corpus holds twice is one pair: its first copy stands for it.
+        if uid in wanted and uid not in known:
+            known.add(uid)
+            kept.setdefault(shard, {})[index] = wanted[uid]
+    if missing := wanted.keys() - known:
+        raise UserError(f"{len(missing)} uids of the subset are not in the run, such as {min(missing)}")
+    return kept
+
+
+def _copy(row: dict[str, Any]) -> dict[str, Any]:
+    """Write the kept pairs of one shard."""
+    kept: dict[int, int] = dict(json.loads(row["kept"]))
+    pairs = 0
+    with (
+        storage.local_copy(storage.Object(row["url"], row["size"], row["etag"])) as file,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        local = os.path.join(scratch, "shard.tar")
+        with tarfile.open(local, "w", format=tarfile.PAX_FORMAT) as tar:
+            for group in groups(file, Contents()):
+                for copy in range(kept.get(group.index, 0)):
+                    pairs += 1
+                    for suffix, member in group.members.items():
+                        name = tarfile.TarInfo(f"{group.key}-{copy}.{suffix}" if copy else member.name)
+                        name.size = member.size  # everything else stays at its default, so that bytes repeat
+                        tar.addfile(name, io.BytesIO(read_member(file, member)))
+        storage.upload(local, f"{row['out']}.tar")
+    storage.write_bytes(f"{row['out']}_stats.json", tables.json_bytes({"successes": pairs}))
+    return {"shard": row["shard"], "bytes": row["size"], "pairs": pairs}

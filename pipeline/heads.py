@@ -1,0 +1,39 @@
+"""Heads and directions on storage: one safetensors object each, with deterministic bytes."""
+
+import json
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ecif.heads import Heads
+from pipeline import storage
+
+
+def write(url: str, tensors: dict[str, Tensor], **facts: Any) -> None:
+    """Write tensors and JSON facts. One metadata entry: safetensors does not keep the order of several."""
+    contiguous = {name: tensors[name].cpu().contiguous() for name in sorted(tensors)}
+    storage.write_bytes(url, save(contiguous, metadata={"facts": json.dumps(facts, sort_keys=True)}))
+
+
+def read(url: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts; FileNotFoundError if they have not been written."""
+    data = storage.read_bytes(url)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return load(data), json.loads(header["__metadata__"]["facts"])
+
+
+def pack(heads: list[Heads]) -> dict[str, Tensor]:
+    """Several heads of one shape as tensors."""
+    return {
+        "image": torch.stack([h.image.cpu() for h in heads]),
+        "text": torch.stack([h.text.cpu() for h in heads]),
+        "logit_scale": torch.tensor([h.logit_scale for h in heads], dtype=torch.float64),
+    }
+
+
+def unpack(tensors: dict[str, Tensor]) -> list[Heads]:
+    """The inverse of `pack`."""
+    parts = zip(tensors["image"], tensors["text"], tensors["logit_scale"].tolist(), strict=True)
+    return [Heads(image, text, scale) for image, text, scale in parts]

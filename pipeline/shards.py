@@ -1,0 +1,81 @@
+"""Which shards a corpus has, and how their pairs fall into batches and folds."""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from webdataset.shardlists import expand_urls
+
+from pipeline import storage
+from pipeline.errors import UserError
+
+
+class Shard(NamedTuple):
+    """One WebDataset tar. Its name is its path below the corpus's common folder, without .tar: unique in a run."""
+
+    name: str
+    source: storage.Object
+
+
+def find(shards: str | list[str], what: str = "corpus.shards") -> list[Shard]:
+    """List the shards behind folders, globs and brace patterns, sorted by name.
+
+    Args:
+        shards: one or several of: a folder, a pattern such as `s3://b/laion/{00000..00099}.tar` or `data/*.tar`, a tar.
+        what: the configuration key to name in an error.
+
+    Raises:
+        UserError: nothing there, a compressed tar, or a named shard that does not exist.
+    """
+    found: dict[str, storage.Object] = {}
+    for pattern in [shards] if isinstance(shards, str) else shards:
+        for url in expand_urls(pattern):
+            for item in _objects(url, what):
+                found[item.url] = item
+    if not found:
+        raise UserError(f"{what}: no .tar shards at {shards}")
+    folders = [url.split("/")[:-1] for url in found]
+    common = next((i for i, parts in enumerate(zip(*folders, strict=False)) if len(set(parts)) > 1), min(map(len, folders)))
+    names = {url: "/".join(url.split("/")[common:]).removesuffix(".tar") for url in found}
+    return [Shard(names[url], found[url]) for url in sorted(found, key=lambda url: names[url])]
+
+
+def _objects(url: str, what: str) -> list[storage.Object]:
+    if url.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        raise UserError(f"{what}: {url} is a compressed tar; decompress it first, shards are read by position")
+    try:
+        if any(c in url for c in "*?["):
+            return [item for item in storage.glob(url) if item.url.endswith(".tar")]
+        if storage.is_folder(url):
+            return storage.listing(url, ".tar")
+        return [storage.describe(url)]
+    except FileNotFoundError:
+        raise UserError(f"{what}: no shard or folder {url}") from None
+    except PermissionError as error:
+        raise UserError(f"{what}: not allowed to read {url}: {error}") from None
+
+
+def permutation(pairs: int, *key: object) -> NDArray[np.int64]:
+    """A permutation of 0..pairs-1 that depends on nothing but `key`, the same on every machine and version."""
+    seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+    # Raw output of a bit generator is stable across NumPy versions; its shuffles need not be.
+    return np.argsort(np.random.PCG64(seed).random_raw(pairs), kind="stable")
+
+
+def segment(pairs: int, batch_size: int, shard: str, seed: int, repeat: int = 0) -> list[NDArray[np.int64]]:
+    """Seg: which of a shard's valid pairs share a softmax, a pure function of its arguments.
+
+    A last batch smaller than half of `batch_size` joins the one before it.
+    """
+    order = permutation(pairs, "batch", shard, seed, repeat)
+    batches = [order[i : i + batch_size] for i in range(0, pairs, batch_size)]
+    if len(batches) > 1 and 2 * len(batches[-1]) < batch_size:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
+
+
+def folds(uids: list[str], count: int, seed: int) -> NDArray[np.int16]:
+    """The fold of each pair, by hash of its identity: the same pair is in the same fold in every shard and run."""
+    digest = (hashlib.blake2b(f"{seed} {uid}".encode(), digest_size=8).digest() for uid in uids)
+    return np.array([int.from_bytes(d, "little") % count for d in digest], dtype=np.int16)

@@ -1,0 +1,85 @@
+"""Read a tar strictly: every member is accounted for, and an end that is no end is an error, never a short corpus."""
+
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+BLOCK = 512
+MEMBER_NAME = re.compile(r"^((?:.*/|)[^./]+)\.([^/]*)$")  # the key is the path up to the first dot of the file name
+
+
+@dataclass
+class Group:
+    """The members that share a key, in the order of the tar."""
+
+    index: int  # position of the pair in its shard, from 0
+    key: str
+    members: dict[str, tarfile.TarInfo] = field(default_factory=dict)  # by lower-case suffix
+    repeated: bool = False  # the key, or a suffix within it, was there before
+
+
+@dataclass
+class Contents:
+    """What a tar held. `broken` says why reading stopped before a proper end, or is None."""
+
+    members: int = 0
+    ignored: int = 0  # directories, links, devices, and files without a suffix
+    broken: str | None = None
+
+
+def groups(file: BinaryIO, contents: Contents) -> Iterator[Group]:
+    """Yield the pairs of a tar; count every member in `contents`, and say there if the tar broke off.
+
+    The members of the pair at which a tar breaks off are yielded too: it is up to the reader to refuse it.
+    """
+    group: Group | None = None
+    keys: set[str] = set()
+    count = 0
+    for member in _members(file, contents):
+        contents.members += 1
+        match = MEMBER_NAME.match(member.name)
+        if not match or not member.isreg():
+            contents.ignored += 1
+            continue
+        key, suffix = match[1], match[2].lower()
+        if group is None or group.key != key:
+            if group is not None:
+                yield group
+            group = Group(count, key, repeated=key in keys)
+            keys.add(key)
+            count += 1
+        group.repeated |= suffix in group.members
+        group.members[suffix] = member
+    if group is not None:
+        yield group
+
+
+def read_member(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a member.
+
+    Raises:
+        EOFError: the file ends before the member does.
+    """
+    file.seek(member.offset_data)
+    data = file.read(member.size)
+    if len(data) != member.size:
+        raise EOFError(f"{member.name}: {len(data)} bytes of {member.size}")
+    return data
+
+
+def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
+    """Headers in order. tarfile ends silently at a damaged header: the end is therefore checked here."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # or a shard of many members stays in memory
+                yield member
+            end = tar.offset
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        contents.broken = str(error) or type(error).__name__
+        return
+    file.seek(end)
+    if file.read(2 * BLOCK) != bytes(2 * BLOCK):
+        contents.broken = "the tar does not end in two zero blocks"
