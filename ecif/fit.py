@@ -69,8 +69,7 @@ def fit(
     heads = Heads(*start.split(weights), start.logit_scale)  # views: they move with the weights
     for rows in (rows for batches in schedule for rows in batches):
         rows = rows.to(images.device)
-        if len(rows) > 1:  # one pair alone has no negatives and no gradient
-            weights.grad = loss_gradient(heads, [embed(heads, images[rows], texts[rows])]) / (2 * batch_size)
-            optimiser.step()
+        weights.grad = loss_gradient(heads, [embed(heads, images[rows], texts[rows])]) / (2 * batch_size)
+        optimiser.step()
         decay.step()
     return heads

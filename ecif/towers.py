@@ -75,11 +75,11 @@ def resize_transform(preprocess: dict[str, Any]) -> Any:
 
 
 def _embed_dim(model: Any) -> int:
-    """Width of the shared space, from whichever tower says so."""
-    head = getattr(model.visual, "head", None)
-    if isinstance(getattr(head, "proj", None), nn.Linear):
-        return int(head.proj.out_features)  # type: ignore[union-attr]
-    return int(model.visual.output_dim)
+    """Width of the shared space: no attribute says it for every tower, an embedding does."""
+    size = model.visual.image_size
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    with torch.inference_mode():
+        return int(model.eval().encode_image(torch.zeros(1, 3, height, width)).shape[1])
 
 
 def _cut_image_head(visual: Any) -> Tensor | None:

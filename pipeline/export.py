@@ -1,6 +1,7 @@
 """Stage `export`: the selected pairs as WebDataset shards that existing trainers take."""
 
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -13,6 +14,7 @@ import ray
 from pipeline import storage, tables
 from pipeline.cluster import session
 from pipeline.config import Config
+from pipeline.dataset import Dataset
 from pipeline.errors import RunError, UserError
 from pipeline.progress import Stage
 from pipeline.run import load_run
@@ -29,22 +31,31 @@ def export(run: str, subset: str, out: str) -> dict[str, int]:
 
     Args:
         run: folder of a finished run.
-        subset: DataComp subset file; a uid that is there twice is written twice, the copy with `-1` after its key.
+        subset: DataComp subset file; a uid that is there twice is written twice, the copy with `-1` after its key,
+            or the next number that is free.
         out: folder of the new shards.
 
     Returns:
         {"shards": ..., "pairs": ...}.
 
     Raises:
-        UserError: uids that the run has not scored, or an `out` that has other shards in it.
+        UserError: an empty subset, uids that the run has not scored, or an `out` that has other shards in it.
         RunError: a corpus that is not what the run scored.
     """
-    config = Config(**load_run(run)["config"])
+    facts = load_run(run)
+    config = Config(**facts["config"])
     wanted = read_subset(subset)
+    if not wanted:
+        raise UserError(f"{subset} is empty: there is nothing to export")
     kept = _kept_by_shard(run, wanted)
-    shards = [s for s in find(config.corpus.shards) if s.name in kept]
+    corpus = find(config.corpus.shards)
+    shards = [s for s in corpus if s.name in kept]
+    if changed := kept.keys() - Dataset(run, facts["features"], shards, config.corpus.caption).accounting().keys():
+        raise RunError(f"{min(changed)}: gone or changed since the run scored it; run again first")
     names = {s.name: f"{i:05d}" for i, s in enumerate(shards)}
-    foreign = {item.url.rsplit("/", 1)[-1].removesuffix(".tar") for item in storage.listing(out, ".tar")} - set(names.values())
+    there = {item.url for item in storage.listing(out, ".tar")}
+    foreign = {url.rsplit("/", 1)[-1].removesuffix(".tar") for url in there} - set(names.values())
+    foreign |= {s.name for s in corpus if s.source.url in there}  # or the corpus would be written over
     if foreign:
         raise UserError(f"{out} has other shards in it ({sorted(foreign)[0]}.tar): export to an empty folder")
     sizes: dict[str, int] = {}
@@ -97,11 +108,15 @@ def _copy(row: dict[str, Any]) -> dict[str, Any]:
     ):
         local = os.path.join(scratch, "shard.tar")
         with tarfile.open(local, "w", format=tarfile.PAX_FORMAT) as tar:
+            taken = {group.key for group in groups(file, Contents())}
+            file.seek(0)
             for group in groups(file, Contents()):
+                free = (f"{group.key}-{i}" for i in itertools.count(1) if f"{group.key}-{i}" not in taken)
                 for copy in range(kept.get(group.index, 0)):
                     pairs += 1
+                    key = next(free) if copy else group.key
                     for suffix, member in group.members.items():
-                        name = tarfile.TarInfo(f"{group.key}-{copy}.{suffix}" if copy else member.name)
+                        name = tarfile.TarInfo(f"{key}.{suffix}" if copy else member.name)
                         name.size = member.size  # everything else stays at its default, so that bytes repeat
                         tar.addfile(name, io.BytesIO(read_member(file, member)))
         storage.upload(local, f"{row['out']}.tar")

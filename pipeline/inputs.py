@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from ecif import towers
 from pipeline import shards, storage
 from pipeline.config import Config, Model, Pairs
-from pipeline.embed import Dataset
+from pipeline.dataset import Dataset
 from pipeline.errors import UserError
 
 

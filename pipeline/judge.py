@@ -14,7 +14,8 @@ from ecif.heads import Heads
 from pipeline import storage
 from pipeline.cluster import Resources, device, session
 from pipeline.config import Config, Pairs
-from pipeline.embed import Dataset, embed
+from pipeline.dataset import Dataset
+from pipeline.embed import embed
 from pipeline.fit import Refit, as_features, refit_all
 from pipeline.inputs import dataset, load_model, open_dataset
 from pipeline.progress import Stage

@@ -10,7 +10,8 @@ from ecif import __version__
 from pipeline import storage, tables
 from pipeline.cluster import session
 from pipeline.config import Config
-from pipeline.embed import Dataset, embed
+from pipeline.dataset import Dataset
+from pipeline.embed import embed
 from pipeline.errors import RunError, UserError
 from pipeline.fit import fit_heads
 from pipeline.inputs import dataset, fingerprint, load_model

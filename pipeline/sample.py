@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline import tables
 from pipeline.config import Config
-from pipeline.embed import Dataset
+from pipeline.dataset import Dataset
 from pipeline.errors import RunError
 from pipeline.shards import folds, segment
 from pipeline.tables import Accounting

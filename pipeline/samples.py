@@ -31,7 +31,8 @@ Reason = Literal[
     "non_finite_features",
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
-_UID = re.compile(r"^[0-9a-f]{32}$")
+MAX_ASPECT = 200  # resizing makes the short side a few hundred pixels wide: a line of pixels would take gigabytes
+_UID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Refused(Exception):
 def identity(shard: str, key: str, fields: dict[str, Any]) -> str:
     """The pair's uid: 32 hex digits from its JSON if there, else a hash of (shard, key)."""
     uid = fields.get("uid")
-    if isinstance(uid, str) and _UID.match(uid):
+    if isinstance(uid, str) and _UID.fullmatch(uid):
         return uid
     return hashlib.blake2b(f"{shard}/{key}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
@@ -126,6 +127,8 @@ def open_image(data: bytes, limits: Embed) -> Image.Image:
         raise Refused("undecodable_image", f"{type(error).__name__}: {error}") from None
     if image.width * image.height > limits.max_pixels:
         raise Refused("too_many_pixels", f"{image.width} x {image.height}")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise Refused("too_many_pixels", f"{image.width} x {image.height}: resizing multiplies them")
     return image
 
 

@@ -13,7 +13,7 @@ from ecif.influence import score as score_pairs
 from pipeline import storage, tables
 from pipeline.cluster import Resources, device
 from pipeline.config import Config
-from pipeline.embed import Dataset
+from pipeline.dataset import Dataset
 from pipeline.fit import as_features, read_heads
 from pipeline.progress import Stage
 from pipeline.shards import folds, segment

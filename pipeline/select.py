@@ -44,8 +44,10 @@ def select(table: pa.Table, by: str, keep: float) -> list[str]:
             never kept: where that leaves fewer, fewer are kept.
 
     Raises:
-        UserError: a share outside 0 to 1.
+        UserError: a share outside 0 to 1, or a column that is no score.
     """
+    if by in IDENTITY:
+        raise UserError(f"column {by!r} says which pair it is, not how good it is")
     if not 0 < keep <= 1:
         raise UserError(f"keep {keep}: a share of the pairs, above 0 and at most 1")
     count = round(keep * len(table))
@@ -70,7 +72,7 @@ def read_subset(url: str) -> Counter[str]:
         UserError: there is no such file, or it is no subset.
     """
     try:
-        halves: NDArray[Any] = np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False)
+        halves: NDArray[Any] = np.lib.format.read_array(io.BytesIO(storage.read_bytes(url)), allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"no subset {url}") from None
     except ValueError as error:

@@ -30,7 +30,11 @@ def find(shards: str | list[str], what: str = "corpus.shards") -> list[Shard]:
     """
     found: dict[str, storage.Object] = {}
     for pattern in [shards] if isinstance(shards, str) else shards:
-        for url in expand_urls(pattern):
+        try:
+            urls = expand_urls(pattern)
+        except ValueError as error:
+            raise UserError(f"{what}: {error}") from None
+        for url in urls:
             for item in _objects(url, what):
                 found[item.url] = item
     if not found:
@@ -54,6 +58,8 @@ def _objects(url: str, what: str) -> list[storage.Object]:
         raise UserError(f"{what}: no shard or folder {url}") from None
     except PermissionError as error:
         raise UserError(f"{what}: not allowed to read {url}: {error}") from None
+    except (ValueError, ImportError) as error:  # a protocol that fsspec does not know, or has no package for
+        raise UserError(f"{what}: {url}: {error}") from None
 
 
 def permutation(pairs: int, *key: object) -> NDArray[np.int64]:

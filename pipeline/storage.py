@@ -115,7 +115,7 @@ def describe(url: str) -> Object:
 def glob(pattern: str) -> list[Object]:
     """Every object whose name matches a pattern with * or ?, by name."""
     fs, path = filesystem(pattern)
-    return [_object(fs, info) for _, info in sorted(fs.glob(path, detail=True).items()) if info["type"] == "file"]
+    return [_object(fs, info) for _, info in sorted(fs.glob(path, detail=True).items()) if info["type"] != "directory"]
 
 
 def is_folder(url: str) -> bool:
@@ -125,6 +125,8 @@ def is_folder(url: str) -> bool:
 
 
 def _object(fs: Any, info: dict[str, Any]) -> Object:
+    if info.get("islink"):
+        info = fs.info(info["name"])  # a listing of a local folder shows the link, not what it leads to
     etag = info.get("ETag") or info.get("etag") or f"{info['size']}-{info.get('mtime', '')}"
     url = info["name"] if _is_local(fs) else fs.unstrip_protocol(info["name"])
     return Object(url, int(info["size"]), str(etag).strip('"'))

@@ -122,4 +122,4 @@ def _vectors(matrix: NDArray[np.float16]) -> pa.FixedSizeListArray:
 def _matrix(column: pa.ChunkedArray) -> NDArray[np.float16]:
     array = column.combine_chunks()
     array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
-    return array.flatten().to_numpy().reshape(len(column), -1)
+    return array.flatten().to_numpy().reshape(len(column), column.type.list_size)

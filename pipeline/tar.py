@@ -72,8 +72,11 @@ def read_member(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
 def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
     """Headers in order. tarfile ends silently at a damaged header: the end is therefore checked here."""
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:  # not the locale's: keys are identities
             while (member := tar.next()) is not None:
+                if member.size < 0:  # tarfile would go back by it, round and round
+                    contents.broken = "a member of negative size"
+                    return
                 tar.members.clear()  # type: ignore[attr-defined]  # or a shard of many members stays in memory
                 yield member
             end = tar.offset
@@ -83,3 +86,8 @@ def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
     file.seek(end)
     if file.read(2 * BLOCK) != bytes(2 * BLOCK):
         contents.broken = "the tar does not end in two zero blocks"
+        return
+    while rest := file.read(1 << 20):  # a hole of zeros in mid-file looks like an end, and so does a tar before another
+        if any(rest):
+            contents.broken = "the tar goes on after its end"
+            return

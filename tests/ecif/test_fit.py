@@ -1,0 +1,69 @@
+import torch
+from problems import flat, random_features, random_heads, slow_logits, slow_loss
+
+from ecif.evaluation import target_losses
+from ecif.fit import fit, fixed_batches, reshuffled
+from ecif.heads import Heads, embed, standardised
+
+START = standardised(random_heads())
+IMAGES, TEXTS = random_features(40)
+BATCHES = list(torch.arange(40).split(10))
+SETTINGS = {"batch_size": 10, "epochs": 5, "learning_rate": 0.02, "seed": 0}
+
+
+def test_fit_is_adam_with_cosine_decay_on_the_mean_loss():
+    weights = flat(START).clone().requires_grad_()
+    optimiser = torch.optim.Adam([weights], lr=0.02)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 20)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        for i in torch.randperm(4, generator=order).tolist():
+            optimiser.zero_grad()
+            rows = BATCHES[i]
+            (slow_loss(slow_logits(START, weights, IMAGES[rows], TEXTS[rows])) / 20).backward()
+            optimiser.step()
+            decay.step()
+    fitted = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)
+    assert torch.allclose(flat(fitted), weights.detach(), rtol=1e-6)
+
+
+def test_fit_lowers_the_loss_and_leaves_the_start_alone():
+    before = flat(START).clone()
+    fitted = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)
+    assert target_losses(fitted, IMAGES, TEXTS, BATCHES).sum() < 0.9 * target_losses(START, IMAGES, TEXTS, BATCHES).sum()
+    assert torch.equal(flat(START), before)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    first, again = (fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS) for _ in range(2))
+    other = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS | {"seed": 1})
+    assert torch.equal(flat(first), flat(again))
+    assert not torch.equal(flat(first), flat(other))
+
+
+def test_a_pair_taken_out_of_its_batch_takes_out_its_own_terms_only():
+    # One step of plain gradient: the difference is the gradient of Pos_n + Neg_n over the nominal batch size.
+    rows, rest = torch.arange(10), torch.arange(1, 10)
+    weights = flat(START).requires_grad_()
+    whole, less = (slow_loss(slow_logits(START, weights, IMAGES[r], TEXTS[r])) / 20 for r in (rows, rest))
+    difference = torch.autograd.grad(whole - less, weights)[0]
+    from ecif.curvature import loss_gradient
+
+    with_n, without_n = (loss_gradient(START, [embed(START, IMAGES[r], TEXTS[r])]) / 20 for r in (rows, rest))
+    assert torch.allclose(with_n - without_n, difference)
+
+
+def test_reshuffled_gives_as_many_full_batches_as_asked_and_no_pair_twice_in_a_round():
+    order = torch.Generator().manual_seed(0)
+    batches = reshuffled(25, 8, 7)(order)
+    assert [len(b) for b in batches] == [8] * 7
+    first_round = torch.cat(batches[:3])
+    assert len(first_round.unique()) == 24
+    assert len(reshuffled(5, 8, 2)(order)) == 2  # fewer pairs than a batch: one small batch a round
+
+
+def test_emptied_batches_do_no_harm():
+    batches = [torch.arange(10), torch.tensor([], dtype=torch.long), torch.tensor([3])]
+    fitted = fit(START, IMAGES, TEXTS, fixed_batches(batches), **SETTINGS)
+    assert isinstance(fitted, Heads)
+    assert flat(fitted).isfinite().all()

@@ -1,0 +1,146 @@
+"""The promises of `ecif run`, kept on real pairs with a small model."""
+
+import io
+import json
+import math
+import re
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from corpora import SETTINGS, read_tar, write_tar
+from PIL import Image
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.run import run
+from pipeline.select import read_scores
+
+COLUMNS = ["shard", "index", "key", "uid", "batch", "fold", "clip_score", "held_out_loss"]
+COLUMNS += ["influence_positive_clean", "influence_negative_clean", "influence_clean", "misalignment"]
+
+
+def objects(folder, *suffixes):
+    """Name below the folder -> bytes."""
+    found = [item for suffix in suffixes for item in storage.listing(str(folder), suffix)]
+    base = str(folder).rstrip("/") + "/"
+    return {item.url.partition(base)[2]: storage.read_bytes(item.url) for item in found}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, local_ray, corpus, tiny_model):
+    folder = tmp_path_factory.mktemp("run")
+    base = {"run": str(folder), "corpus": {"shards": str(corpus / "corpus")}, "model": {"name": tiny_model}}
+    config = Config.model_validate(base | {"targets": {"clean": {"shards": str(corpus / "target")}}} | SETTINGS)
+    return config, run(config)
+
+
+def test_every_pair_is_scored_and_joins_back(finished, corpus):
+    config, outcome = finished
+    table = read_scores(config.run)
+    assert table.column_names == COLUMNS
+    assert (outcome.pairs, outcome.scored, outcome.quarantined) == (108, 108, {})
+    truth = set()
+    for shard in range(3):
+        members = read_tar(corpus / "corpus" / f"{shard:05d}.tar")
+        jsons = [(name, json.loads(data)) for name, data in members if name.endswith(".json")]
+        truth |= {(f"{shard:05d}", i, name[:-5], f["uid"]) for i, (name, f) in enumerate(jsons)}
+    assert {tuple(row.values()) for row in table.select(["shard", "index", "key", "uid"]).to_pylist()} == truth
+    for column in COLUMNS[6:]:
+        assert np.isfinite(table[column].to_numpy()).all()
+    parts = table["influence_positive_clean"].to_numpy() + table["influence_negative_clean"].to_numpy()
+    assert np.allclose(parts, table["influence_clean"].to_numpy(), rtol=1e-5)
+    assert 0 <= min(table["misalignment"].to_pylist()) <= max(table["misalignment"].to_pylist()) <= 1
+
+
+def test_the_same_run_with_another_number_of_workers_gives_the_same_bytes(finished, configure, tmp_path):
+    config, _ = finished
+    truth = objects(config.run, ".parquet", ".safetensors")
+    assert len(truth) > 15
+    run(configure(tmp_path, workers=1))
+    assert objects(tmp_path, ".parquet", ".safetensors") == truth
+
+
+def test_a_second_call_does_nothing_again(finished):
+    config, outcome = finished
+    times = {item.url: item.etag for item in storage.listing(config.run, "")}
+    assert run(config).scored == outcome.scored
+    after = {item.url: item.etag for item in storage.listing(config.run, "")}
+    assert {url for url in times if times[url] != after[url]} <= {f"{config.run}/run.json"}
+
+
+def test_what_an_interruption_left_undone_is_done(finished, configure, tmp_path):
+    config, _ = finished
+    truth = objects(config.run, ".parquet", ".safetensors")
+    shutil.copytree(config.run, tmp_path, dirs_exist_ok=True)
+    lost = [name for name in truth if name.startswith(("scores", "directions"))]
+    lost += [name for name in objects(tmp_path, "") if re.match(r"(features|shards)/\w+/00001", name)]
+    for name in lost:
+        (tmp_path / name).unlink()
+    run(configure(tmp_path))
+    assert objects(tmp_path, ".parquet", ".safetensors") == truth
+
+
+def test_a_changed_shard_is_redone_and_so_is_all_that_follows_from_it(finished, configure, corpus, tmp_path):
+    config, first = finished
+    shutil.copytree(config.run, tmp_path / "run")
+    shutil.copytree(corpus / "corpus", tmp_path / "pairs")
+    write_tar(tmp_path / "pairs" / "00001.tar", read_tar(corpus / "corpus" / "00001.tar")[:30])
+    second = run(configure(tmp_path / "run", corpus={"shards": str(tmp_path / "pairs")}))
+    assert (first.scored, second.scored) == (108, 82)
+    assert first.scores.rsplit("/")[-1] != second.scores.rsplit("/")[-1]
+    before, after = objects(config.run, ".parquet"), objects(tmp_path / "run", ".parquet")
+    kept = [name for name in before if name.startswith("features") and "/00001/" not in name]
+    assert kept and all(before[name] == after[name] for name in kept)
+
+
+def test_bad_pairs_are_quarantined_with_their_reason_and_counted(configure, corpus, tmp_path):
+    members = dict(read_tar(corpus / "corpus" / "00000.tar"))
+    keys = sorted({name.split(".")[0] for name in members})
+    members[f"{keys[0]}.webp"] = b"no image"
+    members[f"{keys[1]}.txt"] = b"  "
+    del members[f"{keys[2]}.txt"]
+    members[f"{keys[3]}.json"] = b"{"
+    bomb = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(bomb, "PNG")
+    members[f"{keys[4]}.webp"] = bomb.getvalue()
+    write_tar(tmp_path / "pairs" / "00000.tar", list(members.items()))
+    (tmp_path / "pairs" / "00001.tar").write_bytes((corpus / "corpus" / "00001.tar").read_bytes()[:40_000])
+    (tmp_path / "pairs" / "00002.tar").write_bytes(b"not a tar at all")
+    config = configure(tmp_path / "run", corpus={"shards": str(tmp_path / "pairs")})
+    outcome = run(config)
+    assert outcome.quarantined.pop("truncated_shard") == 2
+    assert outcome.quarantined == {
+        "undecodable_image": 1, "empty_caption": 1, "missing_caption": 1, "bad_json": 1, "too_many_pixels": 1,
+    }  # fmt: skip
+    assert outcome.scored + 7 == outcome.pairs
+    tables = [pq.read_table(io.BytesIO(data)) for data in objects(tmp_path / "run" / "quarantine", ".parquet").values()]
+    rows = {(row["shard"], row["key"]): row["reason"] for table in tables for row in table.to_pylist()}
+    assert rows["00000", keys[4]] == "too_many_pixels"
+    assert rows["00002", ""] == "truncated_shard"
+    assert not {(r["shard"], r["key"]) for r in read_scores(config.run).to_pylist()} & set(rows)
+
+
+def test_s3_gives_the_same_bytes_as_local_files(finished, configure, corpus, s3):
+    for name in ("corpus", "target"):
+        for path in (corpus / name).glob("*.tar"):
+            storage.write_bytes(f"s3://{s3}/pairs/{name}/{path.name}", path.read_bytes())
+    outcome = run(
+        configure(
+            f"s3://{s3}/run",
+            corpus={"shards": f"s3://{s3}/pairs/corpus/{{00000..00002}}.tar"},
+            targets={"clean": {"shards": f"s3://{s3}/pairs/target"}},
+        )
+    )
+    assert outcome.scored == 108
+    assert objects(f"s3://{s3}/run", ".parquet", ".safetensors") == objects(finished[0].run, ".parquet", ".safetensors")
+
+
+def test_the_damping_and_its_agreement_are_reported(finished):
+    config, outcome = finished
+    facts = outcome.targets["clean"]
+    assert facts["damping"] in config.solve.dampings
+    assert facts["refits"] == 4
+    assert facts["lds"] == max(facts["lds_of_dampings"])
+    assert math.isfinite(facts["residual"])
