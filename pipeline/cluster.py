@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -33,7 +34,8 @@ def session(workers: int | None) -> Iterator[Resources]:
         if not os.environ.get("RAY_ADDRESS"):
             local = {"include_dashboard": False, "num_cpus": os.cpu_count()}
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks on Ray Data's own actors are no news
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
+        with _quiet():
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1 << 20  # a block is one shard part: parts spread over the actors one by one
@@ -43,6 +45,20 @@ def session(workers: int | None) -> Iterator[Resources]:
     finally:
         if started:
             ray.shutdown()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Ray's native code prints about its own log level off the terminal; what goes wrong is raised."""
+    sys.stderr.flush()
+    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nowhere)
 
 
 def _resources(workers: int | None) -> Resources:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -13,6 +13,7 @@ from pipeline import shards, storage
 from pipeline.config import Config, Model, Pairs
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.shards import Shard
 
 
 def load_model(model: Model) -> towers.Towers:
@@ -30,21 +31,35 @@ def load_model(model: Model) -> towers.Towers:
         raise UserError(f"model {model.name!r} can't be loaded: {first[:300]}") from None
 
 
-def dataset(config: Config, name: str, model: towers.Towers) -> Dataset:
-    """The corpus (name "") or a target of a run.
+class Inputs(NamedTuple):
+    """Everything that a run reads."""
+
+    model: towers.Towers
+    corpus: Dataset
+    targets: dict[str, Dataset]
+
+
+def load_inputs(config: Config) -> Inputs:
+    """Find every shard and load the model.
 
     Raises:
-        UserError: no shards there.
+        UserError: shards or a model that can't be had.
     """
-    if not name:
-        return open_dataset(config.run, config.corpus, "corpus", config, model)
-    folder = storage.join(config.run, "targets", name)
-    return open_dataset(folder, config.targets[name], f"targets.{name}", config, model)
+    corpus = shards.find(config.corpus.shards, "corpus.shards")
+    clean = {name: shards.find(pairs.shards, f"targets.{name}.shards") for name, pairs in config.targets.items()}
+    model = load_model(config.model)
+    return Inputs(
+        model,
+        as_dataset(config.run, config.corpus, corpus, config, model),
+        {
+            name: as_dataset(storage.join(config.run, "targets", name), config.targets[name], found, config, model)
+            for name, found in clean.items()
+        },
+    )
 
 
-def open_dataset(folder: str, pairs: Pairs, key: str, config: Config, model: towers.Towers) -> Dataset:
-    """Any pairs, with the folder that their features go to; `key` names them in an error."""
-    found = shards.find(pairs.shards, f"{key}.shards")
+def as_dataset(folder: str, pairs: Pairs, found: list[Shard], config: Config, model: towers.Towers) -> Dataset:
+    """Shards, and the folder that their features go to."""
     return Dataset(folder, fingerprint(model.fingerprint, pairs.caption, config.embed), found, pairs.caption)
 
 

@@ -17,12 +17,12 @@ from pipeline.config import Config, Pairs
 from pipeline.dataset import Dataset
 from pipeline.embed import embed
 from pipeline.fit import Refit, as_features, refit_all
-from pipeline.inputs import dataset, load_model, open_dataset
+from pipeline.inputs import as_dataset, load_inputs
 from pipeline.progress import Stage
 from pipeline.run import load_run
 from pipeline.sample import draw, read_all, read_uids
 from pipeline.select import LOW_IS_GOOD, read_scores, select
-from pipeline.shards import permutation
+from pipeline.shards import find, permutation
 from pipeline.solve import Target, group_losses, read_directions, removals
 
 SEEDS = 3
@@ -60,10 +60,9 @@ def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
     """
     facts = load_run(run)
     config = Config(**facts["config"])
-    model = load_model(config.model)
-    corpus = dataset(config, "", model)
-    held_out = open_dataset(storage.join(run, "test"), test, "test", config, model)
-    targets = {name: dataset(config, name, model) for name in config.targets}
+    found = find(test.shards, "test.shards")
+    model, corpus, targets = load_inputs(config)
+    held_out = as_dataset(storage.join(run, "test"), test, found, config, model)
     with session(config.workers) as resources:
         embed([held_out], config.model, config.embed, model.preprocess, resources)
         first = next(iter(targets.values()))

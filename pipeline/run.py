@@ -14,7 +14,7 @@ from pipeline.dataset import Dataset
 from pipeline.embed import embed
 from pipeline.errors import RunError, UserError
 from pipeline.fit import fit_heads
-from pipeline.inputs import dataset, fingerprint, load_model
+from pipeline.inputs import fingerprint, load_inputs
 from pipeline.sample import draw, read_all
 from pipeline.score import score, scored_shards
 from pipeline.solve import Target, solve
@@ -38,9 +38,7 @@ def run(config: Config) -> Outcome:
         UserError: a corpus, model or target that can't be had, before anything starts.
         RunError: a run that lost count of its pairs.
     """
-    model = load_model(config.model)
-    corpus = dataset(config, "", model)
-    clean = {name: dataset(config, name, model) for name in config.targets}
+    model, corpus, clean = load_inputs(config)
     started = [time.monotonic()]
 
     with session(config.workers) as resources:

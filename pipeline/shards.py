@@ -56,10 +56,8 @@ def _objects(url: str, what: str) -> list[storage.Object]:
         return [storage.describe(url)]
     except FileNotFoundError:
         raise UserError(f"{what}: no shard or folder {url}") from None
-    except PermissionError as error:
-        raise UserError(f"{what}: not allowed to read {url}: {error}") from None
-    except (ValueError, ImportError) as error:  # a protocol that fsspec does not know, or has no package for
-        raise UserError(f"{what}: {url}: {error}") from None
+    except Exception as error:  # noqa: BLE001  (each store has errors of its own: credentials, names, networks)
+        raise UserError(f"{what}: can't read {url}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
 
 
 def permutation(pairs: int, *key: object) -> NDArray[np.int64]:

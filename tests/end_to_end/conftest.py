@@ -6,6 +6,7 @@ import pytest
 from corpora import EMBEDDED, SETTINGS, read_tar, write_tar
 
 from pipeline.config import Config
+from pipeline.run import run
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +20,9 @@ def corpus(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configure(corpus, tiny_model):
-    """A configuration of a small run; keys replace the defaults."""
+    """Makes the configuration of a small run; keys replace the defaults."""
 
     def make(run: Path | str, **changes) -> Config:
         base = {
@@ -33,3 +34,10 @@ def configure(corpus, tiny_model):
         return Config.model_validate(base | SETTINGS | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, local_ray, configure):
+    """A finished small run: its configuration and outcome."""
+    config = configure(tmp_path_factory.mktemp("run"))
+    return config, run(config)

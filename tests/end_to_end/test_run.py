@@ -8,12 +8,10 @@ import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
-from corpora import SETTINGS, read_tar, write_tar
+from corpora import read_tar, write_tar
 from PIL import Image
 
 from pipeline import storage
-from pipeline.config import Config
 from pipeline.run import run
 from pipeline.select import read_scores
 
@@ -26,14 +24,6 @@ def objects(folder, *suffixes):
     found = [item for suffix in suffixes for item in storage.listing(str(folder), suffix)]
     base = str(folder).rstrip("/") + "/"
     return {item.url.partition(base)[2]: storage.read_bytes(item.url) for item in found}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, local_ray, corpus, tiny_model):
-    folder = tmp_path_factory.mktemp("run")
-    base = {"run": str(folder), "corpus": {"shards": str(corpus / "corpus")}, "model": {"name": tiny_model}}
-    config = Config.model_validate(base | {"targets": {"clean": {"shards": str(corpus / "target")}}} | SETTINGS)
-    return config, run(config)
 
 
 def test_every_pair_is_scored_and_joins_back(finished, corpus):

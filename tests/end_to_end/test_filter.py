@@ -1,0 +1,47 @@
+"""From a finished run to filtered shards, by the commands a user types."""
+
+import sys
+
+import numpy as np
+import pytest
+import webdataset
+from corpora import read_tar
+
+from jobs.cli import main
+from pipeline.select import read_scores
+
+
+def ecif(monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["ecif", *map(str, arguments)])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
+
+
+def test_select_and_export_keep_exactly_the_best_byte_for_byte(finished, corpus, tmp_path, monkeypatch, capsys):
+    subset, out = tmp_path / "subset.npy", tmp_path / "filtered"
+    ecif(monkeypatch, "select", finished[0].run, "--by", "misalignment", "--keep", 0.5, "--out", subset)
+    ecif(monkeypatch, "export", finished[0].run, "--subset", subset, "--out", out)
+    table = read_scores(finished[0].run)
+    best = sorted(zip(table["misalignment"].to_pylist(), table["uid"].to_pylist(), strict=True))[:54]
+    wanted = {uid for _, uid in best}
+    assert len(np.load(subset)) == 54
+    originals = {name: data for tar in (corpus / "corpus").glob("*.tar") for name, data in read_tar(tar)}
+    keys = {row["key"] for row in table.to_pylist() if row["uid"] in wanted}
+    tars = sorted(out.glob("*.tar"))
+    assert [t.name for t in tars] == [f"{i:05d}.tar" for i in range(len(tars))]
+    copied = [member for tar in tars for member in read_tar(tar)]
+    assert {name.split(".")[0] for name, _ in copied} == keys
+    assert len(copied) == 3 * 54
+    assert all(originals[name] == data for name, data in copied)
+    assert f"--train-num-samples {54}" in capsys.readouterr().out
+    samples = list(webdataset.WebDataset([str(t) for t in tars], shardshuffle=False))
+    assert {s["__key__"] for s in samples} == keys
+
+
+def test_a_column_that_is_not_there_is_named(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ecif", "select", finished[0].run, "--by", "beauty", "--keep", "0.5", "--out", "x"])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code == 2
+    assert "no column 'beauty'" in capsys.readouterr().err
