@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 from pydantic import BaseModel, ValidationError
+from ray.exceptions import RayError
 
 from pipeline.config import Config
 from pipeline.errors import RunError, UserError
@@ -121,6 +122,10 @@ def main() -> None:
         sys.exit(2)
     except RunError as error:
         say(f"ecif: {error}")
+        sys.exit(1)
+    except RayError as error:
+        cause = str(error).strip().splitlines()[-1]
+        say(f"ecif: the run failed: {cause} (what is written is whole; the same command resumes)")
         sys.exit(1)
 
 

@@ -40,6 +40,7 @@ def session(workers: int | None) -> Iterator[Resources]:
     context.enable_progress_bars = False
     context.target_max_block_size = 1 << 20  # a block is one shard part: parts spread over the actors one by one
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    device()  # the driver, too, sums in one thread
     try:
         yield _resources(workers)
     finally:

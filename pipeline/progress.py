@@ -37,7 +37,7 @@ class Stage:
             )
             self._bar = Progress(*columns, console=console)
             self._bar.start()
-            self._task = self._bar.add_task(self.name, total=self.total, note="")
+            self._task = self._bar.add_task(self.name, total=self.total, note="starting")
             self._bar.update(self._task, completed=self.done)
         return self
 

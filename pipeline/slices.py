@@ -1,0 +1,116 @@
+"""The sample, spread over actors: Gauss-Newton products and scores of its pairs, slice by slice.
+
+A slice is the unit in which things are summed, in fixed order, so that no number depends on how many actors there are.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ecif.curvature import gauss_newton_product
+from ecif.heads import Embedded, Heads, embed
+from ecif.influence import PairScores, score
+from ecif.solve import KrylovSpaces, krylov
+from pipeline.cluster import Resources, device
+from pipeline.config import Config
+from pipeline.fit import as_features
+from pipeline.progress import Stage
+from pipeline.sample import Sample
+
+MAX_SLICES = 32
+
+
+class System(NamedTuple):
+    """One linear system: whose curvature, and on which pairs."""
+
+    heads: int  # position in the list of heads that the actors hold
+    without_fold: int  # pairs of this fold are not part of the curvature; -1 for none
+
+
+class SampleActors:
+    """The actors that hold the sample, seen from the reducer."""
+
+    def __init__(self, heads: list[Heads], sample: Sample, resources: Resources):
+        batches = sample.batches()
+        count = min(MAX_SLICES, len(batches))
+        slices = [batches[i * len(batches) // count : (i + 1) * len(batches) // count] for i in range(count)]
+        shared = ray.put((sample, heads))
+        actor: Any = ray.remote(**resources.actor)(_Slices)
+        actors = [actor.remote(shared, slices[i :: resources.workers]) for i in range(min(resources.workers, count))]
+        self.slices = [(actors[i % resources.workers], i // resources.workers) for i in range(count)]
+        self.fold = torch.from_numpy(sample.fold)
+        self.heads = heads
+
+    def krylov(self, systems: list[System], gradients: Tensor, config: Config, progress: Stage) -> KrylovSpaces:
+        """Conjugate gradient of all systems together; the products are summed over the slices in their order."""
+
+        def product(vectors: Tensor) -> Tensor:
+            shared = ray.put((systems, vectors.numpy()))
+            total = np.zeros(vectors.shape, np.float32)
+            for part in [actor.products.remote(i, shared) for actor, i in self.slices]:
+                total += ray.get(part)
+            progress.advance(1)
+            return torch.from_numpy(total)
+
+        return krylov(product, gradients, config.solve.iterations)
+
+    def influence(self, system: System, directions: Tensor, config: Config) -> Tensor:
+        """[n, N] influence of every sampled pair on n directions, under one set of heads."""
+        shared = ray.put(directions.numpy())
+        parts = [actor.score.remote(i, system.heads, shared, config.score.negative) for actor, i in self.slices]
+        scores = [PairScores(*p) for p in ray.get(parts)]
+        return torch.cat([s.positive + s.negative for s in scores], 1)
+
+    def out_of_sample(self, directions: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+        """Loss [N] and influence [T, N] of every sampled pair under the heads that did not see its fold, mean over seeds."""
+        loss, influence = torch.zeros(len(self.fold)), torch.zeros(directions.shape[2], len(self.fold))
+        for f in range(directions.shape[0]):
+            mine = self.fold == f
+            for s in range(directions.shape[1]):
+                shared = ray.put(directions[f, s].numpy())
+                head = 1 + f * directions.shape[1] + s
+                parts = ray.get([a.score.remote(i, head, shared, config.score.negative) for a, i in self.slices])
+                scores = PairScores(*(torch.cat(p, -1) for p in zip(*parts, strict=True)))
+                loss[mine] += scores.pair_loss[mine] / directions.shape[1]
+                influence[:, mine] += (scores.positive + scores.negative)[:, mine] / directions.shape[1]
+        return loss, influence
+
+
+class _Slices:
+    """Actor: some slices of the sample, embedded under every set of heads."""
+
+    def __init__(self, shared: tuple[Sample, list[Heads]], slices: list[list[NDArray[np.int64]]]):
+        sample, heads = shared
+        to = device()
+        self.heads = [h.to(to) for h in heads]
+        self.slices: list[list[Embedded]] = []
+        self.folds: list[Tensor] = []
+        self.batches: list[list[Tensor]] = []
+        for batches in slices:
+            rows = np.concatenate(batches)
+            images, texts = as_features(sample.images[rows], to), as_features(sample.texts[rows], to)
+            self.slices.append([embed(h, images, texts) for h in self.heads])
+            self.folds.append(torch.from_numpy(sample.fold[rows]))
+            self.batches.append(list(torch.arange(len(rows)).split([len(b) for b in batches])))
+
+    def products(self, at: int, shared: tuple[list[System], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Gauss-Newton products [n, P] of one slice, each system with its own heads and pairs."""
+        systems, vectors = shared
+        out = np.empty_like(vectors)
+        for system in dict.fromkeys(systems):
+            mine = [i for i, s in enumerate(systems) if s == system]
+            pairs = self.slices[at][system.heads]
+            batches = (pairs.take(rows[self.folds[at][rows] != system.without_fold]) for rows in self.batches[at])
+            directions = torch.tensor(vectors[mine]).to(pairs.u.device)
+            out[mine] = gauss_newton_product(self.heads[system.heads], batches, directions).cpu().numpy()
+        return out
+
+    def score(self, at: int, heads: int, directions: NDArray[np.float32], negative: Any) -> tuple[Tensor, ...]:
+        """Scores of one slice's pairs in their own batches."""
+        pairs = self.slices[at][heads]
+        moved = torch.tensor(directions).to(pairs.u.device)
+        return tuple(part.cpu() for part in score(self.heads[heads], pairs, self.batches[at], moved, negative))
