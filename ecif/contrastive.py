@@ -70,12 +70,12 @@ def _removed_from_rows(logits: Tensor, kind: Negative) -> Tensor:
     p = logits.softmax(1)
     if kind == "exact":
         # Only the largest entry of a row can have 1 - P underflow: there, the log-sum-exp of the others is taken directly.
-        top, lse_others, _ = _without_largest(logits)
+        top, lse_others, _ = without_largest(logits)
         change = -torch.log1p(-p.scatter(1, top, 0.0))
         change = change.scatter(1, top, logits.logsumexp(1, keepdim=True) - lse_others)
     else:
         change = p
-    return change - torch.diag(change.diagonal())
+    return _off_diagonal(change)
 
 
 def _removed_from_rows_derivative(logits: Tensor, tangent: Tensor, kind: Negative) -> Tensor:
@@ -83,17 +83,22 @@ def _removed_from_rows_derivative(logits: Tensor, tangent: Tensor, kind: Negativ
     p = logits.softmax(1)
     centred = tangent - (p * tangent).sum(1, keepdim=True)
     if kind == "exact":
-        top, _, others = _without_largest(logits)
+        top, _, others = without_largest(logits)
         weight = p / (1 - p).scatter(1, top, 1.0)
         # At the largest entry P/(1-P) (S'_kn - mean) = P (S'_kn - mean of the others), without the cancellation.
         at_top = tangent.gather(1, top) - (others * tangent).sum(1, keepdim=True)
         change = (weight * centred).scatter(1, top, p.gather(1, top) * at_top)
     else:
         change = p * centred
-    return change - torch.diag(change.diagonal())
+    return _off_diagonal(change)
 
 
-def _without_largest(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _off_diagonal(matrix: Tensor) -> Tensor:
+    """0 on the diagonal, whatever is there: a pair alone in its batch is nobody's negative."""
+    return matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), 0.0)
+
+
+def without_largest(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each row: where its largest entry is [B, 1], the log-sum-exp [B, 1] and the softmax [B, B] of all others."""
     top = logits.argmax(1, keepdim=True)
     rest = logits.scatter(1, top, float("-inf"))

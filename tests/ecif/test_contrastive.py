@@ -77,3 +77,10 @@ def test_first_and_second_derivative_of_the_loss():
     assert torch.allclose(loss_cotangent(S), grad(slow_loss)(S))
     full = hessian(slow_loss)(S).reshape(81, 81)
     assert torch.allclose(gauss_newton_cotangent(S, TANGENT).flatten(), full @ TANGENT.flatten())
+
+
+@pytest.mark.parametrize("kind", ["exact", "taylor"])
+def test_a_pair_alone_in_its_batch_is_nobodys_negative(kind):
+    alone = torch.tensor([[2.0]])
+    assert negative_loss(alone, kind).tolist() == [0.0]
+    assert [part.tolist() for part in pair_derivatives(alone, torch.tensor([[1.0]]), kind)] == [[0.0], [0.0]]

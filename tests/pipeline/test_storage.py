@@ -1,0 +1,120 @@
+"""A name that exists holds a complete object, on local disk and on any other file system."""
+
+import os
+
+import pytest
+
+from pipeline import storage
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def base(request, tmp_path):
+    if request.param != "memory":
+        yield str(tmp_path) if request.param == "local" else f"file://{tmp_path}"
+        return
+    yield "memory://ecif-tests"
+    fs, path = storage.filesystem("memory://ecif-tests")
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def test_what_is_written_is_read_listed_and_described(base):
+    objects = {"a.json": b"1", "d/b.json": b"22", "d/e/c.json": b"333", "d/c.tar": b""}
+    for name, data in objects.items():
+        storage.write_bytes(storage.join(base, name), data)
+    for name, data in objects.items():
+        url = storage.join(base, name)
+        assert storage.exists(url)
+        assert storage.read_bytes(url) == data
+        assert storage.describe(url).size == len(data)
+        assert storage.read_bytes(storage.describe(url).url) == data
+    assert [item.size for item in storage.listing(base, ".json")] == [1, 2, 3]
+    assert storage.listing(storage.join(base, "d"), ".tar") == [storage.describe(storage.join(base, "d/c.tar"))]
+    assert [item.size for item in storage.glob(storage.join(base, "d/*.json"))] == [2]
+
+
+def test_writing_again_replaces(base):
+    url = storage.join(base, "a")
+    for data in (b"long before", b"short", b""):
+        storage.write_bytes(url, data)
+        assert storage.read_bytes(url) == data
+    assert len(storage.listing(base, "")) == 1
+
+
+def test_a_folder_is_no_object(base):
+    storage.write_bytes(storage.join(base, "d/a"), b"")
+    assert storage.is_folder(storage.join(base, "d"))
+    assert not storage.is_folder(storage.join(base, "d/a"))
+    assert not storage.exists(storage.join(base, "d"))
+    with pytest.raises(FileNotFoundError):
+        storage.describe(storage.join(base, "d"))
+
+
+def test_what_is_not_there(base):
+    missing = storage.join(base, "none")
+    assert storage.listing(missing, "") == storage.glob(storage.join(missing, "*")) == []
+    assert not storage.exists(missing)
+    assert not storage.is_folder(missing)
+    for read in (storage.read_bytes, storage.describe):
+        with pytest.raises(FileNotFoundError):
+            read(missing)
+
+
+def test_names_join_with_one_slash():
+    assert storage.join("s3://bucket/run/", "scores", "a/0.parquet") == "s3://bucket/run/scores/a/0.parquet"
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        storage.write_bytes(str(tmp_path / "taken"), b"no file can replace a folder")
+    with pytest.raises(TypeError):
+        storage.write_bytes(str(tmp_path / "new"), "no bytes")
+    assert os.listdir(tmp_path) == ["taken"]
+
+
+def test_a_write_that_fails_keeps_what_was_there(tmp_path):
+    storage.write_bytes(str(tmp_path / "a"), b"before")
+    with pytest.raises(TypeError):
+        storage.write_bytes(str(tmp_path / "a"), "no bytes")
+    assert os.listdir(tmp_path) == ["a"]
+    assert storage.read_bytes(str(tmp_path / "a")) == b"before"
+
+
+def test_an_upload_moves_the_file(base, tmp_path_factory):
+    local = tmp_path_factory.mktemp("scratch") / "shard.tar"
+    local.write_bytes(b"data")
+    storage.upload(str(local), storage.join(base, "d/0.tar"))
+    assert not local.exists()
+    assert storage.read_bytes(storage.join(base, "d/0.tar")) == b"data"
+    assert len(storage.listing(base, "")) == 1
+
+
+def test_a_local_copy_is_the_whole_object(base):
+    url = storage.join(base, "a")
+    storage.write_bytes(url, b"0123456789")
+    with storage.local_copy(storage.describe(url)) as file:
+        assert file.read() == b"0123456789"
+        assert file.seek(4) == 4
+        assert file.read() == b"456789"
+    assert storage.exists(url)
+
+
+@pytest.mark.parametrize("size", [0, 9, 11])
+def test_a_local_copy_of_another_size_is_an_error(base, size):
+    url = storage.join(base, "a")
+    storage.write_bytes(url, b"0123456789")
+    wrong = storage.describe(url)._replace(size=size)
+    with pytest.raises(OSError, match=f"read 10 bytes of {size}"), storage.local_copy(wrong):
+        pass
+
+
+def test_the_etag_changes_with_the_content(tmp_path):
+    url = str(tmp_path / "a")
+    storage.write_bytes(url, b"before")
+    os.utime(url, (1, 1))
+    before = storage.describe(url)
+    assert storage.describe(url) == before == storage.listing(str(tmp_path), "")[0]
+    storage.write_bytes(url, b"after!")
+    assert storage.describe(url).size == before.size
+    assert storage.describe(url).etag != before.etag
