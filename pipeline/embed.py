@@ -26,14 +26,16 @@ from pipeline.tar import Contents, groups
 FORWARD_BATCH = {"cpu": 32, "cuda": 256}
 
 
-def embed(datasets: list[Dataset], model: Model, limits: Embed, preprocess: dict[str, Any], resources: Resources) -> float:
+def embed(
+    datasets: list[Dataset], model: Model, limits: Embed, preprocess: dict[str, Any], resources: Resources
+) -> float | None:
     """Embed every shard of some datasets that is not done yet.
 
     Reading tasks decode shards into parts; a pool of actors embeds each part and writes it; a shard's accounting is written
     last, when all of its parts are there.
 
     Returns:
-        Seconds that the actors spent in the model, summed.
+        Seconds in the model, a pair; None if there was nothing to do.
 
     Raises:
         RunError: a shard's parts and its accounting do not add up.
@@ -48,7 +50,7 @@ def embed(datasets: list[Dataset], model: Model, limits: Embed, preprocess: dict
     seconds, pairs = 0.0, 0
     with Stage("embed", total, total - left) as progress:
         if not rows:
-            return seconds
+            return None
         parts = (
             ray.data.from_items(rows, override_num_blocks=len(rows))
             .flat_map(ReadParts(limits, preprocess), **resources.reader)
@@ -71,7 +73,7 @@ def embed(datasets: list[Dataset], model: Model, limits: Embed, preprocess: dict
                 _finish(datasets[row["dataset"]], finished, waiting.pop((row["dataset"], row["shard"])))
     if waiting:
         raise RunError(f"embed: shards ended without all of their parts: {sorted(waiting)[:5]}")
-    return seconds
+    return seconds / max(1, pairs)
 
 
 def _finish(dataset: Dataset, accounting: dict[str, Any], parts: list[dict[str, Any]]) -> None:

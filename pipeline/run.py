@@ -28,7 +28,8 @@ class Outcome(NamedTuple):
     scored: int
     quarantined: dict[str, int]  # by reason; pairs = scored + all of these
     targets: dict[str, Any]  # per target: the damping chosen, and its agreement with real refits (LDS)
-    seconds: dict[str, float]  # of this call: wall time per stage, and what actors computed in `embed` and `score`
+    seconds: dict[str, float]  # wall time of each stage in this call
+    seconds_a_pair: dict[str, float | None]  # of one actor: the model's forward pass, and the projection on all directions
 
 
 def run(config: Config) -> Outcome:
@@ -65,7 +66,7 @@ def run(config: Config) -> Outcome:
     ids = {"features": corpus.fingerprint, "heads": heads_id, "directions": directions_id, "scores": directions_id}
     facts = {"config": config.model_dump(), "version": __version__, "targets": directions.facts, **ids}
     storage.write_bytes(storage.join(config.run, "run.json"), tables.json_bytes(facts))
-    return _account(corpus, scores, directions.facts, seconds | {"forward_pass": in_model, "projection": in_score})
+    return _account(corpus, scores, directions.facts, seconds, {"forward_pass": in_model, "projection": in_score})
 
 
 def load_run(folder: str) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def _object(config: Config, kind: str, name: str) -> str:
     return storage.join(config.run, kind, f"{name}.safetensors")
 
 
-def _account(corpus: Dataset, scores: str, targets: dict[str, Any], seconds: dict[str, float]) -> Outcome:
+def _account(corpus: Dataset, scores: str, targets: dict[str, Any], *seconds: dict[str, Any]) -> Outcome:
     """Every pair is scored or quarantined, or the run has failed."""
     done = corpus.accounting()
     there = scored_shards(scores)
@@ -95,4 +96,4 @@ def _account(corpus: Dataset, scores: str, targets: dict[str, Any], seconds: dic
         quarantined.update(a.quarantined)
     if len(done) != len(corpus.shards) or pairs != scored + quarantined.total():
         raise RunError(f"{pairs} pairs, but {scored} scored and {quarantined.total()} quarantined: the run lost count")
-    return Outcome(scores, pairs, scored, dict(sorted(quarantined.items())), targets, seconds)
+    return Outcome(scores, pairs, scored, dict(sorted(quarantined.items())), targets, *seconds)

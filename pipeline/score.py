@@ -22,7 +22,9 @@ from pipeline.solve import Directions, read_directions
 INFLUENCE_WEIGHT = 0.5  # of the influence's rank beside the held-out loss's in `misalignment`
 
 
-def score(folder: str, dataset: Dataset, heads_url: str, directions_url: str, config: Config, resources: Resources) -> float:
+def score(
+    folder: str, dataset: Dataset, heads_url: str, directions_url: str, config: Config, resources: Resources
+) -> float | None:
     """Write the columns of every shard that has none yet below `folder`.
 
     Args:
@@ -34,7 +36,7 @@ def score(folder: str, dataset: Dataset, heads_url: str, directions_url: str, co
         resources: of the actors.
 
     Returns:
-        Seconds that the actors computed, summed.
+        Seconds of computation a pair; None if there was nothing to do.
     """
     seconds = 0.0
     done = dataset.accounting()
@@ -43,7 +45,7 @@ def score(folder: str, dataset: Dataset, heads_url: str, directions_url: str, co
     total = sum(a.embedded for a in done.values())
     with Stage("score", total, total - sum(a.embedded for a in todo)) as progress:
         if not todo:
-            return seconds
+            return None
         rows = [{"shard": a.shard, "parts": a.parts} for a in todo]
         shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             ScoreShard,
@@ -54,7 +56,7 @@ def score(folder: str, dataset: Dataset, heads_url: str, directions_url: str, co
         for row in shards.iter_rows():
             progress.advance(row["pairs"])
             seconds += row["seconds"]
-    return seconds
+    return seconds / max(1, sum(a.embedded for a in todo))
 
 
 def scored_shards(folder: str) -> set[str]:

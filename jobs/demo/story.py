@@ -1,7 +1,6 @@
 """`ecif demo`: plant swapped captions in a real corpus, find them by influence, and judge the result by training on it."""
 
 import json
-import resource
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.export import export
 from pipeline.judge import judge
 from pipeline.progress import say
-from pipeline.run import run
+from pipeline.run import Outcome, run
 from pipeline.select import read_scores, select, write_subset
 
 TARGET = "fluent"
@@ -51,7 +50,7 @@ def tell(out: Path, noise: float, seed: int) -> None:
     write_subset(subset, select(scores, "misalignment", 1 - len(swapped) / len(scores)))
     exported = export(config.run, subset, str(out / "filtered"))
     picture.draw(scores, config.corpus, config, TARGET, out / "result.png")
-    summary = verdict | {"exported": exported, "time": _time(outcome.seconds, outcome.scored, time.monotonic() - started)}
+    summary = verdict | {"exported": exported, "time": _time(outcome, time.monotonic() - started)}
     storage.write_bytes(storage.join(config.run, "summary.json"), tables.json_bytes(summary))
     _print(summary, out)
 
@@ -72,21 +71,19 @@ def _config(out: Path, embedded: Path) -> Config:
     return Config.model_validate(config)
 
 
-def _time(seconds: dict[str, float], pairs: int, total: float) -> dict[str, float]:
-    """Where the time went, and the two ratios that say what influence costs beside the embedding."""
-    after = seconds["fit"] + seconds["solve"] + seconds["score"]
-    per_pair = {key: 1000 * seconds[key] / pairs for key in ("forward_pass", "projection")}
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+def _time(outcome: Outcome, total: float) -> dict[str, float | None]:
+    """Where the time went, and the two ratios that say what influence costs beside the embedding; None for what was there."""
+    seconds, forward, projection = outcome.seconds, outcome.seconds_a_pair["forward_pass"], outcome.seconds_a_pair["projection"]
+    fresh = forward is not None and projection is not None
     return {
         **{f"{key}_s": value for key, value in seconds.items()},
         "total_s": total,
-        "driver_peak_mb": peak / 1024,
-        "fit_solve_score_over_embed": after / seconds["embed"],
-        "forward_pass_ms_a_pair": per_pair["forward_pass"],
-        "projection_ms_a_pair": per_pair["projection"],
-        "projection_over_forward_pass": per_pair["projection"] / per_pair["forward_pass"]
-        if seconds["forward_pass"]
-        else float("nan"),
+        "fit_solve_score_over_embed": (seconds["fit"] + seconds["solve"] + seconds["score"]) / seconds["embed"]
+        if fresh
+        else None,
+        "forward_pass_ms_a_pair": 1000 * forward if forward is not None else None,
+        "projection_ms_a_pair": 1000 * projection if projection is not None else None,
+        "projection_over_forward_pass": projection / forward if forward is not None and projection is not None else None,
     }
 
 
@@ -113,9 +110,11 @@ def _print(summary: dict[str, Any], out: Path) -> None:
         f"influence against {lds['refits']} real refits (LDS): {lds['lds']:.2f} on the target's loss, "
         f"{lds['lds_of_target_parts']:.2f} on {lds['parts']} parts of it"
     )
-    console.print(
-        f"score costs {times['projection_over_forward_pass']:.3f} of the forward pass, a pair ({times['total_s']:.0f} s in all)"
-    )
+    if times["projection_over_forward_pass"] is not None:
+        cost = f"score costs {times['projection_over_forward_pass']:.3f} of the forward pass, a pair"
+        console.print(
+            f"{cost}; fit, solve and score {times['fit_solve_score_over_embed']:.2f} of embed ({times['total_s']:.0f} s in all)"
+        )
     for name, what in (
         ("run/scores", "influence columns, Parquet"),
         ("filtered", "filtered shards"),
