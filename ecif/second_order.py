@@ -111,7 +111,7 @@ def removal_steps(
         raise ValueError(f"max_leverage is a share in [0, 1), not {max_leverage}")
 
     parts = torch.stack([positive, negative], 1)
-    first = solve(parts.flatten(0, 1)).view_as(parts)
+    first = solve(parts.flatten(0, 1)).to(parts).view_as(parts)
     weights = _Weights.of(batch.logits)
     together = max(1, ENTRIES_AT_ONCE // (2 * pairs * size))
     steps = []
@@ -119,7 +119,7 @@ def removal_steps(
         curvature = _Leaving.of(batch, weights, some)
         felt = curvature.factor(first[some])
         bend = curvature.adjoint(felt.sum(1))  # H_n H^-1 g_n
-        again = solve(bend)[:, None]
+        again = solve(bend).to(parts)[:, None]
         trial = torch.cat([first[some], again], 1)  # [m, 3, k]
         felt = torch.cat([felt, curvature.factor(again)], 1)
         # H trial costs no product: it is what was solved for.

@@ -1,0 +1,88 @@
+"""What influence costs beside the forward pass that made the features: ratios, measured in one run on one thread.
+
+make bench
+"""
+
+import statistics
+import time
+
+import open_clip
+import pytest
+import torch
+
+from ecif.heads import Heads, embed, standardised
+from ecif.influence import score
+from ecif.second_order import removal_steps
+from ecif.sketch import damped, gauss_newton, pair_gradients, project_batch, random_projection, sampled_gauss_newton
+
+pytestmark = pytest.mark.benchmark
+D_IMAGE, D_TEXT, WIDTH = 768, 512, 512  # ViT-B/32
+RANK = (32, 32)
+
+
+def seconds(work, repeats=3):
+    """Median wall time of some work after a warm-up."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def forward_pass():
+    """Seconds a pair of ViT-B/32's two towers. Its weights do not matter for the time."""
+    model = open_clip.create_model("ViT-B-32").eval()
+    images, tokens = torch.randn(8, 3, 224, 224), open_clip.get_tokenizer("ViT-B-32")(["a photo"] * 8)
+    with torch.inference_mode():
+        return seconds(lambda: (model.encode_image(images), model.encode_text(tokens))) / 8
+
+
+def problem(pairs):
+    g = torch.Generator().manual_seed(0)
+    images, texts = torch.randn(pairs, D_IMAGE, generator=g), torch.randn(pairs, D_TEXT, generator=g)
+    start = Heads(torch.randn(D_IMAGE, WIDTH, generator=g), torch.randn(D_TEXT, WIDTH, generator=g), 50.0)
+    return standardised(start), images, texts
+
+
+@pytest.mark.parametrize("batch", [256, 1024, 4096])
+def test_score_is_at_most_three_percent_of_the_forward_pass(batch, forward_pass):
+    heads, images, texts = problem(batch)
+    direction, rows = torch.randn(1, heads.size), [torch.arange(batch)]
+    cost = seconds(lambda: score(heads, embed(heads, images, texts), rows, direction)) / batch
+    print(f"\nscore, batch {batch}: {1e3 * cost:.2f} ms a pair, {cost / forward_pass:.2%} of the forward pass")
+    assert cost < 0.03 * forward_pass
+
+
+def test_index_is_at_most_three_percent_of_the_forward_pass(forward_pass):
+    heads, images, texts = problem(256)
+    projection = random_projection(heads, RANK, RANK, seed=0)
+
+    def index():
+        batch = project_batch(heads, embed(heads, images, texts), projection)
+        return pair_gradients(batch), sampled_gauss_newton(batch, "benchmark")
+
+    cost = seconds(index) / 256
+    print(
+        f"\nindex, {projection.size} numbers a part: {1e3 * cost:.2f} ms a pair, {cost / forward_pass:.2%} of the forward pass"
+    )
+    assert cost < 0.03 * forward_pass
+
+
+def test_second_order_in_a_projected_space(forward_pass):
+    heads, images, texts = problem(256)
+    batch = project_batch(heads, embed(heads, images, texts), random_projection(heads, (16, 16), (16, 16), seed=0))
+    curvature = damped(gauss_newton(batch), 100.0)
+    parts = pair_gradients(batch)
+    cost = seconds(lambda: removal_steps(batch, *parts, curvature.solve)) / 256
+    print(f"\nsecond order, {2 * 16 * 16} numbers: {1e3 * cost:.2f} ms a pair, {cost / forward_pass:.2%} of the forward pass")
+    assert cost < 0.03 * forward_pass
