@@ -5,6 +5,8 @@ anything else gets an identity head on its whole output, which is the same model
 """
 
 import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -14,13 +16,15 @@ from torch import Tensor, nn
 
 from ecif.heads import Heads, standardised
 
+PROBE = "A photo of 2 cats (déjà vu!), 漢字 and \U0001f642 " + "word " * 100  # its tokens tell tokenizers apart
+
 
 class Towers(nn.Module):
     """Frozen trunks with their preprocessing; `heads` holds the projections that were cut off."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, preprocess: dict[str, Any]):
+    def __init__(self, model: nn.Module, architecture: dict[str, Any], tokenizer: Any, preprocess: dict[str, Any]):
         super().__init__()
-        self.fingerprint = _fingerprint(model, preprocess)
+        self.fingerprint = _fingerprint(model, architecture, tokenizer, preprocess)
         logit_scale = float(model.logit_scale.detach().exp().reshape(-1)[0])  # type: ignore[operator, union-attr]
         embed_dim = _embed_dim(model)
         image, text = _cut_image_head(model.visual), _cut_text_head(model)
@@ -64,7 +68,7 @@ def load(name: str, checkpoint: str | None = None) -> Towers:
     if name.startswith("hf-hub:"):
         raise ValueError(f"model {name!r}: download it first and name the folder with local-dir:PATH")
     model = open_clip.create_model(name, pretrained=checkpoint, weights_only=True, require_pretrained=True)
-    return Towers(model, open_clip.get_tokenizer(name), open_clip.get_model_preprocess_cfg(model))
+    return Towers(model, _architecture(name), open_clip.get_tokenizer(name), open_clip.get_model_preprocess_cfg(model))
 
 
 def resize_transform(preprocess: dict[str, Any]) -> Any:
@@ -113,9 +117,26 @@ def _cut_linear(owner: Any, name: str) -> Tensor | None:
     return linear.weight.detach().float().T.clone()
 
 
-def _fingerprint(model: nn.Module, preprocess: dict[str, Any]) -> str:
-    """Hash of every weight and of the preprocessing: the same model has the same one wherever it is stored."""
-    digest = hashlib.sha256(repr(sorted(preprocess.items())).encode())
+def _architecture(name: str) -> dict[str, Any]:
+    """The model's configuration, without the places where its parts were found."""
+    if name.startswith("local-dir:"):
+        config = json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text())["model_cfg"]
+    else:
+        config = open_clip.get_model_config(name)
+    text = {k: v for k, v in config["text_cfg"].items() if k not in ("hf_model_name", "hf_tokenizer_name")}
+    return config | {"text_cfg": text}
+
+
+def _fingerprint(model: nn.Module, architecture: dict[str, Any], tokenizer: Any, preprocess: dict[str, Any]) -> str:
+    """Hash of every weight and of all that decides what they do: the same model has the same one wherever it is stored.
+
+    The weights alone do not say which activation, pooling or tokenizer they are for.
+    """
+    tokens = tokenizer([PROBE]).tolist()
+    config = getattr(getattr(model, "text", None), "config", None)
+    hf: dict[str, Any] = config.to_dict() if config is not None else {}
+    hf = {key: value for key, value in hf.items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps([architecture, tokens, hf, preprocess], sort_keys=True, default=str).encode())
     for key, value in sorted(model.state_dict().items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -27,7 +27,7 @@ RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="folder of a run, 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="where everything goes")] = Path("runs/demo"),
-    noise: Annotated[float, typer.Option(min=0.0, max=0.9, help="share of captions to swap")] = 0.2,
+    noise: Annotated[float, typer.Option(min=0.01, max=0.9, help="share of captions to swap")] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="of the swaps")] = 0,
 ) -> None:
     """The whole story on the embedded corpus: plant swapped captions, run, filter, refit, judge."""
@@ -43,8 +43,8 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file
 
     outcome = run_pipeline(read_config(config))
     for name, facts in outcome.targets.items():
-        agreement = f"agreement with {facts['refits']} real refits (LDS) {facts['lds']:.2f}"
-        say(f"target {name}: damping {facts['damping']:g}, {agreement}")
+        lds = "" if facts["lds"] is None else f", agreement with {facts['refits']} real refits (LDS) {facts['lds']:.2f}"
+        say(f"target {name}: damping {facts['damping']:g}{lds}")
     bad = ", ".join(f"{count} {reason}" for reason, count in outcome.quarantined.items())
     lost = sum(outcome.quarantined.values())
     say(f"{outcome.scored} of {outcome.pairs} pairs scored, {lost} quarantined" + (f": {bad}" if bad else ""))

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
+from pipeline.errors import RunError, UserError
+
 
 class Resources(NamedTuple):
     """What an actor gets, and how many there are."""
@@ -32,10 +34,15 @@ def session(workers: int | None) -> Iterator[Resources]:
     if started:
         local: dict[str, Any] = {}
         if not os.environ.get("RAY_ADDRESS"):
-            local = {"include_dashboard": False, "num_cpus": os.cpu_count()}
+            local = {"include_dashboard": False}
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks on Ray Data's own actors are no news
-        with _quiet():
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
+        try:
+            with _quiet():
+                ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
+        except (ValueError, ConnectionError) as error:
+            place = os.environ.get("RAY_ADDRESS", "this machine")
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"no Ray at {place} ({reason}); RAY_ADDRESS is host:6379, or auto on one of its nodes") from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1 << 20  # a block is one shard part: parts spread over the actors one by one
@@ -65,8 +72,12 @@ def _quiet() -> Iterator[None]:
 def _resources(workers: int | None) -> Resources:
     total = ray.cluster_resources()
     if gpus := int(total.get("GPU", 0)):
-        return Resources(workers or gpus, {"num_gpus": 1, "num_cpus": 1}, {"num_cpus": 1})
-    count = min(workers or int(total["CPU"]), int(total["CPU"]))
+        # An actor's work is on its GPU: it claims no core that a reader could wait for.
+        return Resources(min(workers or gpus, gpus), {"num_gpus": 1, "num_cpus": 0}, {"num_cpus": 1})
+    cpus = int(total.get("CPU", 0))
+    if not cpus:
+        raise RunError("the Ray cluster has no CPUs or GPUs: wait until its workers have joined")
+    count = min(workers or cpus, cpus)
     # An actor computes on one core, a reader mostly waits: both fit, and readers can always be scheduled.
     return Resources(count, {"num_cpus": 0.75}, {"num_cpus": 0.25})
 

@@ -1,11 +1,20 @@
 """The one configuration of a run: typed, validated before anything starts, explained by its own descriptions."""
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
-Column = Annotated[str, Field(min_length=1)]
+
+
+def _absolute(place: str) -> str:
+    """A local path made absolute: workers, and later commands, have other working directories. URLs stay as they are."""
+    scheme, colon, path = place.rpartition("local-dir:")
+    return place if "://" in place else f"{scheme}{colon}{os.path.abspath(path)}"
+
+
+Place = Annotated[str, AfterValidator(_absolute)]
 
 
 class _Section(BaseModel):
@@ -15,7 +24,7 @@ class _Section(BaseModel):
 class Pairs(_Section):
     """Where image-text pairs are, and how to read them."""
 
-    shards: str | list[str] = Field(
+    shards: Place | list[Place] = Field(
         description="WebDataset shards: a folder, a tar, a glob or a brace pattern, or a list of these; paths or fsspec URLs"
     )
     caption: str = Field(
@@ -28,7 +37,12 @@ class Model(_Section):
     """Which open_clip model scores the corpus."""
 
     name: str = Field(description="an open_clip architecture (ViT-B-32), or local-dir:PATH of an open_clip model folder")
-    checkpoint: str | None = Field(None, description="local .pt (weights only) or .safetensors state dict of the architecture")
+    checkpoint: Place | None = Field(None, description="local .pt (weights only) or .safetensors state dict for it")
+
+    @field_validator("name")
+    @classmethod
+    def _absolute_folder(cls, name: str) -> str:
+        return _absolute(name) if name.startswith("local-dir:") else name
 
 
 class Embed(_Section):
@@ -74,7 +88,7 @@ class Score(_Section):
 class Config(_Section):
     """A run: corpus in, influence columns out."""
 
-    run: str = Field(description="folder of this run, a path or an fsspec URL; the same command resumes what is there")
+    run: Place = Field(description="folder of this run, a path or an fsspec URL; the same command resumes what is there")
     corpus: Pairs
     model: Model
     targets: dict[Name, Pairs] = Field(min_length=1, description="named clean sets: whose improvement counts")
@@ -86,9 +100,11 @@ class Config(_Section):
     solve: Solve = Solve()
     score: Score = Score()
 
-    @model_validator(mode="after")
-    def _targets_do_not_shadow_columns(self) -> "Config":
-        for name in self.targets:
+    @field_validator("targets")
+    @classmethod
+    def _in_one_order(cls, targets: dict[str, Pairs]) -> dict[str, Pairs]:
+        """By name, whatever the order in the file: directions hold targets by position."""
+        for name in targets:
             if name.startswith(("positive", "negative")):
                 raise ValueError(f"target name {name!r} would collide with the influence_positive/negative columns")
-        return self
+        return dict(sorted(targets.items()))

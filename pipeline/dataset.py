@@ -1,10 +1,13 @@
 """What a run folder holds of a corpus or a target: features, accounting, quarantine, and where each is."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 from pipeline import storage
 from pipeline.shards import Shard
 from pipeline.tables import Accounting
+
+READERS = 16
 
 
 class Dataset:
@@ -39,12 +42,22 @@ class Dataset:
 
     def accounting(self) -> dict[str, Accounting]:
         """Accounting of every shard that is done and has not changed since."""
+        return {name: done for name, done in self._written().items() if done}
+
+    def forget_changed(self) -> None:
+        """Remove the accounting of shards that have changed, before their parts are written anew."""
+        for name, done in self._written().items():
+            if not done:
+                storage.delete(self.accounting_url(name))
+
+    def _written(self) -> dict[str, Accounting | None]:
+        """For every shard with an accounting object: what it says, or None if the shard has changed since."""
         prefix = storage.join(self.folder, "shards", self.fingerprint)
         there = {item.url.partition(f"/shards/{self.fingerprint}/")[2] for item in storage.listing(prefix, ".json")}
-        found = {}
-        for shard in self.shards:
-            if f"{shard.name}.json" in there:
-                done = Accounting(**json.loads(storage.read_bytes(self.accounting_url(shard.name))))
-                if (done.size, done.etag) == (shard.source.size, shard.source.etag):
-                    found[shard.name] = done
-        return found
+        shards = [shard for shard in self.shards if f"{shard.name}.json" in there]
+        with ThreadPoolExecutor(READERS) as pool:
+            return dict(zip((s.name for s in shards), pool.map(self._read, shards), strict=True))
+
+    def _read(self, shard: Shard) -> Accounting | None:
+        done = Accounting(**json.loads(storage.read_bytes(self.accounting_url(shard.name))))
+        return done if (done.size, done.etag) == (shard.source.size, shard.source.etag) else None

@@ -42,6 +42,7 @@ def embed(
     """
     rows, total = [], 0
     for i, dataset in enumerate(datasets):
+        dataset.forget_changed()
         done = dataset.accounting()
         total += sum(shard.source.size for shard in dataset.shards)
         todo = [shard for shard in dataset.shards if shard.name not in done]
@@ -87,9 +88,9 @@ def _finish(dataset: Dataset, accounting: dict[str, Any], parts: list[dict[str, 
         raise RunError(
             f"{accounting['shard']}: {accounting['pairs']} pairs, {accounting['embedded']} embedded, {len(rows)} quarantined"
         )
-    if rows:
-        table = tables.quarantine_table(accounting["shard"], rows)
-        storage.write_bytes(dataset.quarantine_url(accounting["shard"]), tables.parquet_bytes(table))
+    url = dataset.quarantine_url(accounting["shard"])
+    if rows or storage.exists(url):  # a shard that was mended has an empty table
+        storage.write_bytes(url, tables.parquet_bytes(tables.quarantine_table(accounting["shard"], rows)))
     storage.write_bytes(dataset.accounting_url(accounting["shard"]), tables.json_bytes(accounting))
 
 

@@ -57,7 +57,7 @@ def refit_all(
     start: Heads, sample: Sample, jobs: list[Refit], config: Config, resources: Resources, progress: Stage | None = None
 ) -> list[Heads]:
     """Fit once for each job, on as many actors' worth of resources as there are; results in the order of the jobs."""
-    run: Any = ray.remote(**resources.actor, max_retries=2)(_fit)
+    run: Any = ray.remote(**resources.actor, max_retries=2, max_calls=0)(_fit)
     shared = ray.put((sample, start, config))
     results = [run.remote(shared, job) for job in jobs]
     waiting = list(results)

@@ -31,6 +31,9 @@ def load_model(model: Model) -> towers.Towers:
         raise UserError(f"model {model.name!r} can't be loaded: {first[:300]}") from None
 
 
+FORMAT = 1  # raise it with every change of what is computed: objects of another format are never taken for this one's
+
+
 class Inputs(NamedTuple):
     """Everything that a run reads."""
 
@@ -64,6 +67,6 @@ def as_dataset(folder: str, pairs: Pairs, found: list[Shard], config: Config, mo
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hex digits of everything that an output depends on."""
+    """16 hex digits of everything that an output depends on, the format of this version's objects included."""
     plain: Callable[[Any], Any] = lambda value: value.model_dump() if isinstance(value, BaseModel) else str(value)  # noqa: E731
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=plain).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True, default=plain).encode()).hexdigest()[:16]

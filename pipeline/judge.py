@@ -103,7 +103,7 @@ def _train_and_test(
 ) -> list[dict[str, Any]]:
     """Mean and spread over the seeds of every measure, a row a rule."""
     trials = [Trial(keep, seed) for keep in rules.values() for seed in range(SEEDS)]
-    run: Any = ray.remote(**resources.actor, max_retries=2)(_trial)
+    run: Any = ray.remote(**resources.actor, max_retries=2, max_calls=0)(_trial)
     shared = ray.put((start, sets, config))
     pending = [run.remote(shared, trial) for trial in trials]
     with Stage("judge", len(trials)) as progress:

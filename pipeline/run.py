@@ -40,10 +40,12 @@ def run(config: Config) -> Outcome:
         RunError: a run that lost count of its pairs.
     """
     model, corpus, clean = load_inputs(config)
-    started = [time.monotonic()]
-
     with session(config.workers) as resources:
+        started = [time.monotonic()]
         in_model = embed([corpus, *clean.values()], config.model, config.embed, model.preprocess, resources)
+        for name, target in clean.items():
+            if sum(a.embedded for a in target.accounting().values()) < 2:
+                raise RunError(f"target {name}: fewer than two usable pairs, nothing to improve; see its quarantine tables")
         started.append(time.monotonic())
 
         heads_id = fingerprint(corpus.content(), config.batch_size, config.seed, config.fit)

@@ -70,11 +70,11 @@ def permutation(pairs: int, *key: object) -> NDArray[np.int64]:
 def segment(pairs: int, batch_size: int, shard: str, seed: int, repeat: int = 0) -> list[NDArray[np.int64]]:
     """Seg: which of a shard's valid pairs share a softmax, a pure function of its arguments.
 
-    A last batch smaller than half of `batch_size` joins the one before it.
+    A last batch smaller than half of `batch_size`, or of one pair, joins the one before it.
     """
     order = permutation(pairs, "batch", shard, seed, repeat)
     batches = [order[i : i + batch_size] for i in range(0, pairs, batch_size)]
-    if len(batches) > 1 and 2 * len(batches[-1]) < batch_size:
+    if len(batches) > 1 and (2 * len(batches[-1]) < batch_size or len(batches[-1]) < 2):
         batches[-2:] = [np.concatenate(batches[-2:])]
     return batches
 

@@ -4,6 +4,7 @@ Actors hold slices of the sampled features and return Gauss-Newton products; the
 conjugate gradient steps of all systems together. The damping is the one whose predictions agree best with real refits.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ class Target(NamedTuple):
         """Rows that share a softmax in the target's loss."""
         order = torch.from_numpy(permutation(len(self.images), "target", self.name, config.seed))
         parts = list(order.split(config.solve.target_batch))
-        if len(parts) > 1 and 2 * len(parts[-1]) < config.solve.target_batch:
+        if len(parts) > 1 and (2 * len(parts[-1]) < config.solve.target_batch or len(parts[-1]) < 2):
             parts[-2:] = [torch.cat(parts[-2:])]
         return parts
 
@@ -102,7 +103,7 @@ def _systems(
     """Right-hand sides: parts of every target under the full heads, and whole targets under each fold's heads."""
     calibration, crossed = [], []
     for target in targets:
-        for group in _groups(target, config):
+        for group in groups(target, config):
             calibration.append((_gradient(fitted.full, target, group), System(0, -1)))
     for f, seeds in enumerate(fitted.folds):
         for s, heads in enumerate(seeds):
@@ -112,7 +113,7 @@ def _systems(
     return calibration, crossed
 
 
-def _groups(target: Target, config: Config) -> list[list[Tensor]]:
+def groups(target: Target, config: Config) -> list[list[Tensor]]:
     """The target's batches in up to CALIBRATION_GROUPS parts of about the same size."""
     batches = target.batches(config)
     count = min(CALIBRATION_GROUPS, len(batches))
@@ -127,7 +128,7 @@ def _gradient(heads: Heads, target: Target, batches: list[Tensor]) -> Tensor:
 def group_losses(heads: Heads, target: Target, config: Config) -> Tensor:
     """[G] the loss of each calibration group of a target under these heads."""
     images, texts = (as_features(m, heads.image.device) for m in (target.images, target.texts))
-    return torch.stack([target_losses(heads, images, texts, group).sum() for group in _groups(target, config)])
+    return torch.stack([target_losses(heads, images, texts, group).sum() for group in groups(target, config)])
 
 
 def removals(pairs: int, count: int, config: Config, purpose: str) -> NDArray[np.bool_]:
@@ -166,13 +167,14 @@ def _calibrate(
     chosen: list[Tensor] = []
     facts: dict[str, Any] = {}
     for target in targets:
-        of_target = influence[:, sum(map(len, chosen)) :][:, : len(_groups(target, config))]
-        best, lds = 0, [float("nan")]
+        of_target = influence[:, sum(map(len, chosen)) :][:, : len(groups(target, config))]
+        best, lds = 0, list[float]()
         if refitted:
             losses = torch.stack([group_losses(heads, target, config) for heads in refitted])
             lds = [linear_datamodeling_score(scores, removed, losses) for scores in of_target]
-            best = max(range(len(lds)), key=lds.__getitem__)
-        facts[target.name] = {"damping": candidates[best], "lds": lds[best], "refits": len(refitted), "lds_of_dampings": lds}
+            best = max(range(len(lds)), key=lambda i: lds[i] if math.isfinite(lds[i]) else -math.inf)
+        agreement = {"lds": lds[best] if lds else None, "refits": len(refitted), "lds_of_dampings": lds}
+        facts[target.name] = {"damping": candidates[best], **agreement}
         chosen.append(of_target[best])
     return torch.cat(chosen), facts
 

@@ -62,6 +62,12 @@ def write_bytes(url: str, data: bytes) -> None:
         raise
 
 
+def delete(url: str) -> None:
+    """Remove an object that must not be taken for a complete one."""
+    fs, path = filesystem(url)
+    fs.rm_file(path)
+
+
 def upload(local: str, url: str) -> None:
     """Put a finished local file under its name, whole; it is gone from where it was."""
     fs, path = filesystem(url)

@@ -96,6 +96,11 @@ def test_fingerprint_follows_the_weights_not_the_place(tmp_path, tiny_model):
     assert towers.load(write_model(tmp_path / "other", other)).fingerprint != towers.load(tiny_model).fingerprint
 
 
+def test_the_same_weights_for_another_activation_are_another_model(tmp_path, tiny_model):
+    quick = write_model(tmp_path / "quick", copy.deepcopy(TINY) | {"quick_gelu": True})
+    assert towers.load(quick).fingerprint != towers.load(tiny_model).fingerprint
+
+
 def test_preprocessing_is_open_clips_own(images):
     full = image_transform_v2(PreprocessCfg(size=(32, 32), **PREPROCESS), is_train=False)
     ours = towers.resize_transform({"size": (32, 32), "mode": "RGB", "resize_mode": "shortest", "fill_color": 0, **PREPROCESS})

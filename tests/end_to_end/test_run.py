@@ -8,10 +8,12 @@ import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from corpora import read_tar, write_tar
 from PIL import Image
 
 from pipeline import storage
+from pipeline.errors import RunError
 from pipeline.run import run
 from pipeline.select import read_scores
 
@@ -110,6 +112,31 @@ def test_bad_pairs_are_quarantined_with_their_reason_and_counted(configure, corp
     assert rows["00000", keys[4]] == "too_many_pixels"
     assert rows["00002", ""] == "truncated_shard"
     assert not {(r["shard"], r["key"]) for r in read_scores(config.run).to_pylist()} & set(rows)
+
+    # Mended, the same run scores them, and no table says otherwise.
+    for shard in range(3):
+        shutil.copyfile(corpus / "corpus" / f"{shard:05d}.tar", tmp_path / "pairs" / f"{shard:05d}.tar")
+    assert run(config)[1:4] == (108, 108, {})
+    left = [pq.read_table(io.BytesIO(data)) for data in objects(tmp_path / "run" / "quarantine", ".parquet").values()]
+    assert sum(map(len, left)) == 0
+
+
+def test_several_targets_have_a_column_set_each(finished, configure, corpus, tmp_path):
+    clean = {"shards": str(corpus / "target")}
+    outcome = run(configure(tmp_path, targets={"other": {"shards": str(corpus / "corpus/00000.tar")}, "clean": clean}))
+    table, alone = read_scores(str(tmp_path)), read_scores(finished[0].run)
+    assert sorted(outcome.targets) == ["clean", "other"]
+    for name in outcome.targets:
+        assert {f"influence{part}_{name}" for part in ("", "_positive", "_negative")} < set(table.column_names)
+    same = np.corrcoef(table["influence_clean"].to_numpy(), alone["influence_clean"].to_numpy())[0, 1]
+    other = np.corrcoef(table["influence_other"].to_numpy(), alone["influence_clean"].to_numpy())[0, 1]
+    assert same > 0.9 > other
+
+
+def test_a_target_without_pairs_fails_with_one_line(configure, corpus, tmp_path):
+    write_tar(tmp_path / "lonely" / "00000.tar", read_tar(corpus / "target" / "00000.tar")[:3])
+    with pytest.raises(RunError, match="target clean: fewer than two usable pairs"):
+        run(configure(tmp_path / "run", targets={"clean": {"shards": str(tmp_path / "lonely")}}))
 
 
 def test_s3_gives_the_same_bytes_as_local_files(finished, configure, corpus, s3):

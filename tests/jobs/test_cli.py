@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from jobs.cli import main
+from pipeline.config import Config
 
 GOOD = {
     "run": "run",
@@ -44,9 +45,9 @@ def configure(**changes) -> str:
         ({"batch_size": "many"}, "batch_size: Input should be a valid integer"),
         ({"targets": {}}, "targets: Dictionary should have at least 1 item"),
         ({"targets": {"positive": {"shards": "target"}}}, "would collide with the influence_positive"),
-        ({}, "corpus.shards: no shard or folder corpus"),
-        ({"corpus": {"shards": "data/{00000..00003}.tar"}}, "no shard or folder data/00000.tar"),
-        ({"corpus": {"shards": "*.tar"}}, "corpus.shards: no .tar shards at *.tar"),
+        ({}, "corpus.shards: no shard or folder {here}/corpus"),
+        ({"corpus": {"shards": "data/{00000..00003}.tar"}}, "no shard or folder {here}/data/00000.tar"),
+        ({"corpus": {"shards": "*.tar"}}, "corpus.shards: no .tar shards at {here}/*.tar"),
         ({"corpus": {"shards": "a.tar.gz"}}, "compressed tar"),
     ],
 )
@@ -54,14 +55,14 @@ def test_a_wrong_configuration(ecif, changes, line):
     code, errors, _ = ecif("run", configure(**changes))
     assert code == 2
     assert len(errors) == 1
-    assert line in errors[0]
+    assert line.format(here=Path.cwd()) in errors[0]
     assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(
     ("model", "line"),
     [
-        ({"name": "ViT-B-33", "checkpoint": "weights.pt"}, "model.checkpoint: no file weights.pt"),
+        ({"name": "ViT-B-33", "checkpoint": "weights.pt"}, "model.checkpoint: no file {here}/weights.pt"),
         ({"name": "ViT-B-33", "checkpoint": "config.yaml"}, "model 'ViT-B-33' can't be loaded"),
         ({"name": "ViT-B-32"}, "needs a checkpoint"),
         ({"name": "hf-hub:laion/CLIP"}, "can't be loaded"),
@@ -71,7 +72,7 @@ def test_a_wrong_configuration(ecif, changes, line):
 def test_a_model_that_cannot_be_had(ecif, model, line, corpus_of_one):
     code, errors, _ = ecif("run", configure(model=model, corpus=corpus_of_one, targets={"clean": corpus_of_one}))
     assert (code, len(errors)) == (2, 1)
-    assert line in errors[0]
+    assert line.format(here=Path.cwd()) in errors[0]
 
 
 @pytest.fixture
@@ -96,3 +97,13 @@ def test_every_key_is_explained(ecif):
     for key in ("shards:", "batch_size:", "dampings:", "max_pixels:", "epochs:"):
         assert key in text
     assert "None (" not in text
+
+
+def test_targets_are_in_one_order_and_local_paths_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    targets = {"b": {"shards": "b"}, "a": {"shards": ["s3://bucket/a", "a/{0..3}.tar"]}}
+    config = Config.model_validate(GOOD | {"targets": targets, "model": {"name": "local-dir:model"}})
+    assert list(config.targets) == ["a", "b"]
+    assert config.targets["a"].shards == ["s3://bucket/a", f"{tmp_path}/a/{{0..3}}.tar"]
+    assert (config.run, config.model.name) == (f"{tmp_path}/run", f"local-dir:{tmp_path}/model")
+    assert Config.model_validate(config.model_dump()) == config
