@@ -16,11 +16,9 @@ give the gradient of every Pos_n and Neg_n of the batch, without a backward pass
 
 Sources: ECIF (arXiv 2411.11667) for what is differentiated, LoGra (arXiv 2405.13954) for the Kronecker projection. The
 curvature is the Gauss-Newton matrix, not LoGra's empirical Fisher. Random projection drowns what is specific to one concept:
-`pca_projection` is the one to use, at the largest rank that storage allows.
+`projection.pca_projection` is the one to use, at the largest rank that storage allows.
 """
 
-import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,101 +30,10 @@ from torch import Tensor
 from ecif.contrastive import Negative, without_largest
 from ecif.heads import Embedded, Heads
 from ecif.heads import logits as all_logits
+from ecif.projection import Factors, Projection, random_bytes
 
 FRACTION_BITS = 24  # 6e-8 a unit, 2.7e11 at most: standardised heads on unit features reach that after some 1e10 pairs
 _LIMIT = 2**62  # two sums below it never overflow int64
-
-Rank = tuple[int, int]  # (ki, ko): how many numbers features and embeddings keep
-
-
-class Factors(NamedTuple):
-    """The Kronecker pair of one head: a gradient G [d_x, d] becomes A^T G C [ki, ko]."""
-
-    features: Tensor  # A [d_x, ki]
-    embedding: Tensor  # C [d, ko]
-
-    def apply(self, gradients: Tensor) -> Tensor:
-        """Project gradients of the head [n, d_x, d] to [n, ki ko]."""
-        return (self.features.T @ gradients @ self.embedding).flatten(1)
-
-
-class Projection(NamedTuple):
-    """R: directions of both heads [P] to k = k_image + k_text numbers, image head first."""
-
-    image: Factors
-    text: Factors
-
-    @property
-    def size(self) -> int:
-        """The k of both heads together."""
-        return sum(f.features.shape[1] * f.embedding.shape[1] for f in self)
-
-    def to(self, like: Tensor) -> "Projection":
-        """The same projection in the dtype and on the device of `like`."""
-        return Projection(*(Factors(*(part.to(like) for part in factors)) for factors in self))
-
-    def apply(self, heads: Heads, directions: Tensor) -> Tensor:
-        """Project directions [n, P], such as a target's gradient, to [n, k]."""
-        image, text = directions.split([heads.image.numel(), heads.text.numel()], dim=1)
-        return torch.cat(
-            [self.image.apply(image.view(-1, *heads.image.shape)), self.text.apply(text.view(-1, *heads.text.shape))], dim=1
-        )
-
-
-def identity_projection(heads: Heads) -> Projection:
-    """Full rank: the exact gradients, in the layout of a direction [P]."""
-    return Projection(*(Factors(*(torch.eye(n, dtype=w.dtype, device=w.device) for n in w.shape)) for w in heads[:2]))
-
-
-def random_projection(heads: Heads, image: Rank, text: Rank, seed: int) -> Projection:
-    """Rademacher signs over the square root of the rank, unbiased: E <R g, R h> = <g, h>.
-
-    The signs are the bits of SHAKE-256 (FIPS 202) of the seed and the place: every machine, device and version of any library
-    draws the same bytes.
-
-    Args:
-        heads: their shapes, dtype and device.
-        image: (ki, ko) of the image head.
-        text: (ki, ko) of the text head.
-        seed: of the draw.
-
-    Raises:
-        ValueError: a rank below 1 or above what it projects from.
-    """
-    _check_ranks(heads, image, text)
-
-    def factors(head: str, weight: Tensor, rank: Rank) -> Factors:
-        names = ("features", "embedding")
-        signs = (_signs(f"{seed} {head} {name}", rows, k) for name, rows, k in zip(names, weight.shape, rank, strict=True))
-        return Factors(*((sign / math.sqrt(sign.shape[1])).to(weight) for sign in signs))
-
-    return Projection(factors("image", heads.image, image), factors("text", heads.text, text))
-
-
-def pca_projection(heads: Heads, pairs: Embedded, image: Rank, text: Rank) -> Projection:
-    """Top eigenvectors of the features' second moment, and of the embeddings' covariance (of captions' and images' together).
-
-    Every column is signed so that its entry of largest magnitude (the first of several) is positive. Eigenvectors come from
-    LAPACK: the same on one machine, not to the bit on another, arbitrary within a repeated eigenvalue. Store them with the run.
-
-    Args:
-        heads: the heads that `pairs` were embedded with.
-        pairs: a sample [N] of the corpus.
-        image: (ki, ko) of the image head.
-        text: (ki, ko) of the text head.
-
-    Raises:
-        ValueError: a rank below 1 or above what it projects from.
-    """
-    _check_ranks(heads, image, text)
-    u, v = (part.double() - part.double().mean(0) for part in (pairs.u, pairs.v))
-    embedding = u.T @ u + v.T @ v
-
-    def factors(features: Tensor, rank: Rank, like: Tensor) -> Factors:
-        moment = features.double().T @ features.double()
-        return Factors(_top_eigenvectors(moment, rank[0]).to(like), _top_eigenvectors(embedding, rank[1]).to(like))
-
-    return Projection(factors(pairs.images, image, heads.image), factors(pairs.texts, text, heads.text))
 
 
 class HeadJacobian(NamedTuple):
@@ -391,33 +298,9 @@ def _outer(a: Tensor, b: Tensor) -> Tensor:
 
 def _draw_labels(p: Tensor, key: str, draws: int) -> Tensor:
     """[draws * B] columns, drawn from each row of p [B, B] by inversion; draws are the outer dimension."""
-    octets = _random_bytes(key, 7 * draws * len(p)).long().view(draws, len(p), 7)
+    octets = random_bytes(key, 7 * draws * len(p)).long().view(draws, len(p), 7)
     bits = (octets << torch.arange(0, 56, 8)).sum(2) >> 3
     uniform = (bits.double() * 2.0**-53).to(p.device)  # [draws, B] in [0, 1)
     cumulative = p.double().cumsum(1)
     below = cumulative <= (uniform * cumulative[:, -1])[..., None]
     return below.sum(2).clamp_max(p.shape[1] - 1).flatten()
-
-
-def _signs(key: str, rows: int, columns: int) -> Tensor:
-    """+1 and -1 [rows, columns] float64, bit after bit from the lowest of each byte."""
-    octets = _random_bytes(key, -(-rows * columns // 8)).long()
-    bits = (octets[:, None] >> torch.arange(8)) & 1
-    return 1.0 - 2.0 * bits.flatten()[: rows * columns].view(rows, columns).double()
-
-
-def _random_bytes(key: str, count: int) -> Tensor:
-    """[count] uint8 on the CPU, SHAKE-256 of the key."""
-    return torch.frombuffer(bytearray(hashlib.shake_256(key.encode()).digest(count)), dtype=torch.uint8)
-
-
-def _top_eigenvectors(moment: Tensor, rank: int) -> Tensor:
-    """[d, rank] of a symmetric [d, d], largest eigenvalue first, signed by the entry of largest magnitude."""
-    vectors = torch.linalg.eigh(moment).eigenvectors.flip(1)[:, :rank]
-    return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-
-
-def _check_ranks(heads: Heads, image: Rank, text: Rank) -> None:
-    for name, weight, rank in (("image", heads.image, image), ("text", heads.text, text)):
-        if not all(1 <= k <= n for k, n in zip(rank, weight.shape, strict=True)):
-            raise ValueError(f"a rank of {rank} does not fit the {name} head {tuple(weight.shape)}: each from 1 up to its size")

@@ -12,8 +12,9 @@ import torch
 
 from ecif.heads import Heads, embed, standardised
 from ecif.influence import score
+from ecif.projection import random_projection
 from ecif.second_order import removal_steps
-from ecif.sketch import damped, gauss_newton, pair_gradients, project_batch, random_projection, sampled_gauss_newton
+from ecif.sketch import damped, gauss_newton, pair_gradients, project_batch, sampled_gauss_newton
 
 pytestmark = pytest.mark.benchmark
 D_IMAGE, D_TEXT, WIDTH = 768, 512, 512  # ViT-B/32

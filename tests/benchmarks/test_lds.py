@@ -16,7 +16,8 @@ from ecif.curvature import gauss_newton_product, loss_gradient
 from ecif.evaluation import linear_datamodeling_score
 from ecif.heads import embed
 from ecif.influence import score
-from ecif.sketch import damped, gauss_newton, pair_gradients, pca_projection, project_batch, random_projection
+from ecif.projection import pca_projection, random_projection
+from ecif.sketch import damped, gauss_newton, pair_gradients, project_batch
 from ecif.solve import krylov
 from jobs.demo import model
 from jobs.demo.plant import plant

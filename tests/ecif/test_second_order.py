@@ -13,8 +13,9 @@ from torch.func import grad, hessian, jacrev
 
 from ecif.contrastive import batch_loss, loss_cotangent, pair_derivatives
 from ecif.heads import embed
+from ecif.projection import identity_projection
 from ecif.second_order import RemovalSteps, _galerkin, _Leaving, _Weights, removal_steps, target_change
-from ecif.sketch import identity_projection, pair_gradients, project_batch
+from ecif.sketch import pair_gradients, project_batch
 
 TRAIN, HELD_OUT, D_IMAGE, D_TEXT, DAMPING = 96, 48, 11, 9, 1.0
 

@@ -10,19 +10,8 @@ from ecif.contrastive import batch_loss
 from ecif.curvature import gauss_newton_product, loss_gradient
 from ecif.heads import embed
 from ecif.influence import score
-from ecif.sketch import (
-    CurvatureSum,
-    _draw_labels,
-    _random_bytes,
-    damped,
-    gauss_newton,
-    identity_projection,
-    pair_gradients,
-    pca_projection,
-    project_batch,
-    random_projection,
-    sampled_gauss_newton,
-)
+from ecif.projection import identity_projection, pca_projection, random_bytes, random_projection
+from ecif.sketch import CurvatureSum, _draw_labels, damped, gauss_newton, pair_gradients, project_batch, sampled_gauss_newton
 
 HEADS = random_heads()
 IMAGES, TEXTS = random_features(12)
@@ -202,9 +191,9 @@ def test_random_projection_has_the_bytes_it_always_had():
     assert not torch.equal(random_projection(HEADS, (3, 2), (4, 3), seed=6).text.features, RANDOM.text.features)
 
 
-def test_the_random_bytes_are_shake_256():
+def test_therandom_bytes_are_shake_256():
     # FIPS 202 example: the empty message.
-    assert bytes(_random_bytes("", 8).tolist()).hex() == "46b9dd2b0ba88d13"
+    assert bytes(random_bytes("", 8).tolist()).hex() == "46b9dd2b0ba88d13"
 
 
 def test_pca_keeps_what_varies_most_and_fixes_the_signs():
