@@ -11,6 +11,7 @@ import ray
 import torch
 
 from pipeline.errors import RunError, UserError
+from pipeline.progress import say
 
 
 class Resources(NamedTuple):
@@ -32,17 +33,7 @@ def session(workers: int | None) -> Iterator[Resources]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     started = not ray.is_initialized()
     if started:
-        local: dict[str, Any] = {}
-        if not os.environ.get("RAY_ADDRESS"):
-            local = {"include_dashboard": False}
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks on Ray Data's own actors are no news
-        try:
-            with _quiet():
-                ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
-        except (ValueError, ConnectionError) as error:
-            place = os.environ.get("RAY_ADDRESS", "this machine")
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"no Ray at {place} ({reason}); RAY_ADDRESS is host:6379, or auto on one of its nodes") from None
+        _connect(os.environ.get("RAY_ADDRESS"))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1 << 20  # a block is one shard part: parts spread over the actors one by one
@@ -53,6 +44,21 @@ def session(workers: int | None) -> Iterator[Resources]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    """Start Ray on this machine, or join the cluster at `address`, which can take Ray minutes to give up on."""
+    if address is None:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks on Ray Data's own actors are no news
+        with _quiet():
+            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        return
+    say(f"joining the Ray cluster at {address}")
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    except (ValueError, ConnectionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"no Ray at {address} ({reason}); RAY_ADDRESS is host:6379, or auto on one of its nodes") from None
 
 
 @contextmanager
