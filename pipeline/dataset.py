@@ -32,7 +32,7 @@ class Dataset:
         return storage.join(self.folder, "shards", self.fingerprint, f"{shard}.json")
 
     def quarantine_url(self, shard: str) -> str:
-        """The table of a shard's unusable pairs; there is none where there are none."""
+        """The table of a shard's unusable pairs: none, or empty once mended, where there are none."""
         return storage.join(self.folder, "quarantine", self.fingerprint, f"{shard}.parquet")
 
     def content(self) -> list[str]:
@@ -44,11 +44,13 @@ class Dataset:
         """Accounting of every shard that is done and has not changed since."""
         return {name: done for name, done in self._written().items() if done}
 
-    def forget_changed(self) -> None:
-        """Remove the accounting of shards that have changed, before their parts are written anew."""
-        for name, done in self._written().items():
+    def forget_changed(self) -> dict[str, Accounting]:
+        """Remove the accounting of shards that have changed, before their parts are written anew; returns the rest."""
+        written = self._written()
+        for name, done in written.items():
             if not done:
                 storage.delete(self.accounting_url(name))
+        return {name: done for name, done in written.items() if done}
 
     def _written(self) -> dict[str, Accounting | None]:
         """For every shard with an accounting object: what it says, or None if the shard has changed since."""

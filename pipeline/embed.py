@@ -42,8 +42,7 @@ def embed(
     """
     rows, total = [], 0
     for i, dataset in enumerate(datasets):
-        dataset.forget_changed()
-        done = dataset.accounting()
+        done = dataset.forget_changed()
         total += sum(shard.source.size for shard in dataset.shards)
         todo = [shard for shard in dataset.shards if shard.name not in done]
         rows += [{"dataset": i, "caption": dataset.caption, "shard": s.name, **s.source._asdict()} for s in todo]

@@ -77,6 +77,7 @@ def truth_and_scores():
 def test_both_parts_rank_pairs_as_retraining_does(truth_and_scores):
     truth, scores = truth_and_scores
     agreement = {name: spearmanr(values, truth)[0] for name, values in scores.items()}
+    print({name: round(float(value), 3) for name, value in agreement.items()})
     assert agreement["exact"] >= 0.85
     assert agreement["taylor"] >= 0.85
     assert agreement["exact"] > agreement["positive"]
