@@ -43,7 +43,7 @@ def gauss_newton_cotangent(logits: Tensor, tangent: Tensor) -> Tensor:
 
 def negative_loss(logits: Tensor, kind: Negative = "exact") -> Tensor:
     """Neg_n [B]: what pair n adds to the losses of the other pairs of its batch."""
-    return _removed_from_rows(logits, kind).sum(0) + _removed_from_rows(logits.T, kind).sum(0)
+    return removed_from_rows(logits, kind).sum(0) + removed_from_rows(logits.T, kind).sum(0)
 
 
 def pair_derivatives(logits: Tensor, tangent: Tensor, kind: Negative = "exact") -> tuple[Tensor, Tensor]:
@@ -60,8 +60,8 @@ def pair_derivatives(logits: Tensor, tangent: Tensor, kind: Negative = "exact") 
     row_mean = (logits.softmax(1) * tangent).sum(1)
     column_mean = (logits.softmax(0) * tangent).sum(0)
     positive = row_mean + column_mean - 2 * tangent.diagonal()
-    rows = _removed_from_rows_derivative(logits, tangent, kind)
-    columns = _removed_from_rows_derivative(logits.T, tangent.T, kind)
+    rows = removed_from_rows_derivative(logits, tangent, kind)
+    columns = removed_from_rows_derivative(logits.T, tangent.T, kind)
     return positive, rows.sum(0) + columns.sum(0)
 
 
@@ -85,7 +85,7 @@ def _group_from_rows(logits: Tensor, left: Tensor) -> Tensor:
     return rows.logsumexp(1) - rows[:, left].logsumexp(1)
 
 
-def _removed_from_rows(logits: Tensor, kind: Negative) -> Tensor:
+def removed_from_rows(logits: Tensor, kind: Negative) -> Tensor:
     """[k, n]: by how much the log-sum-exp of row k falls when column n goes, 0 on the diagonal."""
     p = logits.softmax(1)
     if kind == "exact":
@@ -98,8 +98,8 @@ def _removed_from_rows(logits: Tensor, kind: Negative) -> Tensor:
     return _off_diagonal(change)
 
 
-def _removed_from_rows_derivative(logits: Tensor, tangent: Tensor, kind: Negative) -> Tensor:
-    """Derivative [k, n] of `_removed_from_rows` along `tangent`."""
+def removed_from_rows_derivative(logits: Tensor, tangent: Tensor, kind: Negative) -> Tensor:
+    """Derivative [k, n] of `removed_from_rows` along `tangent`."""
     p = logits.softmax(1)
     centred = tangent - (p * tangent).sum(1, keepdim=True)
     if kind == "exact":

@@ -1,4 +1,4 @@
-"""The Gauss-Newton matrix of the contrastive loss, applied without ever being formed.
+"""The Gauss-Newton matrix of a contrastive loss, applied without ever being formed.
 
     H = sum over batches of J^T (d2L/dS2) J,   J = dS/d(heads)
 
@@ -10,17 +10,18 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ecif.contrastive import gauss_newton_cotangent, loss_cotangent
 from ecif.heads import Embedded, Heads, logits, logits_jvp, logits_vjp, tangents
+from ecif.losses import CLIP, Loss
 
 
-def gauss_newton_product(heads: Heads, batches: Iterable[Embedded], directions: Tensor) -> Tensor:
+def gauss_newton_product(heads: Heads, batches: Iterable[Embedded], directions: Tensor, loss: Loss = CLIP) -> Tensor:
     """H directions, summed over `batches` in their order, without damping.
 
     Args:
         heads: where the curvature is taken.
         batches: batches embedded with these heads.
         directions: [n, P].
+        loss: what is trained on.
 
     Returns:
         [n, P], loss units per squared parameter unit times direction.
@@ -30,13 +31,13 @@ def gauss_newton_product(heads: Heads, batches: Iterable[Embedded], directions: 
         similarity = logits(heads, batch)
         for out, direction in zip(total, directions, strict=True):
             tangent = logits_jvp(heads, batch, *tangents(heads, batch, direction))
-            out += logits_vjp(heads, batch, gauss_newton_cotangent(similarity, tangent))
+            out += logits_vjp(heads, batch, loss.gauss_newton_cotangent(similarity, tangent))
     return total
 
 
-def loss_gradient(heads: Heads, batches: list[Embedded]) -> Tensor:
-    """Gradient [P] of the summed batch losses with respect to both heads."""
+def loss_gradient(heads: Heads, batches: list[Embedded], loss: Loss = CLIP) -> Tensor:
+    """Gradient [P] of the summed batch losses with respect to the heads."""
     total = torch.zeros(heads.size, dtype=heads.image.dtype, device=heads.image.device)
     for batch in batches:
-        total += logits_vjp(heads, batch, loss_cotangent(logits(heads, batch)))
+        total += logits_vjp(heads, batch, loss.cotangent(logits(heads, batch)))
     return total

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ecif.contrastive import batch_loss
 from ecif.heads import Heads, embed, logits
+from ecif.losses import CLIP, Loss
 
 
 def ranks(values: Tensor) -> Tensor:
@@ -51,9 +52,9 @@ def precision_at(badness: Tensor, bad: Tensor, k: int) -> float:
     return bad[badness.argsort(descending=True, stable=True)[:k]].double().mean().item()
 
 
-def target_losses(heads: Heads, images: Tensor, texts: Tensor, groups: list[Tensor]) -> Tensor:
-    """[G] summed contrastive loss of each group of target pairs."""
-    return torch.stack([batch_loss(logits(heads, embed(heads, images[g], texts[g]))) for g in groups])
+def target_losses(heads: Heads, images: Tensor, texts: Tensor, groups: list[Tensor], loss: Loss = CLIP) -> Tensor:
+    """[G] summed loss of each group of target pairs."""
+    return torch.stack([loss.batch_loss(logits(heads, embed(heads, images[g], texts[g]))) for g in groups])
 
 
 def retrieval_recall(heads: Heads, images: Tensor, texts: Tensor, k: int) -> float:
@@ -68,7 +69,9 @@ def retrieval_recall(heads: Heads, images: Tensor, texts: Tensor, k: int) -> flo
 def calibrated_loss(
     heads: Heads, images: Tensor, texts: Tensor, scales: tuple[float, ...] = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0)
 ) -> float:
-    """Contrastive loss per pair (open_clip's convention, one batch of all pairs) at the best of a few temperatures.
+    """CLIP's loss per pair (open_clip's convention, one batch of all pairs) at the best of a few temperatures.
+
+    A measure of ranking, the same whatever loss the heads were trained with.
 
     The temperature is calibrated because a change of confidence would otherwise drown the change of ranking.
     """

@@ -3,6 +3,10 @@
 The trunks stay frozen (LiT, arXiv 2111.07991). Cosine heads have no minimum under plain weight decay (they are
 scale-invariant), and many epochs memorise wrong pairs: the fit stops early instead, after a fixed number of epochs of Adam with
 cosine decay.
+
+A logit bias that is a parameter (SigLIP's) is solved for at every step, not stepped: all logits of a batch move with it, and
+with any common move of the embeddings. Stepped beside the heads, the loss first grows a few times over, and a short fit never
+recovers.
 """
 
 from collections.abc import Callable
@@ -11,7 +15,11 @@ import torch
 from torch import Tensor
 
 from ecif.curvature import loss_gradient
-from ecif.heads import Heads, embed
+from ecif.heads import Embedded, Heads, embed, logits
+from ecif.losses import CLIP, Loss
+
+BIAS_BATCHES = 16  # that the final bias is taken from
+MARGIN = 20.0  # a bias further than this beyond the cosines' range is that of e^20 negatives
 
 Epoch = Callable[[torch.Generator], list[Tensor]]
 
@@ -46,8 +54,10 @@ def fit(
     epochs: int,
     learning_rate: float,
     seed: int,
-) -> Heads:
-    """Train both heads on features of pairs.
+    loss: Loss = CLIP,
+    checkpoints: int = 1,
+) -> list[Heads]:
+    """Train the heads on features of pairs, and the logit scale and bias where they are parameters.
 
     Args:
         start: where to begin; use `standardised` heads so that the learning rate has its usual meaning.
@@ -59,17 +69,42 @@ def fit(
         epochs: passes over the pairs; the learning rate falls to 0 over them on a half cosine.
         learning_rate: Adam's, at the start.
         seed: of the order of the batches; the start is not random.
+        loss: what to minimise.
+        checkpoints: how many sets of heads to return: after the first epoch, after the last, and evenly between; 1 is the last.
+
+    Returns:
+        The heads at these epochs; the fitted ones are the last.
     """
     order = torch.Generator().manual_seed(seed)
     schedule = [epoch(order) for _ in range(epochs)]
     steps = sum(len(batches) for batches in schedule)
-    weights = torch.cat([start.image.flatten(), start.text.flatten()]).clone()
+    weights = start.flat()
     optimiser = torch.optim.Adam([weights], lr=learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
-    heads = Heads(*start.split(weights), start.logit_scale)  # views: they move with the weights
-    for rows in (rows for batches in schedule for rows in batches):
-        rows = rows.to(images.device)
-        weights.grad = loss_gradient(heads, [embed(heads, images[rows], texts[rows])]) / (2 * batch_size)
-        optimiser.step()
-        decay.step()
-    return heads
+
+    def at(batches: list[Tensor]) -> tuple[Heads, list[Embedded]]:
+        """The heads where the weights are, and batches embedded with them; a bias that is a parameter is the best for these."""
+        heads = start.at(weights.clone())
+        pairs = [embed(heads, images[rows], texts[rows]) for rows in (rows.to(images.device) for rows in batches)]
+        return with_best_bias(heads, pairs, loss) if start.train_logit_bias else heads, pairs
+
+    path, kept = [], {1 + round(i * (epochs - 1) / (checkpoints - 1)) for i in range(checkpoints - 1)} | {epochs}
+    for done, batches in enumerate(schedule, 1):
+        for rows in batches:
+            weights.grad = loss_gradient(*at([rows]), loss) / (2 * batch_size)
+            optimiser.step()
+            decay.step()
+        if done in kept:
+            path.append(at(batches[:BIAS_BATCHES])[0])
+    return path
+
+
+def with_best_bias(heads: Heads, batches: list[Embedded], loss: Loss) -> Heads:
+    """The heads with the logit bias that minimises the summed loss of some batches, which has to be convex in it."""
+    plain = [logits(heads._replace(logit_bias=0.0), batch) for batch in batches]
+    low, high = -heads.logit_scale - MARGIN, heads.logit_scale + MARGIN
+    for _ in range(40):
+        middle = (low + high) / 2
+        rising = sum(loss.cotangent(s + middle).sum(dtype=torch.float64).item() for s in plain) > 0
+        low, high = (low, middle) if rising else (middle, high)
+    return heads._replace(logit_bias=(low + high) / 2)

@@ -29,11 +29,31 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ecif.contrastive import Negative, gauss_newton_cotangent, loss_cotangent, pair_derivatives
+from ecif.losses import CLIP, Loss
 
 Parameters = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]  # (images [B, ...], texts [B, ...]): row i of both is one pair
-Logits = Callable[[Parameters, Batch], Tensor]  # S [B, B], row = text, column = image
+
+
+class Logits(NamedTuple):
+    """S of a batch as a function of the parameters, in two steps: pairs one by one, then all of them with each other.
+
+    A batch may be larger than what can be differentiated at once: with `chunk`, only so many pairs go through the towers
+    together. The numbers are the same; a product costs one more forward pass.
+    """
+
+    embed: Callable[[Parameters, Batch], tuple[Tensor, Tensor]]  # a pair's text and image embedding: (u, v), each [B, d]
+    similarity: Callable[[Parameters, Tensor, Tensor], Tensor]  # (u, v) -> S [B, B], row = text, column = image
+    chunk: int | None = None
+
+    def __call__(self, parameters: Parameters, batch: Batch) -> Tensor:
+        """S [B, B]."""
+        return self.similarity(parameters, *self.embed(parameters, batch))
+
+    def chunks(self, batch: Batch) -> list[Batch]:
+        """The batch in pieces that go through the towers together."""
+        size = self.chunk or len(batch[0])
+        return list(zip(batch[0].split(size), batch[1].split(size), strict=True))
 
 
 class Solution(NamedTuple):
@@ -52,7 +72,7 @@ def choose(model: nn.Module, patterns: Sequence[str]) -> Parameters:
         patterns: such as `*`, `visual.transformer.resblocks.11.*`, `*lora*`; case matters.
 
     Raises:
-        ValueError: no pattern, or one that no parameter matches.
+        ValueError: no pattern, one that no parameter matches, or a parameter that is not floating point.
     """
     if not patterns:
         raise ValueError("no parameters chosen: give at least one pattern, `*` for all")
@@ -60,7 +80,11 @@ def choose(model: nn.Module, patterns: Sequence[str]) -> Parameters:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"no parameter matches {pattern!r}: names are like {', '.join(names[:1] + names[-1:])}")
-    return {name: p.detach() for name, p in model.named_parameters() if any(fnmatchcase(name, q) for q in patterns)}
+    chosen = {name: p.detach() for name, p in model.named_parameters() if any(fnmatchcase(name, q) for q in patterns)}
+    for name, p in chosen.items():
+        if not p.is_floating_point():
+            raise ValueError(f"parameter {name} is {str(p.dtype).removeprefix('torch.')}: only floating point has derivatives")
+    return chosen
 
 
 def split(parameters: Parameters, direction: Tensor) -> Parameters:
@@ -74,35 +98,42 @@ def flatten(parameters: Parameters) -> Tensor:
     return torch.cat([p.flatten() for p in parameters.values()])
 
 
-def clip_logits(model: nn.Module) -> Logits:
+def clip_logits(model: Any, chunk: int | None = None) -> Logits:
     """S as a function of any of the parameters of an open_clip model.
 
     Args:
         model: with `encode_image`, `encode_text`, `logit_scale` and perhaps `logit_bias`. It is put in evaluation mode, so that
             dropout is off and BatchNorm keeps its statistics; parameters that are not chosen and buffers stay as they are.
             Gradient checkpointing has to be off: torch.func refuses it.
+        chunk: pairs that go through the towers together; None for the whole batch.
 
     Returns:
         A function of (parameters, (pixels [B, 3, H, W] preprocessed, tokens [B, L])).
     """
-    similarity = _Similarity(model).eval()
+    towers = _Towers(model).eval()
 
-    def logits(parameters: Parameters, batch: Batch) -> Tensor:
-        return functional_call(similarity, {f"model.{name}": p for name, p in parameters.items()}, batch)
+    def embed(parameters: Parameters, batch: Batch) -> tuple[Tensor, Tensor]:
+        return functional_call(towers, {f"model.{name}": p for name, p in parameters.items()}, batch)
 
-    return logits
+    def similarity(parameters: Parameters, u: Tensor, v: Tensor) -> Tensor:
+        scale, bias = (parameters.get(name, getattr(model, name, None)) for name in ("logit_scale", "logit_bias"))
+        return scale.exp() * u @ v.T + (0 if bias is None else bias)  # type: ignore[union-attr]
+
+    return Logits(embed, similarity, chunk)
 
 
-def loss_gradient(logits: Logits, parameters: Parameters, batches: Iterable[Batch]) -> Tensor:
+def loss_gradient(logits: Logits, parameters: Parameters, batches: Iterable[Batch], loss: Loss = CLIP) -> Tensor:
     """Gradient [P] of the summed batch losses (sum convention, nats) with respect to the chosen parameters."""
     total = torch.zeros_like(flatten(parameters))
     for batch in batches:
         similarity, pull_back = _vjp(logits, parameters, batch)
-        total += pull_back(loss_cotangent(similarity))
+        total += pull_back(loss.cotangent(similarity))
     return total
 
 
-def gauss_newton_product(logits: Logits, parameters: Parameters, batches: Iterable[Batch], directions: Tensor) -> Tensor:
+def gauss_newton_product(
+    logits: Logits, parameters: Parameters, batches: Iterable[Batch], directions: Tensor, loss: Loss = CLIP
+) -> Tensor:
     """H directions, summed over `batches` in their order, without damping; a JVP and a VJP for each.
 
     Args:
@@ -110,6 +141,7 @@ def gauss_newton_product(logits: Logits, parameters: Parameters, batches: Iterab
         parameters: the chosen ones, where the curvature is taken.
         batches: the sample that stands for the corpus. For a share f of all batches, H is this divided by f.
         directions: [n, P].
+        loss: what is trained on.
 
     Returns:
         [n, P], loss units per squared parameter unit times direction.
@@ -122,7 +154,7 @@ def gauss_newton_product(logits: Logits, parameters: Parameters, batches: Iterab
         similarity, pull_back = _vjp(logits, parameters, batch)
         for out, direction in zip(total, directions, strict=True):
             _, tangent = _jvp(logits, parameters, batch, direction)
-            out += pull_back(gauss_newton_cotangent(similarity, tangent))
+            out += pull_back(loss.gauss_newton_cotangent(similarity, tangent))
     if batch is None:
         raise ValueError("no batches to take the curvature on: give a list or a loader that can be read again, not a generator")
     return total
@@ -131,7 +163,7 @@ def gauss_newton_product(logits: Logits, parameters: Parameters, batches: Iterab
 def solve(
     product: Callable[[Tensor], Tensor],
     gradients: Tensor,
-    damping: float,
+    damping: float | Tensor,
     *,
     tolerance: float = 1e-3,
     max_iterations: int = 100,
@@ -144,25 +176,24 @@ def solve(
     Args:
         product: H applied to rows, [k, P] -> [k, P] for any k <= n; symmetric, positive semi-definite.
         gradients: g of each target, [n, P].
-        damping: above 0, in the units of H.
+        damping: above 0, in the units of H; one for all, or each target's own [n].
         tolerance: a system stops when |g - (H + damping I) q| <= tolerance |g| ...
         max_iterations: ... or after this many products; the residual says which.
 
     Raises:
         ValueError: a damping that is not above 0, a gradient that is zero or not finite.
     """
-    if not damping > 0:
-        raise ValueError(f"damping {damping} has to be above 0: the Gauss-Newton matrix is singular")
-    norm = _dot(gradients, gradients).sqrt()
-    if not (norm.isfinite() & (norm > 0)).all():
-        raise ValueError("a target's gradient is zero or not finite: its loss does not depend on the chosen parameters")
+    damping = torch.as_tensor(damping).to(gradients).expand(len(gradients))[:, None]
+    if not (damping > 0).all():
+        raise ValueError(f"damping {damping.min():g} has to be above 0: the Gauss-Newton matrix is singular")
+    norm = _norm(gradients)
     q, left, step = torch.zeros_like(gradients), gradients.clone(), gradients.clone()
     square, iterations = norm**2, 0
     while iterations < max_iterations:
         open_ = (square.sqrt() > tolerance * norm).nonzero()[:, 0]
         if not len(open_):
             break
-        curved = product(step[open_]) + damping * step[open_]
+        curved = product(step[open_]) + damping[open_] * step[open_]
         length = (square[open_] / _dot(step[open_], curved))[:, None].to(q)
         q[open_] += length * step[open_]
         left[open_] -= length * curved
@@ -173,8 +204,40 @@ def solve(
     return Solution(q, square.sqrt() / norm, iterations)
 
 
+def largest_eigenvalue(product: Callable[[Tensor], Tensor], gradients: Tensor, steps: int = 8) -> Tensor:
+    """The unit of a relative damping: largest eigenvalue of H in the Krylov space of each target's gradient.
+
+    Lanczos without its basis: three vectors a system. Rounding brings copies of an eigenvalue, never one that is too large.
+
+    Args:
+        product: H applied to rows, as for `solve`.
+        gradients: where to start, [n, P].
+        steps: products to take; a few are within percents, as the largest eigenvalue stands out.
+
+    Returns:
+        [n], float64.
+
+    Raises:
+        ValueError: a gradient that is zero or not finite.
+    """
+    before, beta = torch.zeros_like(gradients), gradients.new_zeros(len(gradients), 1)
+    vector = gradients / _norm(gradients)[:, None].to(gradients)
+    tridiagonal = torch.zeros(len(gradients), steps, steps, dtype=torch.float64)
+    for m in range(steps):
+        w = product(vector)
+        tridiagonal[:, m, m] = _dot(w, vector)
+        w = w - tridiagonal[:, m, m, None].to(w) * vector - beta * before
+        beta = _dot(w, w).sqrt()[:, None].to(w)
+        if m + 1 < steps:
+            # An exhausted space: what is left is rounding.
+            beta = beta.where(beta > 1e-6 * tridiagonal[:, m, m, None].to(w), 0.0)
+            tridiagonal[:, m, m + 1] = tridiagonal[:, m + 1, m] = beta[:, 0]
+            before, vector = vector, torch.where(beta > 0, w / beta, 0.0)
+    return torch.linalg.eigvalsh(tridiagonal)[:, -1]
+
+
 def scores(
-    logits: Logits, parameters: Parameters, batch: Batch, directions: Tensor, kind: Negative = "exact"
+    logits: Logits, parameters: Parameters, batch: Batch, directions: Tensor, loss: Loss = CLIP
 ) -> tuple[Tensor, Tensor]:
     """Both parts of the influence of every pair of a batch on every target; one JVP a target, about 3 forward passes.
 
@@ -183,48 +246,63 @@ def scores(
         parameters: the ones the directions were solved for.
         batch: B pairs that shared a softmax.
         directions: [T, P], q of each target.
-        kind: exact negatives, or the paper's first-order (Taylor) form.
+        loss: what is trained on; `Clip("taylor")` for the paper's first-order negatives.
 
     Returns:
         (positive, negative), each [T, B], in loss units of the target's summed loss. Their sum is the predicted change of that
         loss if the pair is removed: above 0 the pair helps, below 0 it harms.
     """
-    parts = [pair_derivatives(*_jvp(logits, parameters, batch, direction), kind) for direction in directions]
+    parts = [loss.pair_derivatives(*_jvp(logits, parameters, batch, direction)) for direction in directions]
     return torch.stack([positive for positive, _ in parts]), torch.stack([negative for _, negative in parts])
 
 
-class _Similarity(nn.Module):
-    """S [B, B] of a batch, as the forward pass that `functional_call` needs."""
+class _Towers(nn.Module):
+    """Both unit embeddings (u, v) of every pair, as the forward pass that `functional_call` needs."""
 
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, texts: Tensor) -> Tensor:
-        model: Any = self.model
-        v, u = model.encode_image(images, normalize=True), model.encode_text(texts, normalize=True)
-        bias = getattr(model, "logit_bias", None)
-        return model.logit_scale.exp() * u @ v.T + (0 if bias is None else bias)
+    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.encode_text(texts, normalize=True), self.model.encode_image(images, normalize=True)
 
 
 def _jvp(logits: Logits, parameters: Parameters, batch: Batch, direction: Tensor) -> tuple[Tensor, Tensor]:
     """S and its change S', each [B, B], when the parameters move along `direction` [P]."""
+    moves = split(parameters, direction)
     with _differentiable():
-        moved = jvp(lambda p: logits(p, batch), (parameters,), (split(parameters, direction),))
+        pieces: Any = [jvp(lambda p, b=b: logits.embed(p, b), (parameters,), (moves,)) for b in logits.chunks(batch)]
+        (u, v), (du, dv) = ([torch.cat(part) for part in zip(*side, strict=True)] for side in zip(*pieces, strict=True))
+        moved: Any = jvp(logits.similarity, (parameters, u, v), (moves, du, dv))
     return moved[0], moved[1]
 
 
 def _vjp(logits: Logits, parameters: Parameters, batch: Batch) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """S [B, B], and the map from a cotangent [B, B] to the gradient [P]."""
+    """S [B, B], and the map from a cotangent [B, B] to the gradient [P].
+
+    A batch in one piece keeps its graph; of several, each is embedded again when it is differentiated.
+    """
+    chunks = logits.chunks(batch)
+
+    def differentiate(piece: Batch) -> Any:
+        return vjp(lambda p: logits.embed(p, piece), parameters)
+
     with _differentiable():
-        pulled = vjp(lambda p: logits(p, batch), parameters)
-    similarity, pull_back = pulled[0], pulled[1]
+        kept = differentiate(batch) if len(chunks) == 1 else None
+        embedded = [kept[0]] if kept else [logits.embed(parameters, piece) for piece in chunks]
+        u, v = (torch.cat(part) for part in zip(*embedded, strict=True))
+        pulled: Any = vjp(logits.similarity, parameters, u, v)
 
     def gradient(cotangent: Tensor) -> Tensor:
-        with torch.no_grad():
-            return flatten(pull_back(cotangent)[0])
+        with _differentiable():
+            own, du, dv = pulled[1](cotangent)
+            total = flatten(own)
+            for piece, *moves in zip(chunks, du.split(len(chunks[0][0])), dv.split(len(chunks[0][0])), strict=True):
+                pull_back = (kept or differentiate(piece))[1]
+                total += flatten(pull_back(tuple(moves))[0])
+            return total
 
-    return similarity, gradient
+    return pulled[0], gradient
 
 
 @contextmanager
@@ -242,3 +320,11 @@ def _differentiable() -> Iterator[None]:
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products [n] of rows, summed in float64."""
     return (a * b).sum(1, dtype=torch.float64)
+
+
+def _norm(gradients: Tensor) -> Tensor:
+    """|g| [n] in float64, of gradients that ask something."""
+    norm = _dot(gradients, gradients).sqrt()
+    if not (norm.isfinite() & (norm > 0)).all():
+        raise ValueError("a target's gradient is zero or not finite: its loss does not depend on the chosen parameters")
+    return norm

@@ -1,9 +1,14 @@
 """The two linear heads of a CLIP model on cached features, and their derivatives in closed form.
 
-With z = x W and v = z / |z| for images, u alike for texts, the logits are S_ij = s <u_i, v_j>: row = text, column = image.
-A direction in the space of both heads is one flat vector of length P = d_x d + d_t d, image head first.
+With z = x W and v = z / |z| for images, u alike for texts, the logits are S_ij = s <u_i, v_j> + b: row = text, column = image.
+A direction in the space of the heads is one flat vector of length P: image head d_x d, text head d_t d, then log s and b where
+they are parameters.
+
+A head with a bias c is one of these too: z = x W + c = [x, 1] [W; c], and as only the direction of z counts, [x, 1] may be
+scaled to length 1 as x is (`ecif.towers`).
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,20 +21,43 @@ class Heads(NamedTuple):
     image: Tensor  # [d_x, d]
     text: Tensor  # [d_t, d]
     logit_scale: float  # s, already exponentiated
+    logit_bias: float = 0.0  # b: SigLIP's; no softmax sees it
+    train_logit_scale: bool = False  # log s is a parameter
+    train_logit_bias: bool = False  # b is one
 
     @property
     def size(self) -> int:
-        """P, the number of parameters of both heads."""
-        return self.image.numel() + self.text.numel()
+        """P, the number of parameters."""
+        return self.image.numel() + self.text.numel() + self.train_logit_scale + self.train_logit_bias
 
     def to(self, device: torch.device | str) -> "Heads":
         """The same heads on another device."""
-        return Heads(self.image.to(device), self.text.to(device), self.logit_scale)
+        return self._replace(image=self.image.to(device), text=self.text.to(device))
 
     def split(self, direction: Tensor) -> tuple[Tensor, Tensor]:
         """A flat direction [P] as its image [d_x, d] and text [d_t, d] parts."""
-        image, text = direction.split([self.image.numel(), self.text.numel()])
+        image, text, _ = direction.tensor_split([self.image.numel(), self.image.numel() + self.text.numel()])
         return image.view_as(self.image), text.view_as(self.text)
+
+    def split_scalars(self, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """The changes of log s and of b in a flat direction [P], 0 for what is no parameter."""
+        rest = direction[self.image.numel() + self.text.numel() :]
+        zero = direction.new_zeros(())
+        return rest[0] if self.train_logit_scale else zero, rest[-1] if self.train_logit_bias else zero
+
+    def flat(self) -> Tensor:
+        """The parameters [P], copied."""
+        scalars = [math.log(self.logit_scale)] * self.train_logit_scale + [self.logit_bias] * self.train_logit_bias
+        return torch.cat([self.image.flatten(), self.text.flatten(), self.image.new_tensor(scalars)])
+
+    def at(self, point: Tensor) -> "Heads":
+        """These heads with other parameters [P]; the projections are views of them."""
+        image, text = self.split(point)
+        log_scale, bias = self.split_scalars(point)
+        scale = log_scale.exp().item() if self.train_logit_scale else self.logit_scale
+        return self._replace(
+            image=image, text=text, logit_scale=scale, logit_bias=bias.item() if self.train_logit_bias else self.logit_bias
+        )
 
 
 class Embedded(NamedTuple):
@@ -54,14 +82,14 @@ def standardised(heads: Heads) -> Heads:
     checkpoint (a gradient with respect to W goes as 1 / |W|).
     """
     rescale = lambda w: w * (w.shape[1] ** 0.5 / w.norm())  # noqa: E731
-    return Heads(rescale(heads.image), rescale(heads.text), heads.logit_scale)
+    return heads._replace(image=rescale(heads.image), text=rescale(heads.text))
 
 
 def embed(heads: Heads, images: Tensor, texts: Tensor) -> Embedded:
     """Embed pairs of features.
 
     Args:
-        heads: the two projections and the logit scale.
+        heads: the two projections.
         images: [N, d_x] image features.
         texts: [N, d_t] text features; row i belongs to image i.
 
@@ -78,26 +106,32 @@ def embed(heads: Heads, images: Tensor, texts: Tensor) -> Embedded:
 
 def logits(heads: Heads, pairs: Embedded) -> Tensor:
     """S [N, N]: every text against every image."""
-    return heads.logit_scale * pairs.u @ pairs.v.T
+    return heads.logit_scale * pairs.u @ pairs.v.T + heads.logit_bias
 
 
-def tangents(heads: Heads, pairs: Embedded, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """Change of the unit embeddings when the heads move along `direction` [P]: (u', v'), each [N, d]."""
+def tangents(heads: Heads, pairs: Embedded, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the heads' move along `direction` [P] does to each pair: (u', v', b'), [N, d], [N, d] and a scalar.
+
+    A change of log s is in u': s <u, v> grows with it as if u did.
+    """
     image, text = heads.split(direction)
+    log_scale, shift = heads.split_scalars(direction)
     dz_image, dz_text = pairs.images @ image, pairs.texts @ text
     dv = (dz_image - pairs.v * (pairs.v * dz_image).sum(1, keepdim=True)) / pairs.image_norm
     du = (dz_text - pairs.u * (pairs.u * dz_text).sum(1, keepdim=True)) / pairs.text_norm
-    return du, dv
+    return du + log_scale * pairs.u, dv, shift
 
 
-def logits_jvp(heads: Heads, pairs: Embedded, du: Tensor, dv: Tensor) -> Tensor:
-    """S' [N, N]: the change of the logits when the embeddings change by u', v'."""
-    return heads.logit_scale * (du @ pairs.v.T + pairs.u @ dv.T)
+def logits_jvp(heads: Heads, pairs: Embedded, du: Tensor, dv: Tensor, shift: Tensor) -> Tensor:
+    """S' [N, N]: the change of the logits, from `tangents`."""
+    return heads.logit_scale * (du @ pairs.v.T + pairs.u @ dv.T) + shift
 
 
 def logits_vjp(heads: Heads, pairs: Embedded, cotangent: Tensor) -> Tensor:
-    """Gradient [P] with respect to both heads of sum_ij cotangent_ij S_ij."""
+    """Gradient [P] with respect to the heads of sum_ij cotangent_ij S_ij."""
     dv, du = heads.logit_scale * cotangent.T @ pairs.u, heads.logit_scale * cotangent @ pairs.v
     dz_image = (dv - pairs.v * (pairs.v * dv).sum(1, keepdim=True)) / pairs.image_norm
     dz_text = (du - pairs.u * (pairs.u * du).sum(1, keepdim=True)) / pairs.text_norm
-    return torch.cat([(pairs.images.T @ dz_image).flatten(), (pairs.texts.T @ dz_text).flatten()])
+    parts = [(pairs.images.T @ dz_image).flatten(), (pairs.texts.T @ dz_text).flatten()]
+    parts += [(du * pairs.u).sum()[None]] * heads.train_logit_scale + [cotangent.sum()[None]] * heads.train_logit_bias
+    return torch.cat(parts)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ecif.contrastive import Negative, pair_derivatives, pair_loss
 from ecif.heads import Embedded, Heads, logits, logits_jvp, tangents
+from ecif.losses import CLIP, Loss
 
 
 class PairScores(NamedTuple):
@@ -21,11 +21,11 @@ class PairScores(NamedTuple):
 
     positive: Tensor  # [T, N] predicted change of each target's loss from removing the pair as a positive
     negative: Tensor  # [T, N] ... and as a negative
-    pair_loss: Tensor  # [N] Pos_n, nats, both directions summed
+    pair_loss: Tensor  # [N] Pos_n, nats
     clip_score: Tensor  # [N] cosine of image and caption
 
 
-def score(heads: Heads, pairs: Embedded, batches: list[Tensor], directions: Tensor, kind: Negative = "exact") -> PairScores:
+def score(heads: Heads, pairs: Embedded, batches: list[Tensor], directions: Tensor, loss: Loss = CLIP) -> PairScores:
     """Score every pair of `batches` on every direction.
 
     Args:
@@ -33,7 +33,7 @@ def score(heads: Heads, pairs: Embedded, batches: list[Tensor], directions: Tens
         pairs: all N pairs under these heads.
         batches: index tensors without repeats. A pair in several batches gets the mean over them, in none NaN.
         directions: [T, P], q = H^-1 grad L_T of each target.
-        kind: exact negatives, or the paper's first-order (Taylor) form.
+        loss: what the heads were fitted with; `Clip("taylor")` for the paper's first-order negatives.
 
     Returns:
         Influence in loss units of the target's summed loss; the sign says what removing the pair does to it.
@@ -44,8 +44,8 @@ def score(heads: Heads, pairs: Embedded, batches: list[Tensor], directions: Tens
         batch = pairs.take(rows)
         similarity = logits(heads, batch)
         parts: list[Tensor] = []
-        for du, dv in moved:
-            parts += pair_derivatives(similarity, logits_jvp(heads, batch, du[rows], dv[rows]), kind)
-        sums[:, rows] += torch.stack([*parts, pair_loss(similarity), torch.ones_like(batch.u[:, 0])])
+        for du, dv, shift in moved:
+            parts += loss.pair_derivatives(similarity, logits_jvp(heads, batch, du[rows], dv[rows], shift))
+        sums[:, rows] += torch.stack([*parts, loss.pair_loss(similarity), torch.ones_like(batch.u[:, 0])])
     mean = sums[:-1] / sums[-1]
     return PairScores(mean[0:-1:2], mean[1:-1:2], mean[-1], (pairs.u * pairs.v).sum(1))

@@ -24,6 +24,11 @@ correction. Both parts of the gradient are in the span, so that without H_n both
 
 The step belongs to no target: one more target is one more product with its k x k curvature.
 
+A pair that the heads never saw (cross-fitting) is not part of H. What is predicted is still its removal, from heads that would
+have seen it: curvature arrives with it instead of leaving, and the target is expanded at the other end of the step:
+
+    delta_n = (H + H_n)^-1 g_n,    influence_n = <grad L_T, delta_n> - 1/2 delta_n^T H_T delta_n              held out
+
 A projection sees only a share of each step. Where first-order influence is known exactly (`ecif.influence`), add to it the
 difference between second and first order within the projection. In the convex test that improved on the exact first order at
 every size of the projection, where the second order of a small projection alone was far below it.
@@ -64,11 +69,11 @@ class DifferentiatedBatch(Protocol):
 
 
 class RemovalSteps(NamedTuple):
-    """Where the minimum goes without each pair of a batch; the step of pair n is positive_n + negative_n."""
+    """Where the minimum goes without each of m pairs of a batch; the step of pair n is positive_n + negative_n."""
 
-    positive: Tensor  # [B, k] (H - H_n)^-1 grad Pos_n
-    negative: Tensor  # [B, k] (H - H_n)^-1 grad Neg_n
-    leverage: Tensor  # [B] the largest share of H's curvature, along any direction of the span, that leaves with the pair
+    positive: Tensor  # [m, k] (H - H_n)^-1 grad Pos_n; H + H_n for held-out pairs
+    negative: Tensor  # [m, k] (H - H_n)^-1 grad Neg_n
+    leverage: Tensor  # [m] the pair's largest share, along any direction of the span, of the curvature that includes it
 
 
 def removal_steps(
@@ -77,8 +82,10 @@ def removal_steps(
     negative: Tensor,
     solve: Callable[[Tensor], Tensor],
     max_leverage: float = 0.95,
+    held_out: bool = False,
+    pairs: Tensor | None = None,
 ) -> RemovalSteps:
-    """The move of the parameters when each pair of one batch is removed, to second order.
+    """The move of the parameters when pairs of one batch are removed, one at a time, to second order.
 
     Costs 3 solves (k^2 multiply-adds each by an inverse or a factor), the 2 B entries of row n and column n, and
     16 B k + 16 k + 36 B multiply-adds on them a pair; 0.4 ms at B = 64, k = 256 (float32, one core), where forming and solving
@@ -86,26 +93,31 @@ def removal_steps(
 
     Args:
         batch: of B >= 2 pairs.
-        positive: [B, k], grad Pos_n in the same coordinates.
-        negative: [B, k], grad Neg_n, exact or Taylor.
+        positive: [m, k], grad Pos_n of each of the pairs in the same coordinates.
+        negative: [m, k], grad Neg_n, exact or Taylor.
         solve: H^-1 on rows, [m, k] -> [m, k]. H is symmetric positive definite: the Gauss-Newton matrix summed over all
             batches, this one included, plus damping.
         max_leverage: from this leverage on (< 1) a pair counts as having this one, so that no step grows beyond
             1 / (1 - max_leverage) times the first-order one, in the norm of H. An H that was sampled or misses the batch can
             have less curvature than leaves; with the exact H it takes a pair that holds a direction nearly alone, where no
-            expansion is to be trusted.
+            expansion is to be trusted. Held-out pairs need no cap.
+        held_out: the heads were fitted without these pairs, and H does not hold them.
+        pairs: [m] which pairs of the batch; by default all, in order.
 
     Returns:
-        Steps in parameter units and the dtype of the gradients; 0 for a pair without gradient. `leverage` is not capped.
+        Steps in parameter units and the dtype of the gradients; 0 for a pair without gradient. `leverage` is not capped; that
+        of a held-out pair is below 1.
 
     Raises:
         ValueError: shapes that do not fit, fewer than two pairs, max_leverage outside [0, 1), or values that are not finite.
     """
-    pairs, size = positive.shape
+    size = positive.shape[1]
+    pairs = torch.arange(len(batch.logits), device=positive.device) if pairs is None else pairs
     shapes = [tuple(t.shape) for t in (batch.logits, batch.row_mean, batch.column_mean, positive, negative)]
-    if shapes != [(pairs, pairs)] + 4 * [(pairs, size)]:
-        raise ValueError(f"logits [B, B], row_mean, column_mean, positive and negative [B, k] do not fit: {shapes}")
-    if pairs < 2:
+    together = len(batch.logits)
+    if shapes != [(together, together)] + 2 * [(together, size)] + 2 * [(len(pairs), size)]:
+        raise ValueError(f"logits [B, B], row_mean, column_mean [B, k], positive and negative [m, k] do not fit: {shapes}")
+    if together < 2:
         raise ValueError("a batch of one pair has no negatives and no curvature")
     if not 0 <= max_leverage < 1:
         raise ValueError(f"max_leverage is a share in [0, 1), not {max_leverage}")
@@ -113,10 +125,9 @@ def removal_steps(
     parts = torch.stack([positive, negative], 1)
     first = solve(parts.flatten(0, 1)).to(parts).view_as(parts)
     weights = _Weights.of(batch.logits)
-    together = max(1, ENTRIES_AT_ONCE // (2 * pairs * size))
     steps = []
-    for some in torch.arange(pairs, device=positive.device).split(together):
-        curvature = _Leaving.of(batch, weights, some)
+    for some in torch.arange(len(pairs), device=positive.device).split(max(1, ENTRIES_AT_ONCE // (2 * together * size))):
+        curvature = _Leaving.of(batch, weights, pairs[some])
         felt = curvature.factor(first[some])
         bend = curvature.adjoint(felt.sum(1))  # H_n H^-1 g_n
         again = solve(bend).to(parts)[:, None]
@@ -124,26 +135,54 @@ def removal_steps(
         felt = torch.cat([felt, curvature.factor(again)], 1)
         # H trial costs no product: it is what was solved for.
         whole = trial @ torch.cat([parts[some], bend[:, None]], 1).mT
-        coefficients, leverage = _galerkin(whole, felt @ felt.mT, max_leverage)
+        coefficients, leverage = _galerkin(whole, felt @ felt.mT, None if held_out else max_leverage)
         steps.append((coefficients.to(trial).mT @ trial, leverage.to(trial)))
     moved, leverage = (torch.cat(part) for part in zip(*steps, strict=True))
     return RemovalSteps(moved[:, 0], moved[:, 1], leverage)
 
 
-def target_change(steps: RemovalSteps, gradients: Tensor, curvatures: Tensor) -> tuple[Tensor, Tensor]:
+def target_change(steps: RemovalSteps, gradients: Tensor, curvatures: Tensor, held_out: bool = False) -> tuple[Tensor, Tensor]:
     """Change of each target's loss when each pair is removed: k^2 + 2 k multiply-adds a pair and target.
 
     Args:
-        steps: of B pairs.
+        steps: of m pairs.
         gradients: [T, k], grad L_T.
         curvatures: [T, k, k], H_T, Gauss-Newton of each target's loss, without damping.
+        held_out: as the steps were taken.
 
     Returns:
-        (positive, negative), each [T, B], in units of the target's summed loss; their sum is the influence: above 0 the pair
+        (positive, negative), each [T, m], in units of the target's summed loss; their sum is the influence: above 0 the pair
         helps. The quadratic term is shared so that each part is its step times the target's gradient half way.
     """
-    half_way = gradients[:, None] + (steps.positive + steps.negative) @ curvatures / 2  # [T, B, k]
+    half_a_step = (-0.5 if held_out else 0.5) * (steps.positive + steps.negative)
+    half_way = gradients[:, None] + half_a_step @ curvatures  # [T, m, k]
     return (half_way * steps.positive).sum(2), (half_way * steps.negative).sum(2)
+
+
+def correction(
+    batch: DifferentiatedBatch,
+    positive: Tensor,
+    negative: Tensor,
+    solve: Callable[[Tensor], Tensor],
+    gradient: Tensor,
+    curvature: Tensor,
+    held_out: bool = False,
+    pairs: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the second order adds to the first, for one target, in k coordinates: to be added to exact first-order influence.
+
+    Args:
+        batch, positive, negative, solve, held_out, pairs: as of `removal_steps`.
+        gradient: [k], grad L_T.
+        curvature: [k, k], H_T.
+
+    Returns:
+        (positive, negative, leverage), each [m]; the first two in units of the target's summed loss.
+    """
+    steps = removal_steps(batch, positive, negative, solve, held_out=held_out, pairs=pairs)
+    second = target_change(steps, gradient[None], curvature[None], held_out)
+    q = solve(gradient[None])[0].to(positive)
+    return second[0][0] - positive @ q, second[1][0] - negative @ q, steps.leverage
 
 
 class _Weights(NamedTuple):
@@ -212,14 +251,15 @@ def _odds(p: Tensor) -> Tensor:
     return odds - torch.diag(odds.diagonal())
 
 
-def _galerkin(whole: Tensor, leaving: Tensor, max_leverage: float) -> tuple[Tensor, Tensor]:
-    """Solve (whole - leaving) c = whole's first two columns: coefficients [B, m, 2], and the leverages [B], in float64.
+def _galerkin(whole: Tensor, own: Tensor, max_leverage: float | None) -> tuple[Tensor, Tensor]:
+    """Solve (whole - own) c = whole's first two columns: coefficients [B, m, 2], and the leverages [B], in float64.
 
     Both are Gram matrices [B, m, m] of m trial vectors, in the inner products of H and H_n. Vectors may be parallel or zero.
+    Without `max_leverage` H does not hold the pair: whole + own.
     """
     eps = torch.finfo(whole.dtype).eps
-    whole, leaving = whole.double(), leaving.double()
-    if not (whole.isfinite().all() and leaving.isfinite().all()):
+    whole, own = whole.double(), own.double()
+    if not (whole.isfinite().all() and own.isfinite().all()):
         raise ValueError("logits, Jacobian, gradients or their solves are not finite, or overflow when squared")
     whole = (whole + whole.mT) / 2
     length = whole.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()[:, :, None]
@@ -227,7 +267,11 @@ def _galerkin(whole: Tensor, leaving: Tensor, max_leverage: float) -> tuple[Tens
     size, axes = torch.linalg.eigh(scale * whole * scale.mT)
     # Directions below the rounding error of the Gram matrix are parallel vectors' differences: noise.
     basis = scale * axes * torch.where(size > eps**0.75, size.clamp_min(eps).rsqrt(), 0.0)[:, None]
-    leverage, axes = torch.linalg.eigh(basis.mT @ leaving @ basis)
+    leverage, axes = torch.linalg.eigh(basis.mT @ own @ basis)
     basis = basis @ axes
-    kept = 1 - leverage.clamp(0, max_leverage)
-    return basis / kept[:, None] @ (basis.mT @ whole[:, :, :2]), leverage[:, -1].clamp_min(0)
+    leverage = leverage.clamp_min(0)
+    if max_leverage is None:
+        left, leverage = 1 + leverage, leverage / (1 + leverage)
+    else:
+        left = 1 - leverage.clamp_max(max_leverage)
+    return basis / left[:, None] @ (basis.mT @ whole[:, :, :2]), leverage[:, -1]

@@ -1,13 +1,14 @@
 """An open_clip model split into frozen trunks and the two linear heads.
 
-Trunk: everything up to the last features. Head: the final bias-free linear projection to the shared space. A tower that ends in
-anything else gets an identity head on its whole output, which is the same model.
+Trunk: everything up to the last features, a final LayerNorm included. Head: the final linear projection to the shared space;
+one with a bias gets features with a 1 appended, and a row more. A tower that ends in anything else gets an identity head on its
+whole output, which is the same model. Embeddings are normalised to length 1 after the heads.
 """
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
@@ -17,6 +18,14 @@ from torch import Tensor, nn
 from ecif.heads import Heads, standardised
 
 PROBE = "A photo of 2 cats (déjà vu!), 漢字 and \U0001f642 " + "word " * 100  # its tokens tell tokenizers apart
+
+
+class Whole(NamedTuple):
+    """An open_clip model as it is, nothing cut off: its parameters have open_clip's names."""
+
+    model: nn.Module  # float32, evaluation mode
+    tokenizer: Any  # captions -> tokens [B, L]
+    preprocess: dict[str, Any]
 
 
 class Towers(nn.Module):
@@ -29,9 +38,16 @@ class Towers(nn.Module):
         embed_dim = _embed_dim(model)
         image, text = _cut_image_head(model.visual), _cut_text_head(model)
         identity = torch.eye(embed_dim)
+        logit_bias = getattr(model, "logit_bias", None)
         self.heads = standardised(
-            Heads(identity if image is None else image, identity.clone() if text is None else text, logit_scale)
+            Heads(
+                identity if image is None else image.weight,
+                identity.clone() if text is None else text.weight,
+                logit_scale,
+                0.0 if logit_bias is None else float(logit_bias.detach()),
+            )
         )
+        self.image_biased, self.text_biased = image is not None and image.biased, text is not None and text.biased
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.preprocess = preprocess
@@ -40,16 +56,15 @@ class Towers(nn.Module):
     def image_features(self, pixels: Tensor) -> Tensor:
         """Unit-norm trunk features [B, d_x] of uint8 pixels [B, 3, H, W] that `resize_transform` prepared.
 
-        Bias-free cosine heads do not see the norm of a feature, so it is dropped here and fits half precision.
+        Cosine heads do not see the norm of a feature (with the 1 for a bias), so it is dropped here and fits half precision.
         """
-        mean, std = (torch.tensor(self.preprocess[k], device=pixels.device).view(1, 3, 1, 1) for k in ("mean", "std"))
-        return nn.functional.normalize(self.model.encode_image((pixels.float() / 255 - mean) / std).float(), dim=1)  # type: ignore[operator]
+        return _unit(self.model.encode_image(normalised(pixels, self.preprocess)), self.image_biased)  # type: ignore[operator]
 
     @torch.inference_mode()
     def text_features(self, captions: list[str]) -> Tensor:
         """Unit-norm trunk features [B, d_t] of captions, cut to the model's context length."""
         tokens = self.tokenizer(captions).to(next(self.model.parameters()).device)
-        return nn.functional.normalize(self.model.encode_text(tokens).float(), dim=1)  # type: ignore[operator]
+        return _unit(self.model.encode_text(tokens), self.text_biased)  # type: ignore[operator]
 
 
 def load(name: str, checkpoint: str | None = None) -> Towers:
@@ -57,18 +72,34 @@ def load(name: str, checkpoint: str | None = None) -> Towers:
 
     Args:
         name: an open_clip architecture, or `local-dir:PATH` of a folder with `open_clip_config.json` and weights.
-        checkpoint: path of a `.pt` (weights only) or `.safetensors` state dict; not with `local-dir:`.
+        checkpoint: path of a `.pt` (weights only) or `.safetensors` state dict; with `local-dir:` in place of its weights.
 
     Raises:
         ValueError: an architecture without a checkpoint: random weights would score nothing.
         Exception: what open_clip raises for an unknown name or a checkpoint that does not fit.
     """
+    model, tokenizer, preprocess = load_whole(name, checkpoint)
+    return Towers(model, _architecture(name), tokenizer, preprocess)
+
+
+def load_whole(name: str, checkpoint: str | None = None) -> Whole:
+    """The same model before its heads are cut off; the same errors."""
     if not name.startswith("local-dir:") and checkpoint is None:
         raise ValueError(f"model {name!r} needs a checkpoint: give model.checkpoint, or a local-dir: model folder")
     if name.startswith("hf-hub:"):
         raise ValueError(f"model {name!r}: download it first and name the folder with local-dir:PATH")
-    model = open_clip.create_model(name, pretrained=checkpoint, weights_only=True, require_pretrained=True)
-    return Towers(model, _architecture(name), open_clip.get_tokenizer(name), open_clip.get_model_preprocess_cfg(model))
+    if name.startswith("local-dir:") and checkpoint is not None:  # which create_model would pass over in silence
+        model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+        open_clip.load_checkpoint(model, checkpoint, strict=True, weights_only=True)
+    else:
+        model = open_clip.create_model(name, pretrained=checkpoint, weights_only=True, require_pretrained=True)
+    return Whole(model.eval(), open_clip.get_tokenizer(name), open_clip.get_model_preprocess_cfg(model))
+
+
+def normalised(pixels: Tensor, preprocess: dict[str, Any]) -> Tensor:
+    """uint8 pixels [B, 3, H, W] that `resize_transform` prepared, as the float32 that the model takes."""
+    mean, std = (torch.tensor(preprocess[k], device=pixels.device).view(1, 3, 1, 1) for k in ("mean", "std"))
+    return (pixels.float() / 255 - mean) / std
 
 
 def resize_transform(preprocess: dict[str, Any]) -> Any:
@@ -86,35 +117,47 @@ def _embed_dim(model: Any) -> int:
         return int(model.eval().encode_image(torch.zeros(1, 3, height, width)).shape[1])
 
 
-def _cut_image_head(visual: Any) -> Tensor | None:
-    """Take the final projection [d_x, d] off the image tower; None where it does not end in one."""
+class _Projection(NamedTuple):
+    """A head that was cut off."""
+
+    weight: Tensor  # [d_x, d], the last row a bias if there is one
+    biased: bool
+
+
+def _unit(features: Tensor, biased: bool) -> Tensor:
+    """Features [B, d_x] at length 1; for a biased head with a 1 appended before, [x, 1] / |[x, 1]|."""
+    features = features.float()
+    return nn.functional.normalize(nn.functional.pad(features, (0, 1), value=1.0) if biased else features, dim=1)
+
+
+def _cut_image_head(visual: Any) -> _Projection | None:
+    """Take the final projection off the image tower; None where it does not end in one."""
     if isinstance(getattr(visual, "proj", None), nn.Parameter):  # open_clip's VisionTransformer
         weight = visual.proj.detach().float().clone()
         visual.proj = None
-        return weight
-    return _cut_linear(getattr(visual, "head", None), "proj")  # timm towers
+        return _Projection(weight, False)
+    return _cut_linear(getattr(visual, "head", None), "proj", nn.Identity())  # timm towers
 
 
-def _cut_text_head(model: Any) -> Tensor | None:
-    """Take the final projection [d_t, d] off the text tower; None where it does not end in one."""
+def _cut_text_head(model: Any) -> _Projection | None:
+    """Take the final projection off the text tower; None where it does not end in one."""
     text = getattr(model, "text", model)
-    projection = getattr(text, "text_projection", None)
-    if isinstance(projection, nn.Parameter):
+    if isinstance(getattr(text, "text_projection", None), nn.Parameter):
+        weight = text.text_projection.detach().float().clone()
         text.text_projection = None
-        return projection.detach().float().clone()
-    if isinstance(projection, nn.Linear) and projection.bias is None:
-        text.text_projection = None
-        return projection.weight.detach().float().T.clone()
-    return _cut_linear(text, "proj")  # Hugging Face towers
+        return _Projection(weight, False)
+    cut = _cut_linear(text, "text_projection", None)
+    return cut or _cut_linear(text, "proj", nn.Identity())  # Hugging Face towers
 
 
-def _cut_linear(owner: Any, name: str) -> Tensor | None:
-    """Replace the bias-free nn.Linear `owner.name` by the identity and return its weight transposed."""
+def _cut_linear(owner: Any, name: str, instead: nn.Module | None) -> _Projection | None:
+    """Replace the nn.Linear `owner.name` and return its weight transposed, a bias as the last row."""
     linear = getattr(owner, name, None)
-    if not isinstance(linear, nn.Linear) or linear.bias is not None:
+    if not isinstance(linear, nn.Linear):
         return None
-    setattr(owner, name, nn.Identity())
-    return linear.weight.detach().float().T.clone()
+    setattr(owner, name, instead)
+    rows = [linear.weight.T] if linear.bias is None else [linear.weight.T, linear.bias[None]]
+    return _Projection(torch.cat(rows).detach().float(), linear.bias is not None)
 
 
 def _architecture(name: str) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 import yaml
@@ -12,7 +13,10 @@ from ray.exceptions import RayError
 
 from pipeline.config import Config
 from pipeline.errors import RunError, UserError
-from pipeline.progress import say
+from pipeline.progress import aligned, say
+
+if TYPE_CHECKING:
+    from pipeline.run import Outcome
 
 app = typer.Typer(
     help="Influence of every image-text pair on a CLIP model: find misaligned pairs, filter, export.",
@@ -41,14 +45,62 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file
     """Embed, fit, solve, score. The same command resumes."""
     from pipeline.run import run as run_pipeline
 
-    outcome = run_pipeline(read_config(config))
-    for name, facts in outcome.targets.items():
-        lds = "" if facts["lds"] is None else f", agreement with {facts['refits']} real refits (LDS) {facts['lds']:.2f}"
-        say(f"target {name}: damping {facts['damping']:g}{lds}")
-    bad = ", ".join(f"{count} {reason}" for reason, count in outcome.quarantined.items())
-    lost = sum(outcome.quarantined.values())
-    say(f"{outcome.scored} of {outcome.pairs} pairs scored, {lost} quarantined" + (f": {bad}" if bad else ""))
-    typer.echo(outcome.scores)
+    _report(run_pipeline(read_config(config)))
+
+
+@app.command()
+def plan(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see `ecif config`")]) -> None:
+    """What a run would read, do and store; nothing is started."""
+    from pipeline import estimate
+
+    planned = estimate.plan(read_config(config))
+    typer.echo(aligned([estimate.HEADER, *(dataset.cells() for dataset in planned.datasets)]))
+    sizes = f"scores ~{estimate.size(planned.score_bytes)}, heads and directions {estimate.size(planned.head_bytes)}"
+    typer.echo(f"also to be stored: {sizes}; ~ is an estimate")
+
+
+@app.command()
+def status(run: RunFolder) -> None:
+    """How far a run is, also while it goes on elsewhere."""
+    from pipeline import status
+
+    typer.echo(aligned([status.HEADER, *(stage.cells() for stage in status.status(run))]))
+
+
+@app.command()
+def verify(run: RunFolder) -> None:
+    """Check that a finished run is whole; a violation is exit code 1."""
+    from pipeline.verify import Violation, verify
+
+    wrong = 0
+
+    def report(violation: Violation) -> None:
+        nonlocal wrong
+        wrong += 1
+        typer.echo(f"{violation.url}: {violation.wrong}")
+
+    checked = verify(run, report)
+    if wrong:
+        raise RunError(f"{run}: {wrong} violations")
+    header = ["", "shards", "parts", "pairs", "embedded", "quarantined", "scored"]
+    rows = [
+        [name, *map(str, (c.shards, c.parts, c.pairs, c.embedded, c.quarantined.total(), c.scored))]
+        for name, c in checked.items()
+    ]
+    typer.echo(aligned([header, *rows]))
+
+
+@app.command()
+def retry(run: RunFolder) -> None:
+    """Read anew the shards that failed for a reason that can pass, and run the folder's configuration again."""
+    from pipeline.retry import retry
+    from pipeline.samples import TRANSIENT
+
+    outcome = retry(run)
+    if outcome is None:
+        say(f"nothing to retry: every shard is done, and none has a reason that can pass ({', '.join(sorted(TRANSIENT))})")
+    else:
+        _report(outcome)
 
 
 @app.command()
@@ -124,17 +176,42 @@ def main() -> None:
         say(f"ecif: {error}")
         sys.exit(1)
     except RayError as error:
-        cause = str(error).strip().splitlines()[-1]
-        say(f"ecif: the run failed: {cause} (what is written is whole; the same command resumes)")
+        say(str(error).strip())  # a fault of the program: where it was helps to mend it
+        cause = getattr(error, "cause", error)
+        what = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
+        say(f"ecif: the run failed: {what} (what is written is whole; the same command resumes)")
         sys.exit(1)
+
+
+def _report(outcome: "Outcome") -> None:
+    for name, facts in outcome.targets.items():
+        lds = "" if facts["lds"] is None else f", agreement with {facts['refits']} real refits (LDS) {facts['lds']:.2f}"
+        say(f"target {name}: damping {facts['damping']:g}{lds}")
+        if forward := facts.get("forward"):
+            reached = f"residual {forward['residual']:.2g} after {forward['iterations']} products"
+            say(f"target {name}: {forward['parameters']} parameters in forward mode, damping {forward['damping']:g}, {reached}")
+    bad = ", ".join(f"{count} {reason}" for reason, count in outcome.quarantined.items())
+    lost = sum(outcome.quarantined.values())
+    say(f"{outcome.scored} of {outcome.pairs} pairs scored, {lost} quarantined" + (f": {bad}" if bad else ""))
+    if outcome.lost:
+        say(f"{outcome.lost} more pairs are counted in _stats.json files than the tars hold")
+    typer.echo(outcome.scores)
 
 
 def _explain(model: type[BaseModel], prefix: str) -> None:
     for name, field in model.model_fields.items():
         section: Any = field.annotation
+        if isinstance(section, UnionType):  # a section that may be left out
+            section = get_args(section)[0]
         if isinstance(section, type) and issubclass(section, BaseModel):
             typer.echo(f"\n{prefix}{name}:  # {(section.__doc__ or '').strip()}")
             _explain(section, prefix + "  ")
+            continue
+        if get_origin(section) is dict:
+            typer.echo(f"\n{prefix}{name}:  # {field.description}")
+            typer.echo(f"{prefix}  NAME:  # {(get_args(section)[1].__doc__ or '').strip()}")
+            _explain(get_args(section)[1], prefix + "    ")
+            typer.echo()
             continue
         default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
         typer.echo(f"{prefix}{name}:  # {field.description} ({default})")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import ray
 import torch
+from ray.exceptions import RayTaskError
 
 from pipeline.errors import RunError, UserError
 from pipeline.progress import say
@@ -37,10 +38,14 @@ def session(workers: int | None) -> Iterator[Resources]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = 1 << 20  # a block is one shard part: parts spread over the actors one by one
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised, it need not be logged twice as well
     device()  # the driver, too, sums in one thread
     try:
         yield _resources(workers)
+    except RayTaskError as error:
+        if isinstance(error.cause, RunError):  # raised in a worker: its one line, without Ray's and the worker's traces
+            raise RunError(str(error.cause).splitlines()[0]) from None
+        raise
     finally:
         if started:
             ray.shutdown()

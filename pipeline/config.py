@@ -1,9 +1,18 @@
 """The one configuration of a run: typed, validated before anything starts, explained by its own descriptions."""
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 
@@ -29,8 +38,56 @@ class Pairs(_Section):
     )
     caption: str = Field(
         "txt",
-        description="where the caption is: `txt` for the <key>.txt member, else a field of <key>.json (caption, TEXT, ...)",
+        description="where the caption is: `txt` for the <key>.txt member, a preset (laion, datacomp, coyo, cc12m: .txt, "
+        "else the JSON's caption, else the corpus's own field), or a field of <key>.json",
     )
+
+
+class Corpus(Pairs):
+    """The pairs to score, and what img2dataset left beside them."""
+
+    uid: Literal["json", "sidecar"] = Field(
+        "json",
+        description="where a pair's uid is: <key>.json, or the uid column of <shard>.parquet; a hash where there is none",
+    )
+    sidecar: list[str] = Field(
+        [], description="columns of <shard>.parquet to carry into the score table as sidecar_<column>, joined by key"
+    )
+
+
+class Target(Pairs):
+    """A clean set, and what the model is asked about it."""
+
+    loss: Literal["contrastive", "zero_shot", "retrieval_margin"] = Field(
+        "contrastive",
+        description="contrastive: the training loss on these pairs; zero_shot: classification of images, whose class index is "
+        "in <key>.cls, by prompts; retrieval_margin: hinges on wrong pairings that come near the right one",
+    )
+    calibrated: bool = Field(
+        False, description="take the loss at its best temperature: a change of ranking counts, one of confidence does not"
+    )
+    classes: Place | None = Field(None, description="for zero_shot: text file, one class name a line, class 0 first")
+    templates: Place | None = Field(
+        None, description="for zero_shot: text file, one template a line with {c} for the class; without it: a photo of a {c}."
+    )
+    margin: PositiveFloat = Field(0.2, description="of retrieval_margin, in cosine")
+
+    def question(self) -> tuple[str, bool, float]:
+        """What the loss depends on beside the pairs and prompts."""
+        return self.loss, self.calibrated, self.margin
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Target":
+        if self.loss == "zero_shot":
+            if self.classes is None:
+                raise ValueError("loss zero_shot needs classes, a text file with one class name a line")
+            if self.caption != "txt":
+                raise ValueError("loss zero_shot reads <key>.cls and no captions: leave out caption")
+        elif self.classes is not None or self.templates is not None:
+            raise ValueError(f"classes and templates are for loss zero_shot, this is {self.loss}")
+        if self.calibrated and self.loss == "retrieval_margin":
+            raise ValueError("loss retrieval_margin has no temperature to calibrate")
+        return self
 
 
 class Model(_Section):
@@ -38,11 +95,22 @@ class Model(_Section):
 
     name: str = Field(description="an open_clip architecture (ViT-B-32), or local-dir:PATH of an open_clip model folder")
     checkpoint: Place | None = Field(None, description="local .pt (weights only) or .safetensors state dict for it")
+    checkpoints: list[Place] = Field([], description="instead: several of this architecture; columns are their mean")
 
     @field_validator("name")
     @classmethod
     def _absolute_folder(cls, name: str) -> str:
         return _absolute(name) if name.startswith("local-dir:") else name
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> "Model":
+        if self.checkpoint and self.checkpoints:
+            raise ValueError("checkpoint and checkpoints: give one of them")
+        return self
+
+    def each(self) -> list["Model"]:
+        """The model with each of its checkpoints."""
+        return [Model(name=self.name, checkpoint=checkpoint) for checkpoint in self.checkpoints] or [self]
 
 
 class Embed(_Section):
@@ -51,6 +119,10 @@ class Embed(_Section):
     part_size: PositiveInt = Field(256, description="pairs per feature file; the unit of work of an actor")
     max_pixels: PositiveInt = Field(50_000_000, description="an image with more pixels is quarantined before it is decoded")
     max_member_bytes: PositiveInt = Field(50_000_000, description="a larger image, caption or JSON is quarantined unread")
+    max_bad_fraction: float = Field(
+        0.2, ge=0, le=1, description="the run ends if a larger share of the pairs can't be used; judged from 10000 pairs on"
+    )
+    max_bad_fraction_of_shard: float = Field(1.0, ge=0, le=1, description="the same, of each shard by itself")
 
 
 class Fit(_Section):
@@ -59,8 +131,23 @@ class Fit(_Section):
     sample: PositiveInt = Field(65_536, description="pairs to fit and solve on, as whole batches chosen by hash")
     folds: int = Field(5, ge=2, description="K: a pair is scored by heads that were fitted without its fold")
     seeds: PositiveInt = Field(1, description="fits per fold whose scores are averaged")
-    epochs: PositiveInt = Field(4, description="passes over the sample; more memorise wrong pairs and make scores poor")
-    learning_rate: PositiveFloat = Field(3e-3, description="Adam's, for heads scaled to Frobenius norm sqrt(d)")
+    epochs: PositiveInt = Field(8, description="passes over the sample; more memorise wrong pairs and make scores poor")
+    learning_rate: PositiveFloat = Field(1e-3, description="Adam's, for heads scaled to Frobenius norm sqrt(d)")
+    checkpoints: PositiveInt = Field(
+        2, description="of each fit, from its first epoch to its last, that influence is averaged over; each costs a solve"
+    )
+    train_logit_scale: bool = Field(False, description="the logit scale is fitted too, and part of gradients and curvature")
+
+    @property
+    def fits(self) -> int:
+        """Sets of heads that score a pair."""
+        return self.seeds * self.checkpoints
+
+    @model_validator(mode="after")
+    def _an_epoch_each(self) -> "Fit":
+        if self.checkpoints > self.epochs:
+            raise ValueError(f"{self.checkpoints} checkpoints need as many epochs")
+        return self
 
 
 class Solve(_Section):
@@ -82,16 +169,68 @@ class Score(_Section):
     """Columns from features."""
 
     repeats: PositiveInt = Field(4, description="permutations of the batches that scores are averaged over")
-    negative: Literal["exact", "taylor"] = Field("exact", description="exact -log(1 - P), or the paper's first-order form")
+    negative: Literal["exact", "taylor"] = Field(
+        "exact", description="exact -log(1 - P), or the paper's first-order form (loss: clip only)"
+    )
+    order: Literal[1, 2] = Field(1, description="2 counts the pair's own curvature and the target's too, and writes `leverage`")
+    order_rank: tuple[PositiveInt, PositiveInt] = Field(
+        (16, 16), description="numbers that features and embeddings keep in the correction of order 2, at most all of them"
+    )
+
+
+class Index(_Section):
+    """Every pair's gradient in few numbers, for questions not asked yet; `index: {}` switches it on."""
+
+    rank: tuple[PositiveInt, PositiveInt] = Field(
+        (32, 32),
+        description="numbers that features and embeddings keep in each head, at most all of them: their product, "
+        "8 bytes each, is stored for a pair",
+    )
+    projection: Literal["pca", "random"] = Field("pca", description="pca of the fitted sample, or seeded random signs")
+    damping: PositiveFloat = Field(0.01, description="in units of the projected curvature's largest eigenvalue")
+
+
+class Scoring(_Section):
+    """Whose parameters influence moves: the two heads, or any of the model's by forward-mode differentiation."""
+
+    mode: Literal["heads", "forward"] = Field("heads", description="heads, or forward for the parameters named below")
+    parameters: list[str] = Field(
+        [],
+        description="forward: shell patterns over open_clip's parameter names (visual.transformer.resblocks.11.*); * for all",
+    )
+    sample: PositiveInt = Field(
+        2048, description="forward: pairs whose batches give the curvature; their decoded pixels stay in the actors' memory"
+    )
+    epochs: int = Field(
+        0, ge=0, description="forward: passes over the sample that fit the parameters first; 0 takes the checkpoint as it is"
+    )
+    learning_rate: PositiveFloat = Field(1e-5, description="forward: Adam's, of that fit")
+    damping: PositiveFloat | None = Field(
+        None,
+        description="forward: in units of the curvature's largest eigenvalue; by default what `solve` chose for the heads",
+    )
+    iterations: PositiveInt = Field(50, description="forward: most conjugate gradient steps; each is a product over the sample")
+    tolerance: PositiveFloat = Field(0.01, description="forward: a target is solved when its relative residual is this small")
+
+    @model_validator(mode="after")
+    def _parameters_of_its_mode(self) -> Self:
+        if self.mode == "forward" and not self.parameters:
+            raise ValueError("mode forward needs parameters: shell patterns over the model's parameter names, ['*'] for all")
+        if self.mode == "heads" and self != Scoring.model_construct():
+            raise ValueError("mode heads takes no other key: the rest is for mode forward")
+        return self
 
 
 class Config(_Section):
     """A run: corpus in, influence columns out."""
 
     run: Place = Field(description="folder of this run, a path or an fsspec URL; the same command resumes what is there")
-    corpus: Pairs
+    corpus: Corpus
     model: Model
-    targets: dict[Name, Pairs] = Field(min_length=1, description="named clean sets: whose improvement counts")
+    targets: dict[Name, Target] = Field(min_length=1, description="named clean sets: whose improvement counts")
+    loss: Literal["clip", "siglip", "dcl", "soft_infonce"] = Field(
+        "clip", description="what the model is trained with: the heads are fitted to it, influence is in its units"
+    )
     batch_size: int = Field(256, ge=2, description="pairs that share a softmax; use the batch size you train with, if it fits")
     seed: int = Field(0, ge=0, description="of batches, folds and fits")
     workers: PositiveInt | None = Field(None, description="actors; by default one a GPU, or one a CPU core where there is none")
@@ -99,12 +238,42 @@ class Config(_Section):
     fit: Fit = Fit()
     solve: Solve = Solve()
     score: Score = Score()
+    index: Index | None = Field(None, description="off by default")
+    scoring: Scoring = Scoring()
 
     @field_validator("targets")
     @classmethod
-    def _in_one_order(cls, targets: dict[str, Pairs]) -> dict[str, Pairs]:
+    def _in_one_order(cls, targets: dict[str, Target]) -> dict[str, Target]:
         """By name, whatever the order in the file: directions hold targets by position."""
         for name in targets:
             if name.startswith(("positive", "negative")):
                 raise ValueError(f"target name {name!r} would collide with the influence_positive/negative columns")
         return dict(sorted(targets.items()))
+
+    @model_validator(mode="after")
+    def _taylor_is_clips(self) -> "Config":
+        if self.score.negative == "taylor" and self.loss != "clip":
+            raise ValueError(f"score.negative: taylor is a form of CLIP's loss; with loss: {self.loss} only exact")
+        return self
+
+    @model_validator(mode="after")
+    def _closed_forms_are_clips(self) -> "Config":
+        for asked, key in ((self.score.order == 2, "score.order: 2"), (self.index is not None, "index")):
+            if asked and (self.loss != "clip" or self.fit.train_logit_scale):
+                raise ValueError(f"{key} is derived for loss: clip with a fixed logit scale")
+        if self.score.order == 2 and any(t.loss != "contrastive" or t.calibrated for t in self.targets.values()):
+            raise ValueError("score.order: 2 needs the curvature of every target: loss: contrastive, not calibrated")
+        plain = self.loss == "clip" and all(t.loss == "contrastive" and not t.calibrated for t in self.targets.values())
+        if self.scoring.mode == "forward" and not plain:
+            raise ValueError("scoring.mode: forward knows loss: clip and contrastive targets that are not calibrated")
+        if self.scoring.mode == "forward" and self.corpus.uid != "json":
+            raise ValueError("scoring.mode: forward knows corpus.uid: json")
+        return self
+
+    @model_validator(mode="after")
+    def _a_whole_batch_at_least(self) -> Self:
+        if self.scoring.mode == "forward" and self.scoring.sample < self.batch_size:
+            raise ValueError(
+                f"scoring.sample {self.scoring.sample} is below batch_size {self.batch_size}: the curvature needs whole batches"
+            )
+        return self

@@ -1,9 +1,7 @@
 """Stage `embed`: shards in, features out. The only stage that touches images: decode once, ask many questions."""
 
-import hashlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -14,14 +12,15 @@ from numpy.typing import NDArray
 
 from ecif import towers
 from pipeline import storage, tables
+from pipeline.budget import Budget
 from pipeline.cluster import Resources, device
 from pipeline.config import Embed, Model
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError
-from pipeline.progress import Stage
-from pipeline.samples import Pair, Quarantined, read_pair
+from pipeline.progress import Stage, say
+from pipeline.read import ReadParts
+from pipeline.samples import Pair, Quarantined
 from pipeline.tables import Accounting
-from pipeline.tar import Contents, groups
 
 FORWARD_BATCH = {"cpu": 32, "cuda": 256}
 
@@ -38,18 +37,25 @@ def embed(
         Seconds in the model, a pair; None if there was nothing to do.
 
     Raises:
-        RunError: a shard's parts and its accounting do not add up.
+        RunError: a shard that can't be read, more bad pairs than the budget allows, or counts that do not add up.
     """
+    budgets = [Budget(dataset, limits) for dataset in datasets]
     rows, total = [], 0
     for i, dataset in enumerate(datasets):
         done = dataset.forget_changed()
         total += sum(shard.source.size for shard in dataset.shards)
+        for accounting in done.values():
+            budgets[i].spend(accounting)
         todo = [shard for shard in dataset.shards if shard.name not in done]
-        rows += [{"dataset": i, "caption": dataset.caption, "shard": s.name, **s.source._asdict()} for s in todo]
+        reading = {"dataset": i, "caption": dataset.caption, "classes": json.dumps(dataset.classes)}
+        for s in todo:
+            uids = json.dumps(dataset.uids_from(s.name))
+            rows.append({**reading, "shard": s.name, **s.source._asdict(), "sidecar": uids})
     left = sum(row["size"] for row in rows)
     seconds, pairs = 0.0, 0
     with Stage("embed", total, total - left) as progress:
         if not rows:
+            _settle(budgets)
             return None
         parts = (
             ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -70,91 +76,38 @@ def embed(
             of_shard.append(row)
             finished = next((json.loads(r["accounting"]) for r in of_shard if r["accounting"]), None)
             if finished and len(of_shard) == finished["parts"]:
-                _finish(datasets[row["dataset"]], finished, waiting.pop((row["dataset"], row["shard"])))
+                parts_of_shard = waiting.pop((row["dataset"], row["shard"]))
+                budgets[row["dataset"]].spend(_finish(datasets[row["dataset"]], finished, parts_of_shard))
     if waiting:
         raise RunError(f"embed: shards ended without all of their parts: {sorted(waiting)[:5]}")
+    _settle(budgets)
     return seconds / max(1, pairs)
 
 
-def _finish(dataset: Dataset, accounting: dict[str, Any], parts: list[dict[str, Any]]) -> None:
+def _settle(budgets: list[Budget]) -> None:
+    for budget in budgets:
+        budget.settle()
+
+
+def _finish(dataset: Dataset, accounting: dict[str, Any], parts: list[dict[str, Any]]) -> Accounting:
     """All parts of a shard are written: count its pairs, write its quarantine table, then its accounting."""
     rows = [(q.pop("stage"), Quarantined(**q)) for part in parts for q in json.loads(part["quarantined"])]
     rows.sort(key=lambda row: (row[1].index, row[1].reason))
     accounting["embedded"] = sum(part["embedded"] for part in parts)
     for _, row in rows:
         accounting["quarantined"][row.reason] = accounting["quarantined"].get(row.reason, 0) + 1
-    if accounting["pairs"] != accounting["embedded"] + len(rows):
-        raise RunError(
-            f"{accounting['shard']}: {accounting['pairs']} pairs, {accounting['embedded']} embedded, {len(rows)} quarantined"
-        )
-    url = dataset.quarantine_url(accounting["shard"])
+    done = Accounting(**accounting)
+    if done.pairs != done.embedded + len(rows):
+        raise RunError(f"{done.shard}: {done.pairs} pairs, {done.embedded} embedded, {len(rows)} quarantined")
+    if done.members != done.in_pairs + done.ignored:
+        raise RunError(f"{done.shard}: {done.members} members, {done.in_pairs} in pairs, {done.ignored} ignored")
+    if done.successes not in (None, done.pairs):
+        say(f"{done.shard}: {done.pairs} pairs in the tar, {done.successes} successes in its _stats.json")
+    url = dataset.quarantine_url(done.shard)
     if rows or storage.exists(url):  # a shard that was mended has an empty table
-        storage.write_bytes(url, tables.parquet_bytes(tables.quarantine_table(accounting["shard"], rows)))
-    storage.write_bytes(dataset.accounting_url(accounting["shard"]), tables.json_bytes(accounting))
-
-
-class ReadParts:
-    """One shard in, its decoded parts out, a fixed number of consecutive keys each; the last one carries the accounting."""
-
-    def __init__(self, limits: Embed, preprocess: dict[str, Any]):
-        self.limits, self.preprocess = limits, preprocess
-
-    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Rows for `EmbedPart`."""
-        torch.set_num_threads(1)
-        source = storage.Object(row["url"], row["size"], row["etag"])
-        resize = towers.resize_transform(self.preprocess)
-        contents, pairs, part = Contents(), 0, 0
-        good: list[Pair] = []
-        bad: list[Quarantined] = []
-        position = 0
-        with storage.local_copy(source) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            for group in groups(file, contents):
-                if pairs and pairs % self.limits.part_size == 0:
-                    at = min(m.offset for m in group.members.values())
-                    yield _part(row, part, good, bad, at - position)
-                    position, part, good, bad = at, part + 1, [], []
-                pairs += 1
-                pair = read_pair(file, group, row["shard"], row["caption"], self.limits, resize)
-                if contents.broken:  # the last group before the break: nobody can say that it is all there
-                    pair = Quarantined(group.index, pair.key, pair.uid, "truncated_shard", contents.broken)
-                (good if isinstance(pair, Pair) else bad).append(pair)  # type: ignore[arg-type]
-        if contents.broken and not pairs:  # not a tar at all: at least one pair is missing
-            pairs = 1
-            bad.append(Quarantined(0, "", "", "truncated_shard", contents.broken))
-        accounting = Accounting(
-            row["shard"],
-            source.size,
-            source.etag,
-            digest,
-            contents.members,
-            contents.ignored,
-            pairs,
-            0,
-            {},
-            part + 1,
-            contents.broken,
-        )
-        yield _part(row, part, good, bad, source.size - position, accounting)
-
-
-def _part(
-    source: dict[str, Any], part: int, good: list[Pair], bad: list[Quarantined], size: int, accounting: Accounting | None = None
-) -> dict[str, Any]:
-    """A row for the actors. Plain bytes: a part's shape differs from the next one's."""
-    return {
-        "dataset": source["dataset"],
-        "shard": source["shard"],
-        "part": part,
-        "bytes": size,
-        "pixels": b"".join(p.pixels.tobytes() for p in good),
-        "shape": list(good[0].pixels.shape) if good else [0, 0, 0],
-        "pairs": json.dumps([[p.index, p.key, p.uid, p.caption] for p in good]),
-        "quarantined": json.dumps([asdict(q) | {"stage": "read"} for q in bad]),
-        "accounting": json.dumps(accounting._asdict()) if accounting else "",
-    }
+        storage.write_bytes(url, tables.parquet_bytes(tables.quarantine_table(done.shard, rows)))
+    storage.write_bytes(dataset.accounting_url(done.shard), tables.json_bytes(accounting))
+    return done
 
 
 class EmbedPart:
@@ -171,7 +124,10 @@ class EmbedPart:
         pixels = (
             np.frombuffer(row["pixels"], np.uint8).reshape(-1, *shape) if row["pixels"] else np.empty((0, 3, 1, 1), np.uint8)
         )
-        pairs = [Pair(i, key, uid, text, p) for (i, key, uid, text), p in zip(json.loads(row["pairs"]), pixels, strict=True)]
+        pairs = [
+            Pair(i, key, uid, text, p, label)
+            for (i, key, uid, text, label), p in zip(json.loads(row["pairs"]), pixels, strict=True)
+        ]
         started = time.perf_counter()
         images, texts = self._features(pixels, [p.caption for p in pairs])
         seconds = time.perf_counter() - started
@@ -179,7 +135,8 @@ class EmbedPart:
         bad = [
             Quarantined(p.index, p.key, p.uid, "non_finite_features", "") for p, ok in zip(pairs, finite, strict=True) if not ok
         ]
-        table = tables.features_table([p for p, ok in zip(pairs, finite, strict=True) if ok], images[finite], texts[finite])
+        good = [p for p, ok in zip(pairs, finite, strict=True) if ok]
+        table = tables.features_table(good, images[finite], texts[finite], bool(row["labelled"]))
         url = storage.join(self.folders[row["dataset"]], row["shard"], tables.part_name(row["part"]))
         storage.write_bytes(url, tables.parquet_bytes(table))
         quarantined = json.loads(row["quarantined"]) + [asdict(q) | {"stage": "embed"} for q in bad]

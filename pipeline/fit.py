@@ -13,15 +13,24 @@ from ecif.heads import Heads
 from pipeline import heads as stored
 from pipeline.cluster import Resources, device
 from pipeline.config import Config
+from pipeline.losses import loss_of
 from pipeline.progress import Stage
 from pipeline.sample import Sample
 
 
 class FittedHeads(NamedTuple):
-    """What `fit` leaves: heads for calibration, and heads that score pairs out of sample."""
+    """What `fit` leaves: heads for calibration, and heads that score pairs out of sample.
 
-    full: Heads
-    folds: list[list[Heads]]  # [K][seeds]; folds[f] never saw fold f
+    Every fit leaves `fit.checkpoints` sets of heads on its way. Influence is averaged over them; the last is the fitted one.
+    """
+
+    path: list[Heads]  # [checkpoints] of the fit on all of the sample
+    folds: list[list[Heads]]  # [K][seeds x checkpoints]; folds[f] never saw fold f
+
+    @property
+    def full(self) -> Heads:
+        """Fitted on all of the sample."""
+        return self.path[-1]
 
 
 class Refit(NamedTuple):
@@ -34,9 +43,8 @@ class Refit(NamedTuple):
 def read_heads(url: str) -> FittedHeads:
     """Heads that an earlier call wrote; FileNotFoundError if there are none."""
     tensors, facts = stored.read(url)
-    full, *rest = stored.unpack(tensors)
-    seeds = facts["seeds"]
-    return FittedHeads(full, [rest[i : i + seeds] for i in range(0, len(rest), seeds)])
+    every, checkpoints, fits = stored.unpack(tensors), facts["checkpoints"], facts["checkpoints"] * facts["seeds"]
+    return FittedHeads(every[:checkpoints], [every[i : i + fits] for i in range(checkpoints, len(every), fits)])
 
 
 def fit_heads(url: str, start: Heads, sample: Sample, config: Config, resources: Resources) -> FittedHeads:
@@ -48,17 +56,31 @@ def fit_heads(url: str, start: Heads, sample: Sample, config: Config, resources:
     jobs = [Refit(np.ones(len(sample.fold), bool), config.seed)]
     jobs += [Refit(sample.fold != f, config.seed + s) for f in range(config.fit.folds) for s in range(config.fit.seeds)]
     with Stage("fit", len(jobs)) as progress:
-        fitted = refit_all(start, sample, jobs, config, resources, progress)
-    stored.write(url, stored.pack(fitted), pairs=len(sample.fold), folds=config.fit.folds, seeds=config.fit.seeds)
+        paths = fit_all(start, sample, jobs, config, resources, progress, config.fit.checkpoints)
+    facts = {"folds": config.fit.folds, "seeds": config.fit.seeds, "checkpoints": config.fit.checkpoints}
+    stored.write(url, stored.pack([heads for path in paths for heads in path]), pairs=len(sample.fold), **facts)
     return read_heads(url)
 
 
 def refit_all(
     start: Heads, sample: Sample, jobs: list[Refit], config: Config, resources: Resources, progress: Stage | None = None
 ) -> list[Heads]:
-    """Fit once for each job, on as many actors' worth of resources as there are; results in the order of the jobs."""
+    """The heads of each job, fitted to the end."""
+    return [path[-1] for path in fit_all(start, sample, jobs, config, resources, progress, 1)]
+
+
+def fit_all(
+    start: Heads,
+    sample: Sample,
+    jobs: list[Refit],
+    config: Config,
+    resources: Resources,
+    progress: Stage | None,
+    checkpoints: int,
+) -> list[list[Heads]]:
+    """Fit once for each job, on as many actors' worth of resources as there are; checkpoints in the order of the jobs."""
     run: Any = ray.remote(**resources.actor, max_retries=2, max_calls=0)(_fit)
-    shared = ray.put((sample, start, config))
+    shared = ray.put((sample, start, config, checkpoints))
     results = [run.remote(shared, job) for job in jobs]
     waiting = list(results)
     while waiting:
@@ -73,11 +95,11 @@ def as_features(matrix: NDArray[np.float16], to: torch.device) -> Tensor:
     return torch.from_numpy(matrix.astype(np.float32)).to(to)
 
 
-def _fit(shared: tuple[Sample, Heads, Config], job: Refit) -> Heads:
-    sample, start, config = shared
+def _fit(shared: tuple[Sample, Heads, Config, int], job: Refit) -> list[Heads]:
+    sample, start, config, checkpoints = shared
     to = device()
     batches = [torch.from_numpy(rows[job.keep[rows]]) for rows in sample.batches()]
-    heads = fit(
+    path = fit(
         start.to(to),
         as_features(sample.images, to),
         as_features(sample.texts, to),
@@ -86,5 +108,7 @@ def _fit(shared: tuple[Sample, Heads, Config], job: Refit) -> Heads:
         epochs=config.fit.epochs,
         learning_rate=config.fit.learning_rate,
         seed=job.seed,
+        loss=loss_of(config),
+        checkpoints=checkpoints,
     )
-    return Heads(heads.image.cpu().clone(), heads.text.cpu().clone(), heads.logit_scale)
+    return [heads._replace(image=heads.image.cpu().clone(), text=heads.text.cpu().clone()) for heads in path]

@@ -30,10 +30,13 @@ def pack(heads: list[Heads]) -> dict[str, Tensor]:
         "image": torch.stack([h.image.cpu() for h in heads]),
         "text": torch.stack([h.text.cpu() for h in heads]),
         "logit_scale": torch.tensor([h.logit_scale for h in heads], dtype=torch.float64),
+        "logit_bias": torch.tensor([h.logit_bias for h in heads], dtype=torch.float64),
+        "trained": torch.tensor([[h.train_logit_scale, h.train_logit_bias] for h in heads]),
     }
 
 
 def unpack(tensors: dict[str, Tensor]) -> list[Heads]:
     """The inverse of `pack`."""
-    parts = zip(tensors["image"], tensors["text"], tensors["logit_scale"].tolist(), strict=True)
-    return [Heads(image, text, scale) for image, text, scale in parts]
+    scalars = [tensors[name].tolist() for name in ("logit_scale", "logit_bias", "trained")]
+    parts = zip(tensors["image"], tensors["text"], *scalars, strict=True)
+    return [Heads(image, text, scale, bias, *trained) for image, text, scale, bias, trained in parts]

@@ -3,16 +3,17 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
 from ecif import towers
-from pipeline import shards, storage
+from pipeline import shards, sidecar, storage
 from pipeline.config import Config, Model, Pairs
 from pipeline.dataset import Dataset
 from pipeline.errors import UserError
+from pipeline.prompts import read_prompts
 from pipeline.shards import Shard
 
 
@@ -22,6 +23,8 @@ def load_model(model: Model) -> towers.Towers:
     Raises:
         UserError: it is unknown, or its weights can't be had.
     """
+    if model.checkpoints:
+        raise UserError("model.checkpoints: only `ecif run`, `select` and `export` know several; use a run with one checkpoint")
     if model.checkpoint is not None and not os.path.isfile(model.checkpoint):
         raise UserError(f"model.checkpoint: no file {model.checkpoint}")
     try:
@@ -31,7 +34,7 @@ def load_model(model: Model) -> towers.Towers:
         raise UserError(f"model {model.name!r} can't be loaded: {first[:300]}") from None
 
 
-FORMAT = 1  # raise it with every change of what is computed: objects of another format are never taken for this one's
+FORMAT = 2  # raise it with every change of what is computed: objects of another format are never taken for this one's
 
 
 class Inputs(NamedTuple):
@@ -46,24 +49,42 @@ def load_inputs(config: Config) -> Inputs:
     """Find every shard and load the model.
 
     Raises:
-        UserError: shards or a model that can't be had.
+        UserError: shards, classes or a model that can't be had.
     """
     corpus = shards.find(config.corpus.shards, "corpus.shards")
     clean = {name: shards.find(pairs.shards, f"targets.{name}.shards") for name, pairs in config.targets.items()}
+    prompts = {name: read_prompts(target, f"targets.{name}") for name, target in config.targets.items()}
+    beside = sidecar.find(corpus, config.corpus.sidecar, config.corpus.uid == "sidecar")
     model = load_model(config.model)
+    # No softmax sees a bias common to all logits; the sigmoid loss has no sensible fit without it.
+    model.heads = model.heads._replace(train_logit_scale=config.fit.train_logit_scale, train_logit_bias=config.loss == "siglip")
     return Inputs(
         model,
-        as_dataset(config.run, config.corpus, corpus, config, model),
+        as_dataset(config.run, config.corpus, corpus, config, model, sidecars=beside),
         {
-            name: as_dataset(storage.join(config.run, "targets", name), config.targets[name], found, config, model)
+            name: as_dataset(
+                storage.join(config.run, "targets", name), config.targets[name], found, config, model, prompts[name]
+            )
             for name, found in clean.items()
         },
     )
 
 
-def as_dataset(folder: str, pairs: Pairs, found: list[Shard], config: Config, model: towers.Towers) -> Dataset:
+def as_dataset(
+    folder: str,
+    pairs: Pairs,
+    found: list[Shard],
+    config: Config,
+    model: towers.Towers,
+    prompts: Sequence[list[str]] = (),
+    sidecars: sidecar.Sidecars | None = None,
+) -> Dataset:
     """Shards, and the folder that their features go to."""
-    return Dataset(folder, fingerprint(model.fingerprint, pairs.caption, config.embed), found, pairs.caption)
+    budgets = {"max_bad_fraction", "max_bad_fraction_of_shard"}  # what may end a run changes no bytes
+    limits = config.embed.model_dump(exclude=budgets)
+    uids = ["sidecar"] if sidecars and sidecars.uids else []
+    made_by = [model.fingerprint, pairs.caption, limits, *uids, *([prompts] if prompts else [])]
+    return Dataset(folder, fingerprint(*made_by), found, pairs.caption, prompts, sidecars)
 
 
 def fingerprint(*parts: Any) -> str:

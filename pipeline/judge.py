@@ -18,12 +18,14 @@ from pipeline.dataset import Dataset
 from pipeline.embed import embed
 from pipeline.fit import Refit, as_features, refit_all
 from pipeline.inputs import as_dataset, load_inputs
+from pipeline.losses import loss_of
 from pipeline.progress import Stage
 from pipeline.run import load_run
 from pipeline.sample import draw, read_all, read_uids
 from pipeline.select import LOW_IS_GOOD, read_scores, select
 from pipeline.shards import find, permutation
-from pipeline.solve import Target, group_losses, read_directions, removals
+from pipeline.solve import read_directions, removals
+from pipeline.targets import Target, group_losses, read_targets, target_loss
 
 SEEDS = 3
 LDS_REFITS = 24
@@ -40,7 +42,7 @@ class Sets(NamedTuple):
     """Features that trials train and test on."""
 
     corpus: tuple[NDArray[np.float16], NDArray[np.float16]]
-    target: tuple[NDArray[np.float16], NDArray[np.float16]]
+    target: Target
     test: tuple[NDArray[np.float16], NDArray[np.float16]]
 
 
@@ -65,13 +67,13 @@ def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
     held_out = as_dataset(storage.join(run, "test"), test, found, config, model)
     with session(config.workers) as resources:
         embed([held_out], config.model, config.embed, model.preprocess, resources)
-        first = next(iter(targets.values()))
-        sets = Sets(read_all(corpus), read_all(first), read_all(held_out))
+        asked = read_targets(targets, config)
+        sets = Sets(read_all(corpus), asked[0], read_all(held_out))
         uids = read_uids(corpus)
         table = read_scores(run)
         rules = {name: _rows(kept, uids) for name, kept in _rules(table, swapped, next(iter(targets))).items()}
         rows = _train_and_test(model.heads, sets, rules, config, resources)
-        lds = _lds(run, facts, model.heads, corpus, targets, config, resources)
+        lds = _lds(run, facts, model.heads, corpus, asked, config, resources)
     gain = rows[0]["test_loss"] - rows[1]["test_loss"]
     for row in rows:
         row["share_of_oracle_gain"] = (rows[0]["test_loss"] - row["test_loss"]) / gain
@@ -125,7 +127,7 @@ def _train_and_test(
 def _trial(shared: tuple[Heads, Sets, Config], trial: Trial) -> dict[str, float]:
     start, sets, config = shared
     to = device()
-    corpus, target, test = ([as_features(m, to) for m in pair] for pair in sets)
+    corpus, test = ([as_features(m, to) for m in pair] for pair in (sets.corpus, sets.test))
     keep = torch.from_numpy(trial.keep).to(to)
     heads = fit(
         start.to(to),
@@ -136,12 +138,13 @@ def _trial(shared: tuple[Heads, Sets, Config], trial: Trial) -> dict[str, float]
         epochs=config.fit.epochs,
         learning_rate=config.fit.learning_rate,
         seed=trial.seed,
-    )
+        loss=loss_of(config),
+    )[-1]
     return {
         "test_loss": calibrated_loss(heads, test[0], test[1]),
         "test_r1": retrieval_recall(heads, test[0], test[1], 1),
         "test_r5": retrieval_recall(heads, test[0], test[1], 5),
-        "target_loss": calibrated_loss(heads, target[0], target[1]),
+        "target_loss": target_loss(heads, sets.target, config),
     }
 
 
@@ -150,7 +153,7 @@ def _lds(
     facts: dict[str, Any],
     start: Heads,
     corpus: Dataset,
-    targets: dict[str, Dataset],
+    targets: list[Target],
     config: Config,
     resources: Resources,
 ) -> dict[str, Any]:
@@ -161,12 +164,12 @@ def _lds(
         refitted = refit_all(start, sample, [Refit(~r, config.seed) for r in removed], config, resources, progress)
     influence = read_directions(storage.join(run, "directions", f"{facts['directions']}.safetensors")).calibration
     out = {}
-    for name, data in targets.items():
-        losses = torch.stack([group_losses(h, Target(name, *read_all(data)), config) for h in refitted])
+    for target in targets:
+        losses = torch.stack([group_losses(heads, target, config) for heads in refitted])
         mine, influence = influence[: losses.shape[1]], influence[losses.shape[1] :]
         whole = linear_datamodeling_score(mine.sum(0, keepdim=True), torch.from_numpy(removed), losses.sum(1, keepdim=True))
         parts = linear_datamodeling_score(mine, torch.from_numpy(removed), losses)
-        out[name] = {"lds": whole, "lds_of_target_parts": parts, "parts": losses.shape[1], "refits": LDS_REFITS}
+        out[target.name] = {"lds": whole, "lds_of_target_parts": parts, "parts": losses.shape[1], "refits": LDS_REFITS}
     return out
 
 

@@ -7,6 +7,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from pipeline import storage
+
 LINE_EVERY_S = 10.0
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -43,6 +45,7 @@ class Stage:
 
     def advance(self, amount: float, note: str = "") -> None:
         """Report `amount` more work done."""
+        storage.check_guard()  # a run that has lost its folder ends here, not only at its next write
         self.done += amount
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, note=note)
@@ -62,3 +65,10 @@ def say(line: str) -> None:
     """One plain line on standard error."""
     console.print(line, markup=False)
     sys.stderr.flush()
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of cells as lines, the first column to the left and the others, mostly numbers, to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))] for row in rows)
+    return "\n".join("  ".join(line).rstrip() for line in cells)

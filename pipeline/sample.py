@@ -37,7 +37,7 @@ def draw(dataset: Dataset, config: Config) -> Sample:
         RunError: too few usable pairs to fit anything.
     """
     done = dataset.accounting()
-    chosen = _choose(done, config)
+    chosen = choose_batches(done, config, config.fit.sample)
     with ThreadPoolExecutor(READERS) as pool:
         shards = list(pool.map(lambda name: _read(dataset, done[name], chosen[name], config), sorted(chosen)))
     batches = [batch for shard in shards for batch in shard]
@@ -65,13 +65,19 @@ def read_uids(dataset: Dataset) -> list[str]:
     return [uid for shard in _every_shard(dataset) for uid in shard.uid]
 
 
+def read_labels(dataset: Dataset) -> NDArray[np.int32] | None:
+    """The classes of `read_all`'s rows, where the dataset has classes."""
+    labels = [shard.labels for shard in _every_shard(dataset) if shard.labels is not None]
+    return np.concatenate(labels) if labels else None
+
+
 def _every_shard(dataset: Dataset) -> list[tables.Features]:
     done = dataset.accounting()
     return [tables.read_features(dataset.features_folder(s.name), done[s.name].parts) for s in dataset.shards]
 
 
-def _choose(done: dict[str, Accounting], config: Config) -> dict[str, list[int]]:
-    """Batch numbers to take from each shard."""
+def choose_batches(done: dict[str, Accounting], config: Config, limit: int) -> dict[str, list[int]]:
+    """Batch numbers to take from each shard: those of smallest hash while they fit `limit` pairs, at least one."""
     candidates = []
     for name, accounting in done.items():
         for i, rows in enumerate(segment(accounting.embedded, config.batch_size, name, config.seed)):
@@ -80,7 +86,7 @@ def _choose(done: dict[str, Accounting], config: Config) -> dict[str, list[int]]
     chosen: dict[str, list[int]] = {}
     pairs = 0
     for _, name, i, size in sorted(candidates):
-        if pairs + size > config.fit.sample and chosen:
+        if pairs + size > limit and chosen:
             break
         pairs += size
         chosen.setdefault(name, []).append(i)

@@ -4,26 +4,35 @@ import time
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from numpy.typing import NDArray
 
 from ecif.heads import embed
 from ecif.influence import score as score_pairs
-from pipeline import storage, tables
+from pipeline import sidecar, storage, tables
 from pipeline.cluster import Resources, device
 from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.fit import as_features, read_heads
-from pipeline.progress import Stage
-from pipeline.shards import folds, segment
+from pipeline.losses import loss_of
+from pipeline.pool import over_shards
+from pipeline.progress import say
+from pipeline.second_order import Corrector
+from pipeline.shards import batch_numbers, folds, segment
 from pipeline.solve import Directions, read_directions
 
+HIGH_LEVERAGE = 0.5  # from here on a pair makes up at least half of some direction's curvature
 INFLUENCE_WEIGHT = 0.5  # of the influence's rank beside the held-out loss's in `misalignment`
 
 
 def score(
-    folder: str, dataset: Dataset, heads_url: str, directions_url: str, config: Config, resources: Resources
+    folder: str,
+    dataset: Dataset,
+    heads_url: str,
+    directions_url: str,
+    second_order_url: str | None,
+    config: Config,
+    resources: Resources,
 ) -> float | None:
     """Write the columns of every shard that has none yet below `folder`.
 
@@ -32,49 +41,35 @@ def score(
         dataset: the corpus's features.
         heads_url: where `fit` left the heads.
         directions_url: where `solve` left the directions.
+        second_order_url: where the second order was prepared; None for the first.
         config: of the run.
         resources: of the actors.
 
     Returns:
         Seconds of computation a pair; None if there was nothing to do.
     """
-    seconds = 0.0
-    done = dataset.accounting()
-    there = scored_shards(folder)
-    todo = [a for a in done.values() if a.embedded and a.shard not in there]
-    total = sum(a.embedded for a in done.values())
-    with Stage("score", total, total - sum(a.embedded for a in todo)) as progress:
-        if not todo:
-            return None
-        rows = [{"shard": a.shard, "parts": a.parts} for a in todo]
-        shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            ScoreShard,
-            fn_constructor_args=(folder, dataset, heads_url, directions_url, config),
-            compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(todo))),
-            **resources.actor,
-        )
-        for row in shards.iter_rows():
-            progress.advance(row["pairs"])
-            seconds += row["seconds"]
-    return seconds / max(1, sum(a.embedded for a in todo))
-
-
-def scored_shards(folder: str) -> set[str]:
-    """Names of the shards whose columns are written below `folder`."""
-    return {
-        item.url.partition(f"/{folder.rsplit('/', 1)[-1]}/")[2].removesuffix(".parquet")
-        for item in storage.listing(folder, ".parquet")
-    }
+    arguments = (folder, dataset, heads_url, directions_url, second_order_url, config)
+    rows = over_shards("score", folder, dataset, ScoreShard, arguments, resources)
+    if not rows:
+        return None
+    pairs = sum(row["pairs"] for row in rows)
+    if second_order_url is not None:
+        high = sum(row["high_leverage"] for row in rows)
+        say(f"score    {high / pairs:.1%} of the pairs have a leverage above {HIGH_LEVERAGE:g}")
+    return sum(row["seconds"] for row in rows) / pairs
 
 
 class ScoreShard:
     """Actor: the columns of a shard, written as one Parquet object."""
 
-    def __init__(self, folder: str, dataset: Dataset, heads_url: str, directions_url: str, config: Config):
+    def __init__(
+        self, folder: str, dataset: Dataset, heads_url: str, directions_url: str, second_order_url: str | None, config: Config
+    ):
         self.device = device()
         self.heads = [[h.to(self.device) for h in seeds] for seeds in read_heads(heads_url).folds]
         self.directions = read_directions(directions_url)
         self.moves = self.directions.folds.to(self.device)
+        self.correct = Corrector(second_order_url, config.score.negative, self.device) if second_order_url else None
         self.folder, self.dataset, self.targets, self.config = folder, dataset, list(config.targets), config
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -94,38 +89,51 @@ class ScoreShard:
             "fold": fold,
         }
         url = storage.join(self.folder, f"{row['shard']}.parquet")
-        storage.write_bytes(url, tables.parquet_bytes(tables.scores_table(identity, columns)))
-        return {"pairs": len(features.uid), "seconds": seconds}
+        table = tables.scores_table(identity, columns)
+        if self.dataset.sidecars:
+            for name, column in sidecar.columns(self.dataset.sidecars, row["shard"], features.key).items():
+                table = table.append_column(name, column)
+        storage.write_bytes(url, tables.parquet_bytes(table))
+        high = int((columns["leverage"] > HIGH_LEVERAGE).sum()) if self.correct else 0
+        return {"pairs": len(features.uid), "seconds": seconds, "high_leverage": high}
 
     def _batches(self, shard: str, pairs: int) -> tuple[NDArray[np.int32], list[torch.Tensor]]:
         """The batch that each pair had in the fit, and the batches of all repeats."""
         repeats = [segment(pairs, self.config.batch_size, shard, self.config.seed, r) for r in range(self.config.score.repeats)]
-        recorded = np.empty(pairs, np.int32)
-        for i, rows in enumerate(repeats[0]):
-            recorded[rows] = i
-        return recorded, [torch.from_numpy(rows).to(self.device) for batches in repeats for rows in batches]
+        return batch_numbers(repeats[0]), [torch.from_numpy(rows).to(self.device) for batches in repeats for rows in batches]
 
     def _columns(
         self, features: tables.Features, fold: NDArray[np.int16], batches: list[torch.Tensor]
     ) -> dict[str, NDArray[np.float32]]:
-        """Every pair scored by the heads that did not see its fold, mean over seeds."""
+        """Every pair scored by the heads that did not see its fold, mean over seeds and checkpoints."""
         images, texts = as_features(features.images, self.device), as_features(features.texts, self.device)
         count = len(self.targets)
         sums = np.zeros((2 * count + 2, len(fold)), np.float32)
+        added = np.zeros((2 * count + 1, len(fold)), np.float32)
         for f, seeds in enumerate(self.heads):
             mine = fold == f
             for s, heads in enumerate(seeds):
-                scores = score_pairs(heads, embed(heads, images, texts), batches, self.moves[f, s], self.config.score.negative)
-                rows = torch.cat([scores.positive, scores.negative, scores.pair_loss[None], scores.clip_score[None]])
-                sums[:, mine] += rows.cpu().numpy()[:, mine] / len(seeds)
+                pairs = embed(heads, images, texts)
+                scores = score_pairs(heads, pairs, batches, self.moves[f, s], loss_of(self.config))
+                rows = torch.cat([scores.positive, scores.negative]).cpu().numpy()
+                sums[:-2, mine] += rows[:, mine] / len(seeds)
+                if (s + 1) % self.config.fit.checkpoints == 0:  # influence is of the whole fit, these are of its end
+                    rows = torch.stack([scores.pair_loss, scores.clip_score]).cpu().numpy()
+                    sums[-2:, mine] += rows[:, mine] / self.config.fit.seeds
+                if self.correct:
+                    parts = self.correct(f, s, heads, pairs, batches, torch.from_numpy(mine).to(self.device))
+                    added += torch.cat([*parts[:2], parts[2][None]]).cpu().numpy() / len(seeds)
         positive, negative, held_out_loss, clip_score = sums[:count], sums[count:-2], sums[-2], sums[-1]
+        # Ranks of the first order: the quantiles of the sample are.
+        misaligned = misalignment(held_out_loss, positive + negative, self.directions)
+        positive, negative, leverage = positive + added[:count], negative + added[count:-1], added[-1]
         columns = {"clip_score": clip_score, "held_out_loss": held_out_loss}
         for i, name in enumerate(self.targets):
             columns[f"influence_positive_{name}"] = positive[i]
             columns[f"influence_negative_{name}"] = negative[i]
             columns[f"influence_{name}"] = positive[i] + negative[i]
-        columns["misalignment"] = misalignment(held_out_loss, positive + negative, self.directions)
-        return columns
+        columns["misalignment"] = misaligned
+        return columns | ({"leverage": leverage} if self.correct else {})
 
 
 def misalignment(

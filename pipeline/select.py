@@ -50,6 +50,8 @@ def select(table: pa.Table, by: str, keep: float) -> list[str]:
         raise UserError(f"column {by!r} says which pair it is, not how good it is")
     if not 0 < keep <= 1:
         raise UserError(f"keep {keep}: a share of the pairs, above 0 and at most 1")
+    if not (pa.types.is_floating(table.schema.field(by).type) or pa.types.is_integer(table.schema.field(by).type)):
+        raise UserError(f"column {by!r} holds {table.schema.field(by).type}, not numbers to rank by")
     count = round(keep * len(table))
     table = table.filter(pc.invert(pc.or_kleene(pc.is_nan(table[by]), pc.is_null(table[by]))))
     order = "ascending" if by in LOW_IS_GOOD else "descending"

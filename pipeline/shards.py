@@ -34,12 +34,11 @@ def find(shards: str | list[str], what: str = "corpus.shards") -> list[Shard]:
             urls = expand_urls(pattern)
         except ValueError as error:
             raise UserError(f"{what}: {error}") from None
-        for url in urls:
-            for item in _objects(url, what):
-                found[item.url] = item
+        for items in storage.in_threads(lambda url: _objects(url, what), urls):
+            found |= {item.url: item for item in items}
     if not found:
         raise UserError(f"{what}: no .tar shards at {shards}")
-    folders = [url.split("/")[:-1] for url in found]
+    folders = [folder.split("/") for folder in sorted({url.rpartition("/")[0] for url in found})]
     common = next((i for i, parts in enumerate(zip(*folders, strict=False)) if len(set(parts)) > 1), min(map(len, folders)))
     names = {url: "/".join(url.split("/")[common:]).removesuffix(".tar") for url in found}
     return [Shard(names[url], found[url]) for url in sorted(found, key=lambda url: names[url])]
@@ -77,6 +76,14 @@ def segment(pairs: int, batch_size: int, shard: str, seed: int, repeat: int = 0)
     if len(batches) > 1 and (2 * len(batches[-1]) < batch_size or len(batches[-1]) < 2):
         batches[-2:] = [np.concatenate(batches[-2:])]
     return batches
+
+
+def batch_numbers(batches: list[NDArray[np.int64]]) -> NDArray[np.int32]:
+    """Of each pair, the number of its batch."""
+    numbers = np.empty(sum(map(len, batches)), np.int32)
+    for i, rows in enumerate(batches):
+        numbers[rows] = i
+    return numbers
 
 
 def folds(uids: list[str], count: int, seed: int) -> NDArray[np.int16]:

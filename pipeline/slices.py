@@ -14,10 +14,12 @@ from torch import Tensor
 from ecif.curvature import gauss_newton_product
 from ecif.heads import Embedded, Heads, embed
 from ecif.influence import PairScores, score
+from ecif.losses import Loss
 from ecif.solve import KrylovSpaces, krylov
 from pipeline.cluster import Resources, device
 from pipeline.config import Config
 from pipeline.fit import as_features
+from pipeline.losses import loss_of
 from pipeline.progress import Stage
 from pipeline.sample import Sample
 
@@ -34,16 +36,17 @@ class System(NamedTuple):
 class SampleActors:
     """The actors that hold the sample, seen from the reducer."""
 
-    def __init__(self, heads: list[Heads], sample: Sample, resources: Resources):
+    def __init__(self, heads: list[Heads], sample: Sample, config: Config, resources: Resources):
         batches = sample.batches()
         count = min(MAX_SLICES, len(batches))
         slices = [batches[i * len(batches) // count : (i + 1) * len(batches) // count] for i in range(count)]
-        shared = ray.put((sample, heads))
+        shared = ray.put((sample, heads, loss_of(config)))
         actor: Any = ray.remote(**resources.actor)(_Slices)
         actors = [actor.remote(shared, slices[i :: resources.workers]) for i in range(min(resources.workers, count))]
         self.slices = [(actors[i % resources.workers], i // resources.workers) for i in range(count)]
         self.fold = torch.from_numpy(sample.fold)
         self.heads = heads
+        self.checkpoints = config.fit.checkpoints
 
     def krylov(self, systems: list[System], gradients: Tensor, config: Config, progress: Stage) -> KrylovSpaces:
         """Conjugate gradient of all systems together; the products are summed over the slices in their order."""
@@ -58,33 +61,38 @@ class SampleActors:
 
         return krylov(product, gradients, config.solve.iterations)
 
-    def influence(self, system: System, directions: Tensor, config: Config) -> Tensor:
+    def influence(self, system: System, directions: Tensor) -> Tensor:
         """[n, N] influence of every sampled pair on n directions, under one set of heads."""
         shared = ray.put(directions.numpy())
-        parts = [actor.score.remote(i, system.heads, shared, config.score.negative) for actor, i in self.slices]
+        parts = [actor.score.remote(i, system.heads, shared) for actor, i in self.slices]
         scores = [PairScores(*p) for p in ray.get(parts)]
         return torch.cat([s.positive + s.negative for s in scores], 1)
 
-    def out_of_sample(self, directions: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-        """Loss [N] and influence [T, N] of every sampled pair under the heads that did not see its fold, mean over seeds."""
+    def out_of_sample(self, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss [N] and influence [T, N] of every sampled pair under the heads that did not see its fold, mean over the fits.
+
+        The loss is that of the last checkpoints, the influence that of all.
+        """
+        fits = directions.shape[1]
         loss, influence = torch.zeros(len(self.fold)), torch.zeros(directions.shape[2], len(self.fold))
         for f in range(directions.shape[0]):
             mine = self.fold == f
             for s in range(directions.shape[1]):
                 shared = ray.put(directions[f, s].numpy())
-                head = 1 + f * directions.shape[1] + s
-                parts = ray.get([a.score.remote(i, head, shared, config.score.negative) for a, i in self.slices])
+                head = self.checkpoints + f * fits + s
+                parts = ray.get([a.score.remote(i, head, shared) for a, i in self.slices])
                 scores = PairScores(*(torch.cat(p, -1) for p in zip(*parts, strict=True)))
-                loss[mine] += scores.pair_loss[mine] / directions.shape[1]
-                influence[:, mine] += (scores.positive + scores.negative)[:, mine] / directions.shape[1]
+                if (s + 1) % self.checkpoints == 0:
+                    loss[mine] += scores.pair_loss[mine] * (self.checkpoints / fits)
+                influence[:, mine] += (scores.positive + scores.negative)[:, mine] / fits
         return loss, influence
 
 
 class _Slices:
     """Actor: some slices of the sample, embedded under every set of heads."""
 
-    def __init__(self, shared: tuple[Sample, list[Heads]], slices: list[list[NDArray[np.int64]]]):
-        sample, heads = shared
+    def __init__(self, shared: tuple[Sample, list[Heads], Loss], slices: list[list[NDArray[np.int64]]]):
+        sample, heads, self.loss = shared
         to = device()
         self.heads = [h.to(to) for h in heads]
         self.slices: list[list[Embedded]] = []
@@ -106,11 +114,11 @@ class _Slices:
             pairs = self.slices[at][system.heads]
             batches = (pairs.take(rows[self.folds[at][rows] != system.without_fold]) for rows in self.batches[at])
             directions = torch.tensor(vectors[mine]).to(pairs.u.device)
-            out[mine] = gauss_newton_product(self.heads[system.heads], batches, directions).cpu().numpy()
+            out[mine] = gauss_newton_product(self.heads[system.heads], batches, directions, self.loss).cpu().numpy()
         return out
 
-    def score(self, at: int, heads: int, directions: NDArray[np.float32], negative: Any) -> tuple[Tensor, ...]:
+    def score(self, at: int, heads: int, directions: NDArray[np.float32]) -> tuple[Tensor, ...]:
         """Scores of one slice's pairs in their own batches."""
         pairs = self.slices[at][heads]
         moved = torch.tensor(directions).to(pairs.u.device)
-        return tuple(part.cpu() for part in score(self.heads[heads], pairs, self.batches[at], moved, negative))
+        return tuple(part.cpu() for part in score(self.heads[heads], pairs, self.batches[at], moved, self.loss))

@@ -12,44 +12,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecif.curvature import loss_gradient
-from ecif.evaluation import linear_datamodeling_score, target_losses
-from ecif.heads import Heads, embed
+from ecif.evaluation import linear_datamodeling_score
+from ecif.heads import Heads
 from ecif.solve import KrylovSpaces
 from pipeline import heads as stored
 from pipeline.cluster import Resources
 from pipeline.config import Config
-from pipeline.fit import FittedHeads, Refit, as_features, refit_all
+from pipeline.fit import FittedHeads, Refit, refit_all
 from pipeline.progress import Stage
 from pipeline.sample import Sample
 from pipeline.shards import permutation
 from pipeline.slices import SampleActors, System
+from pipeline.targets import Target, coverage, gradient, group_losses, groups
 
-CALIBRATION_GROUPS = 8  # parts of a target whose losses are predicted separately
 REMOVED = 0.3  # share of the sample that a calibration refit goes without
 QUANTILES = 1025
-
-
-class Target(NamedTuple):
-    """A clean set: its improvement counts."""
-
-    name: str
-    images: NDArray[np.float16]
-    texts: NDArray[np.float16]
-
-    def batches(self, config: Config) -> list[Tensor]:
-        """Rows that share a softmax in the target's loss."""
-        order = torch.from_numpy(permutation(len(self.images), "target", self.name, config.seed))
-        parts = list(order.split(config.solve.target_batch))
-        if len(parts) > 1 and (2 * len(parts[-1]) < config.solve.target_batch or len(parts[-1]) < 2):
-            parts[-2:] = [torch.cat(parts[-2:])]
-        return parts
 
 
 class Directions(NamedTuple):
     """What `score` needs to answer for every pair."""
 
-    folds: Tensor  # [K, seeds, T, P]
+    folds: Tensor  # [K, seeds x checkpoints, T, P]
     held_out_loss: Tensor  # [QUANTILES] of the sample, out of sample
     influence: Tensor  # [T, QUANTILES] of the sample, out of sample
     calibration: Tensor  # [G, N] influence of the sample on every calibration group under the full heads, targets in turn
@@ -72,20 +55,21 @@ def solve(
         pass
     with Stage("solve", config.solve.iterations + _refits(config)) as progress:
         removed, refitted = _refit(start, sample, config, resources, progress)  # before the actors: they take the CPUs
-        every_head = [fitted.full, *(h for fold in fitted.folds for h in fold)]
-        pool = SampleActors(every_head, sample, resources)
+        every_head = [*fitted.path, *(h for fold in fitted.folds for h in fold)]
+        pool = SampleActors(every_head, sample, config, resources)
         calibration, crossed = _systems(fitted, targets, config)
         gradients = [g for g, _ in calibration + crossed]
         spaces = pool.krylov([s for _, s in calibration + crossed], torch.stack(gradients), config, progress)
         ours, theirs = _cut(spaces, 0, len(calibration)), _cut(spaces, len(calibration), len(gradients))
         calibrated, facts = _calibrate(pool, ours, removed, refitted, targets, config)
         relative = torch.tensor([facts[t.name]["damping"] for t in targets], dtype=torch.float64)
-        shape = (config.fit.folds, config.fit.seeds, len(targets))
+        shape = (config.fit.folds, config.fit.fits, len(targets))
         directions, residual = theirs.solve(relative.repeat(shape[0] * shape[1]) * theirs.largest_eigenvalue())
         for i, target in enumerate(targets):
             facts[target.name]["residual"] = residual[i :: len(targets)].max().item()
+            facts[target.name]["coverage"] = coverage(fitted.full, target, sample, config)
         folds = directions.view(*shape, -1)
-        held_out_loss, influence = pool.out_of_sample(folds, config)
+        held_out_loss, influence = pool.out_of_sample(folds)
         grid = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
         tensors = {
             "folds": folds,
@@ -102,33 +86,16 @@ def _systems(
 ) -> tuple[list[tuple[Tensor, System]], list[tuple[Tensor, System]]]:
     """Right-hand sides: parts of every target under the full heads, and whole targets under each fold's heads."""
     calibration, crossed = [], []
-    for target in targets:
-        for group in groups(target, config):
-            calibration.append((_gradient(fitted.full, target, group), System(0, -1)))
-    for f, seeds in enumerate(fitted.folds):
-        for s, heads in enumerate(seeds):
+    for c, heads in enumerate(fitted.path):
+        for target in targets:
+            for group in groups(target, config):
+                calibration.append((gradient(heads, target, group, config), System(c, -1)))
+    for f, fits in enumerate(fitted.folds):
+        for s, heads in enumerate(fits):
             for target in targets:
-                system = System(1 + f * config.fit.seeds + s, f)
-                crossed.append((_gradient(heads, target, target.batches(config)), system))
+                system = System(len(fitted.path) + f * len(fits) + s, f)
+                crossed.append((gradient(heads, target, target.batches(config), config), system))
     return calibration, crossed
-
-
-def groups(target: Target, config: Config) -> list[list[Tensor]]:
-    """The target's batches in up to CALIBRATION_GROUPS parts of about the same size."""
-    batches = target.batches(config)
-    count = min(CALIBRATION_GROUPS, len(batches))
-    return [batches[i::count] for i in range(count)]
-
-
-def _gradient(heads: Heads, target: Target, batches: list[Tensor]) -> Tensor:
-    images, texts = (as_features(m, heads.image.device) for m in (target.images, target.texts))
-    return loss_gradient(heads, [embed(heads, images[rows], texts[rows]) for rows in batches])
-
-
-def group_losses(heads: Heads, target: Target, config: Config) -> Tensor:
-    """[G] the loss of each calibration group of a target under these heads."""
-    images, texts = (as_features(m, heads.image.device) for m in (target.images, target.texts))
-    return torch.stack([target_losses(heads, images, texts, group).sum() for group in groups(target, config)])
 
 
 def removals(pairs: int, count: int, config: Config, purpose: str) -> NDArray[np.bool_]:
@@ -161,9 +128,13 @@ def _calibrate(
         [G, N] influence on every calibration group at the damping chosen for its target, and the facts.
     """
     candidates = config.solve.dampings
-    top = spaces.largest_eigenvalue().max()
-    solved = [spaces.solve(torch.full_like(spaces.norm, d) * top)[0] for d in candidates]
-    influence = pool.influence(System(0, -1), torch.cat(solved), config).view(len(candidates), len(spaces.norm), -1)
+    parts = len(spaces.norm) // config.fit.checkpoints
+    influence = torch.zeros(len(candidates), parts, removed.shape[1])
+    for c in range(config.fit.checkpoints):
+        own = _cut(spaces, c * parts, (c + 1) * parts)
+        top = own.largest_eigenvalue().max()
+        solved = [own.solve(torch.full_like(own.norm, d) * top)[0] for d in candidates]
+        influence += pool.influence(System(c, -1), torch.cat(solved)).view(influence.shape) / config.fit.checkpoints
     chosen: list[Tensor] = []
     facts: dict[str, Any] = {}
     for target in targets:

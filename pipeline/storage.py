@@ -1,15 +1,26 @@
 """Whole objects on any fsspec URL: a name that exists holds a complete object."""
 
+import io
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from io import BufferedReader
-from typing import Any, NamedTuple
+from contextvars import ContextVar
+from datetime import datetime
+from itertools import islice
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from fsspec.core import url_to_fs
+
+BUFFER = 1 << 17  # bytes read at once: headers of small members come many to a read
+THREADS = 16
+AT_ONCE = 64 * THREADS  # items that threads have taken up: memory does not grow with the number of items
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+guard: ContextVar[Callable[[], None]] = ContextVar("guard", default=lambda: None)  # of this thread's writes: raises to forbid
 
 
 class Object(NamedTuple):
@@ -18,6 +29,7 @@ class Object(NamedTuple):
     url: str
     size: int  # bytes
     etag: str  # changes when the content does: the store's ETag, or size and modification time of a local file
+    modified: float = 0.0  # unix time; 0 where the store does not say
 
 
 def join(base: str, *parts: str) -> str:
@@ -30,10 +42,21 @@ def filesystem(url: str) -> tuple[Any, str]:
     return url_to_fs(url, use_listings_cache=False)
 
 
+def check_guard() -> None:
+    """Raise what the guard raises, if this thread may no longer write."""
+    guard.get()()
+
+
 def read_bytes(url: str) -> bytes:
     """The whole object; FileNotFoundError if there is none."""
     fs, path = filesystem(url)
     return fs.cat_file(path)
+
+
+def read_start(url: str, count: int) -> bytes:
+    """The first `count` bytes of an object, all of it if it is shorter."""
+    fs, path = filesystem(url)
+    return fs.cat_file(path, start=0, end=count)
 
 
 def exists(url: str) -> bool:
@@ -44,7 +67,25 @@ def exists(url: str) -> bool:
 
 def write_bytes(url: str, data: bytes) -> None:
     """Write an object so that it appears whole or not at all: rename on local disk, a single PUT on object storage."""
+    check_guard()
+    put_bytes(url, data)
+
+
+def put_bytes(url: str, data: bytes, new: bool = False) -> None:
+    """`write_bytes` without a guard.
+
+    Args:
+        url: of the object.
+        data: all of it.
+        new: create it, or fail: one of any number of callers succeeds. On local disk others may see it before it is whole.
+
+    Raises:
+        FileExistsError: it is there, and was to be new.
+    """
     fs, path = filesystem(url)
+    if new:
+        _create(fs, path, data)
+        return
     if not _is_local(fs):
         fs.pipe_file(path, data)
         return
@@ -64,12 +105,14 @@ def write_bytes(url: str, data: bytes) -> None:
 
 def delete(url: str) -> None:
     """Remove an object that must not be taken for a complete one."""
+    check_guard()
     fs, path = filesystem(url)
     fs.rm_file(path)
 
 
 def upload(local: str, url: str) -> None:
     """Put a finished local file under its name, whole; it is gone from where it was."""
+    check_guard()
     fs, path = filesystem(url)
     if _is_local(fs):
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -82,21 +125,81 @@ def upload(local: str, url: str) -> None:
 
 
 @contextmanager
-def local_copy(source: Object) -> Iterator[BufferedReader]:
-    """The object as a seekable local file, all of it or an error.
+def local_copy(source: Object) -> Iterator[BinaryIO]:
+    """The object as a seekable local file: all of it, and as it was when it was listed.
+
+    A local file is read where it is; `expect_unchanged` afterwards says whether it stayed what it was.
 
     Raises:
-        OSError: fewer or more bytes arrived than the listing announced.
+        OSError: it can't be had, has changed since it was listed, or (also while it is read) ends before its size.
     """
     fs, path = filesystem(source.url)
     with tempfile.TemporaryDirectory(prefix="ecif-") as scratch:
         if not _is_local(fs):
-            fs.get_file(path, os.path.join(scratch, "object"))
-            path = os.path.join(scratch, "object")
-        if os.path.getsize(path) != source.size:
-            raise OSError(f"{source.url}: read {os.path.getsize(path)} bytes of {source.size}")
-        with open(path, "rb") as file:
-            yield file
+            remote, path = path, os.path.join(scratch, "object")
+            with _as_oserror(source.url):
+                fs.get_file(remote, path)
+            if os.path.getsize(path) != source.size:
+                raise OSError(f"{source.url}: read {os.path.getsize(path)} bytes of {source.size}")
+        expect_unchanged(source)
+        with io.BufferedReader(_Whole(path, source.size), BUFFER) as file:
+            yield file  # type: ignore[misc]  # typeshed: no BinaryIO, because its write is another
+
+
+def expect_unchanged(source: Object) -> None:
+    """OSError where the object is not, or no longer, the one that was listed."""
+    with _as_oserror(source.url):
+        now = describe(source.url)
+    if (now.size, now.etag) != (source.size, source.etag):
+        raise OSError(f"{source.url}: has changed since it was listed ({source.size} bytes then, {now.size} now)")
+
+
+class _Whole(io.RawIOBase):
+    """A file of a known size: an end before that is a failed read, which a reader would take for the end."""
+
+    def __init__(self, path: str, size: int):
+        self._file, self._size = open(path, "rb", buffering=0), size  # noqa: SIM115
+
+    @property
+    def name(self) -> str:
+        """Where it is on local disk, for those who need a position of their own in it."""
+        return self._file.name
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._read(buffer)
+        if not count and len(buffer) and self._file.tell() < self._size:
+            raise OSError(f"{self._file.name}: read {self._file.tell()} bytes of {self._size}")
+        return count
+
+    def _read(self, buffer: Any) -> int:
+        return self._file.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@contextmanager
+def _as_oserror(url: str) -> Iterator[None]:
+    """Every store has errors of its own for a connection that broke; whatever failed was reading."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{url}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 
 
 def listing(url: str, suffix: str) -> list[Object]:
@@ -130,12 +233,45 @@ def is_folder(url: str) -> bool:
     return bool(fs.isdir(path))
 
 
+def _create(fs: Any, path: str, data: bytes) -> None:
+    if _is_local(fs):  # where fsspec's own exclusive mode is not exclusive
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "xb") as file:
+            file.write(data)
+        return
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except OSError as error:  # s3fs has no exception of its own for most stores' answers
+        answer = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+        if answer in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+            raise FileExistsError(path) from error
+        raise
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`map` for work that mostly waits for storage; results in the order of the items."""
+    left = iter(items)
+    with ThreadPoolExecutor(THREADS) as pool:
+        while some := list(islice(left, AT_ONCE)):
+            yield from pool.map(function, some)
+
+
 def _object(fs: Any, info: dict[str, Any]) -> Object:
     if info.get("islink"):
         info = fs.info(info["name"])  # a listing of a local folder shows the link, not what it leads to
     etag = info.get("ETag") or info.get("etag") or f"{info['size']}-{info.get('mtime', '')}"
     url = info["name"] if _is_local(fs) else fs.unstrip_protocol(info["name"])
-    return Object(url, int(info["size"]), str(etag).strip('"'))
+    return Object(url, int(info["size"]), str(etag).strip('"'), _modified(info))
+
+
+def _modified(info: dict[str, Any]) -> float:
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):  # each store has its own
+        when = info.get(name)
+        if isinstance(when, datetime):
+            return when.timestamp()
+        if isinstance(when, int | float):
+            return float(when)
+    return 0.0
 
 
 def _is_local(fs: Any) -> bool:

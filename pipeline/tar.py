@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 BLOCK = 512
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by first bytes
 MEMBER_NAME = re.compile(r"^((?:.*/|)[^./]+)\.([^/]*)$")  # the key is the path up to the first dot of the file name
 
 
@@ -17,6 +18,7 @@ class Group:
     index: int  # position of the pair in its shard, from 0
     key: str
     members: dict[str, tarfile.TarInfo] = field(default_factory=dict)  # by lower-case suffix
+    count: int = 0  # members with this key; more than `members` where a suffix is repeated
     repeated: bool = False  # the key, or a suffix within it, was there before
 
 
@@ -25,7 +27,7 @@ class Contents:
     """What a tar held. `broken` says why reading stopped before a proper end, or is None."""
 
     members: int = 0
-    ignored: int = 0  # directories, links, devices, and files without a suffix
+    ignored: int = 0  # directories, links, devices, sparse files, and files without a suffix
     broken: str | None = None
 
 
@@ -40,7 +42,7 @@ def groups(file: BinaryIO, contents: Contents) -> Iterator[Group]:
     for member in _members(file, contents):
         contents.members += 1
         match = MEMBER_NAME.match(member.name)
-        if not match or not member.isreg():
+        if not match or not member.isreg() or member.issparse():  # a sparse file's bytes are not all there
             contents.ignored += 1
             continue
         key, suffix = match[1], match[2].lower()
@@ -50,6 +52,7 @@ def groups(file: BinaryIO, contents: Contents) -> Iterator[Group]:
             group = Group(count, key, repeated=key in keys)
             keys.add(key)
             count += 1
+        group.count += 1
         group.repeated |= suffix in group.members
         group.members[suffix] = member
     if group is not None:
@@ -81,7 +84,7 @@ def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
                 yield member
             end = tar.offset
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        contents.broken = str(error) or type(error).__name__
+        contents.broken = _compression(file) or str(error) or type(error).__name__
         return
     file.seek(end)
     if file.read(2 * BLOCK) != bytes(2 * BLOCK):
@@ -91,3 +94,11 @@ def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
         if any(rest):
             contents.broken = "the tar goes on after its end"
             return
+
+
+def _compression(file: BinaryIO) -> str | None:
+    """What to say of a compressed tar under the name of a plain one."""
+    file.seek(0)
+    start = file.read(max(map(len, COMPRESSED)))
+    kind = next((kind for magic, kind in COMPRESSED.items() if start.startswith(magic)), None)
+    return f"compressed with {kind}: decompress it, shards are read by position" if kind else None

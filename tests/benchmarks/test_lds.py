@@ -9,6 +9,8 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -17,20 +19,26 @@ from ecif.evaluation import linear_datamodeling_score
 from ecif.heads import embed
 from ecif.influence import score
 from ecif.projection import pca_projection, random_projection
-from ecif.sketch import damped, gauss_newton, pair_gradients, project_batch
+from ecif.sketch import damped, gauss_newton, pair_gradients, project_batch, sampled_gauss_newton
 from ecif.solve import krylov
 from jobs.demo import model
 from jobs.demo.plant import plant
 from pipeline.cluster import session
 from pipeline.config import Config
 from pipeline.fit import Refit, as_features, read_heads, refit_all
+from pipeline.index import largest_eigenvalue
 from pipeline.inputs import load_inputs
+from pipeline.query import OpenIndex
 from pipeline.run import load_run, run
-from pipeline.sample import draw, read_all
-from pipeline.solve import Target, group_losses, groups, read_directions, removals
+from pipeline.sample import draw
+from pipeline.select import read_scores
+from pipeline.shards import permutation, segment
+from pipeline.solve import read_directions, removals
+from pipeline.targets import group_losses, groups, read_targets
 
 pytestmark = pytest.mark.benchmark
 REFITS = 80
+LEFT_OUT = 120
 DAMPINGS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 CPU = torch.device("cpu")
 
@@ -48,17 +56,51 @@ def truth(tmp_path_factory):
             "corpus": {"shards": str(folder / "corpus")},
             "model": {"name": model.build(folder / "model")},
             "targets": {"fluent": {"shards": str(embedded / "target")}},
+            "index": {},
         }
     )
     run(config)
     loaded, corpus, clean = load_inputs(config)
-    sample, target = draw(corpus, config), Target("fluent", *read_all(clean["fluent"]))
+    sample, (target,) = draw(corpus, config), read_targets(clean, config)
     removed = torch.from_numpy(removals(len(sample.fold), REFITS, config, "benchmark"))
     with session(None) as resources:
         jobs = [Refit(~r.numpy(), config.seed) for r in removed]
         refitted = refit_all(loaded.heads, sample, jobs, config, resources)
     losses = torch.stack([group_losses(heads, target, config) for heads in refitted])
     return config, sample, target, removed, losses
+
+
+def in_batches(pairs, config):
+    """From the order of a shard's pairs to that of its batches, as the sample has them."""
+    return np.concatenate(segment(len(pairs), config.batch_size, pairs["shard"][0].as_py(), config.seed))
+
+
+def column(table, name, config):
+    """A column in the order of the sample."""
+    shards = [table.filter(pc.equal(table["shard"], shard)) for shard in sorted(set(table["shard"].to_pylist()))]
+    return np.concatenate([shard[name].to_numpy()[in_batches(shard, config)] for shard in shards])
+
+
+def test_leaving_single_pairs_out(truth):
+    """Prints what either order predicts of it, cross-fitted, beside really fitting the heads again without each pair."""
+    config, sample, target, _, _ = truth
+    run(config.model_copy(update={"score": config.score.model_copy(update={"order": 2})}))
+    second = read_scores(config.run)
+    run(config)
+    first = read_scores(config.run)
+    pairs = permutation(len(sample.fold), "leave one out")[:LEFT_OUT]
+    jobs = [Refit(np.ones(len(sample.fold), bool), config.seed)]
+    jobs += [Refit(np.arange(len(sample.fold)) != pair, config.seed) for pair in pairs]
+    with session(None) as resources:
+        refitted = refit_all(load_inputs(config).model.heads, sample, jobs, config, resources)
+    losses = np.array([group_losses(heads, target, config).sum().item() for heads in refitted])
+    change = losses[1:] - losses[0]
+    print(f"\n{LEFT_OUT} pairs left out, one at a time; leverage at most {column(second, 'leverage', config)[pairs].max():.2f}")
+    for name, table in (("first order", first), ("second order", second)):
+        predicted = column(table, "influence_fluent", config)[pairs].astype(float)
+        pearson, slope = np.corrcoef(predicted, change)[0, 1], predicted @ change / (change @ change)
+        print(f"  {name:14s} Pearson {pearson:.3f}, slope {slope:.2f}")
+        assert pearson > 0.7
 
 
 def test_influence_predicts_refits_better_than_what_others_compute(truth):
@@ -84,11 +126,14 @@ def test_influence_predicts_refits_better_than_what_others_compute(truth):
         table[f"exact projection, Gauss-Newton, damping {damping:g}"] = lds(moved.positive + moved.negative)
     plain = score(heads, pairs, batches, gradients)
     table["exact projection, no curvature (TracIn)"] = lds(plain.positive + plain.negative)
-    for name, make in (
-        ("random", lambda r: random_projection(heads, r, r, 0)),
-        ("PCA", lambda r: pca_projection(heads, pairs, r, r)),
+    index = OpenIndex(config.run)
+    answers = torch.cat([a.influence[:, in_batches(a.pairs, config)] for a in index.ask(index.project(gradients))], 1)
+    table[f"index, {index.projection.size} numbers, default damping"] = lds(answers)
+    for name, make, ranks in (
+        ("random", lambda r: random_projection(heads, r, r, 0), ((16, 16), (32, 32))),
+        ("PCA", lambda r: pca_projection(heads, pairs, r, r), ((16, 16), (32, 16), (32, 32), (64, 32))),
     ):
-        for rank in ((16, 16), (32, 32)):
+        for rank in ranks:
             projection = make(rank)
             projected = [project_batch(heads, pairs.take(rows), projection) for rows in batches]
             per_pair = torch.empty(len(pairs.u), projection.size)
@@ -96,9 +141,12 @@ def test_influence_predicts_refits_better_than_what_others_compute(truth):
                 per_pair[rows] = sum(pair_gradients(batch))
             queries = projection.apply(heads, gradients)
             curvatures = {"Gauss-Newton": sum(gauss_newton(b).double() for b in projected)}
+            curvatures["sampled Gauss-Newton"] = sum(
+                sampled_gauss_newton(b, f"benchmark {i}").double() for i, b in enumerate(projected)
+            )
             curvatures["empirical Fisher"] = (per_pair.T @ per_pair).double()
             for kind, matrix in curvatures.items():
-                top = torch.linalg.eigvalsh(matrix)[-1].item()
+                top = largest_eigenvalue(matrix)
                 best = max(lds(damped(matrix, d * top).influence(per_pair, queries)) for d in DAMPINGS)
                 table[f"{name} projection, {projection.size} numbers, {kind}, best damping"] = best
     print(f"\nLDS over {REFITS} refits, mean of {losses.shape[1]} parts of the target")

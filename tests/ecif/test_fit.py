@@ -1,9 +1,12 @@
+import pytest
 import torch
 from problems import flat, random_features, random_heads, slow_logits, slow_loss
 
+from ecif.curvature import loss_gradient
 from ecif.evaluation import target_losses
 from ecif.fit import fit, fixed_batches, reshuffled
 from ecif.heads import Heads, embed, standardised
+from ecif.losses import TWO_TOWER, SigLip
 
 START = standardised(random_heads())
 IMAGES, TEXTS = random_features(40)
@@ -23,20 +26,41 @@ def test_fit_is_adam_with_cosine_decay_on_the_mean_loss():
             (slow_loss(slow_logits(START, weights, IMAGES[rows], TEXTS[rows])) / 20).backward()
             optimiser.step()
             decay.step()
-    fitted = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)
+    fitted = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)[-1]
     assert torch.allclose(flat(fitted), weights.detach(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", TWO_TOWER)
+def test_every_loss_is_lowered(name):
+    start = START._replace(train_logit_scale=True, train_logit_bias=name == "siglip")
+    fitted = fit(start, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS, loss=TWO_TOWER[name])[-1]
+    before, after = (target_losses(h, IMAGES, TEXTS, BATCHES, TWO_TOWER[name]).sum() for h in (start, fitted))
+    assert after < before - 0.1 * before.abs()
+    assert fitted.logit_scale != start.logit_scale
+    assert (fitted.logit_bias != 0) == (name == "siglip")
+
+
+def test_the_sigmoid_loss_is_fitted_to_the_minimum_in_its_bias_whatever_the_checkpoints_own():
+    fitted = []
+    for own in (0.0, -10.0):
+        start = START._replace(logit_bias=own, train_logit_bias=True)
+        fitted.append(fit(start, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS, loss=SigLip())[-1])
+        pairs = [embed(fitted[-1], IMAGES[rows], TEXTS[rows]) for rows in BATCHES]
+        assert loss_gradient(fitted[-1], pairs, SigLip())[-1].abs() < 1e-6
+    assert fitted[0].logit_bias == pytest.approx(fitted[1].logit_bias)
+    assert torch.allclose(fitted[0].image, fitted[1].image)
 
 
 def test_fit_lowers_the_loss_and_leaves_the_start_alone():
     before = flat(START).clone()
-    fitted = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)
+    fitted = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)[-1]
     assert target_losses(fitted, IMAGES, TEXTS, BATCHES).sum() < 0.9 * target_losses(START, IMAGES, TEXTS, BATCHES).sum()
     assert torch.equal(flat(START), before)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not():
-    first, again = (fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS) for _ in range(2))
-    other = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS | {"seed": 1})
+    first, again = (fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)[-1] for _ in range(2))
+    other = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS | {"seed": 1})[-1]
     assert torch.equal(flat(first), flat(again))
     assert not torch.equal(flat(first), flat(other))
 
@@ -47,8 +71,6 @@ def test_a_pair_taken_out_of_its_batch_takes_out_its_own_terms_only():
     weights = flat(START).requires_grad_()
     whole, less = (slow_loss(slow_logits(START, weights, IMAGES[r], TEXTS[r])) / 20 for r in (rows, rest))
     difference = torch.autograd.grad(whole - less, weights)[0]
-    from ecif.curvature import loss_gradient
-
     with_n, without_n = (loss_gradient(START, [embed(START, IMAGES[r], TEXTS[r])]) / 20 for r in (rows, rest))
     assert torch.allclose(with_n - without_n, difference)
 
@@ -64,6 +86,6 @@ def test_reshuffled_gives_as_many_full_batches_as_asked_and_no_pair_twice_in_a_r
 
 def test_emptied_batches_do_no_harm():
     batches = [torch.arange(10), torch.tensor([], dtype=torch.long), torch.tensor([3])]
-    fitted = fit(START, IMAGES, TEXTS, fixed_batches(batches), **SETTINGS)
+    fitted = fit(START, IMAGES, TEXTS, fixed_batches(batches), **SETTINGS)[-1]
     assert isinstance(fitted, Heads)
     assert flat(fitted).isfinite().all()

@@ -17,9 +17,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from ecif import towers
 from ecif.contrastive import batch_loss
 from ecif.curvature import gauss_newton_product as heads_product
-from ecif.forward_mode import choose, clip_logits, flatten, gauss_newton_product, loss_gradient, scores, solve, split
+from ecif.forward_mode import (
+    Logits,
+    choose,
+    clip_logits,
+    flatten,
+    gauss_newton_product,
+    largest_eigenvalue,
+    loss_gradient,
+    scores,
+    solve,
+    split,
+)
 from ecif.heads import Heads, embed
 from ecif.influence import score as heads_score
+from ecif.losses import TWO_TOWER, Clip
 from ecif.solve import krylov
 
 SMALL = TINY | {"text_cfg": TINY["text_cfg"] | {"vocab_size": 90, "layers": 2}}
@@ -48,12 +60,14 @@ def randn(*shape, seed=2):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def perceptrons(parameters, batch):
-    """Two towers of two layers: a problem whose matrices can be written out."""
+def two_layers(parameters, batch):
     v = torch.tanh(batch[0] @ parameters["image_in"]) @ parameters["image_out"]
     u = torch.tanh(batch[1] @ parameters["text_in"]) @ parameters["text_out"]
-    return parameters["logit_scale"].exp() * (u / u.norm(dim=1, keepdim=True)) @ (v / v.norm(dim=1, keepdim=True)).T
+    return u / u.norm(dim=1, keepdim=True), v / v.norm(dim=1, keepdim=True)
 
+
+# Two towers of two layers: a problem whose matrices can be written out.
+perceptrons = Logits(two_layers, lambda parameters, u, v: parameters["logit_scale"].exp() * u @ v.T)
 
 SHAPES = {"image_in": (5, 4), "image_out": (4, 3), "logit_scale": (), "text_in": (6, 4), "text_out": (4, 3)}
 PERCEPTRONS = {name: randn(*shape, seed=i) for i, (name, shape) in enumerate(SHAPES.items())}
@@ -115,7 +129,7 @@ def test_influence_is_every_pairs_gradient_through_the_explicit_inverse_curvatur
     inverse = torch.linalg.inv(matrix + 0.5 * torch.eye(len(matrix), dtype=torch.float64))
     for batch in BATCHES:
         for ours, gradients in zip(
-            scores(perceptrons, PERCEPTRONS, batch, solution.directions, kind),
+            scores(perceptrons, PERCEPTRONS, batch, solution.directions, Clip(kind)),
             pair_gradients(perceptrons, PERCEPTRONS, batch, kind),
             strict=True,
         ):
@@ -130,16 +144,16 @@ def test_gradient_and_gauss_newton_products_against_the_explicit_ones():
 
 
 def test_influence_predicts_what_training_again_without_the_pair_does():
-    def bilinear(parameters, batch):
-        return convex.logits(parameters["w"].flatten(), batch)
-
+    bilinear = Logits(lambda parameters, batch: (batch[1] @ parameters["w"], batch[0]), lambda parameters, u, v: u @ v.T)
+    pairs = lambda rows: (convex.IMAGES[rows], convex.TEXTS[rows])  # noqa: E731
+    sample = [pairs(rows) for rows in convex.BATCHES]
     w = convex.train(convex.BATCHES, torch.zeros(convex.D_TEXT * convex.D_IMAGE, dtype=torch.float64))
     parameters = {"w": w.view(convex.D_TEXT, convex.D_IMAGE)}
-    gradient = loss_gradient(bilinear, parameters, [convex.CLEAN])[None]
-    solution = solve(lambda v: gauss_newton_product(bilinear, parameters, convex.BATCHES, v), gradient, convex.DAMPING)
+    gradient = loss_gradient(bilinear, parameters, [pairs(convex.CLEAN)])[None]
+    solution = solve(lambda v: gauss_newton_product(bilinear, parameters, sample, v), gradient, convex.DAMPING)
     before, predicted, truth = batch_loss(convex.logits(w, convex.CLEAN)), [], []
     for i, rows in enumerate(convex.BATCHES):
-        positive, negative = scores(bilinear, parameters, rows, solution.directions)
+        positive, negative = scores(bilinear, parameters, pairs(rows), solution.directions)
         predicted.append((positive + negative)[0])
         for n in range(len(rows)):
             less = [*convex.BATCHES[:i], rows[torch.arange(len(rows)) != n], *convex.BATCHES[i + 1 :]]
@@ -186,6 +200,19 @@ def test_wrong_calls_of_the_solver_are_errors():
             solve(product, target_gradients() * bad, 1.0)
 
 
+def test_a_damping_of_each_systems_own():
+    gradients = target_gradients()
+    together = solve(product, gradients, torch.tensor([0.3, 30.0]), tolerance=1e-9)
+    alone = [solve(product, g[None], d, tolerance=1e-9).directions for g, d in zip(gradients, (0.3, 30.0), strict=True)]
+    assert torch.allclose(together.directions, torch.cat(alone))
+
+
+def test_the_largest_eigenvalue_is_the_explicit_matrixs():
+    top = torch.linalg.eigvalsh(explicit_gauss_newton(perceptrons, PERCEPTRONS, BATCHES))[-1]
+    assert torch.allclose(largest_eigenvalue(product, target_gradients()), top, rtol=0.03)
+    assert torch.allclose(largest_eigenvalue(product, target_gradients(), 60), top, rtol=1e-9)  # past exhaustion
+
+
 # open_clip models
 
 
@@ -197,7 +224,7 @@ def test_projection_through_a_whole_clip_is_every_pairs_gradient_dotted_with_the
     directions = randn(2, flatten(parameters).numel())
     for kind in ("exact", "taylor"):
         for ours, gradients in zip(
-            scores(function, parameters, batch, directions, kind),
+            scores(function, parameters, batch, directions, Clip(kind)),
             pair_gradients(function, parameters, batch, kind),
             strict=True,
         ):
@@ -243,6 +270,19 @@ def test_gauss_newton_of_a_whole_clip_is_symmetric_and_positive():
     assert torch.linalg.eigvalsh(form).min() > 0
     parts = [gauss_newton_product(function, parameters, [b], directions) @ directions.T for b in batches]
     assert torch.allclose(form, sum(parts))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7])
+def test_a_batch_that_goes_through_the_towers_in_pieces_gives_the_same(chunk):
+    model, batch = clip(), clip_batch(7)
+    parameters = choose(model, ["*"])
+    whole, pieces = clip_logits(model), clip_logits(model, chunk)
+    directions = 0.1 * randn(2, flatten(parameters).numel())
+    for a, b in zip(scores(whole, parameters, batch, directions), scores(pieces, parameters, batch, directions), strict=True):
+        assert torch.allclose(a, b)
+    assert torch.allclose(loss_gradient(whole, parameters, [batch]), loss_gradient(pieces, parameters, [batch]))
+    products = (gauss_newton_product(f, parameters, [batch], directions) for f in (whole, pieces))
+    assert torch.allclose(*products)
 
 
 def test_gauss_newton_of_part_of_a_clip_against_the_explicit_matrix():
@@ -344,6 +384,9 @@ def test_names_choose_parameters_in_the_models_order_and_a_pattern_without_any_i
         choose(model, ["*", "visual.transformer.resblocks.7.*"])
     with pytest.raises(ValueError, match="at least one pattern"):
         choose(model, [])
+    model.quantised = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match="parameter quantised is int8"):
+        choose(model, ["*"])
 
 
 # What it costs
@@ -404,3 +447,19 @@ def test_measured_cost_in_forward_passes(capsys):
         with capsys.disabled():
             print(f"\n{name}, in forward passes: score {score:.1f}, gradient {gradient:.1f}, product {curved:.1f}")
         assert score < 5
+
+
+@pytest.mark.parametrize("name", ["siglip", "dcl", "soft_infonce"])
+def test_another_loss_against_explicit_gradients_and_matrix(name):
+    loss, batch, w = TWO_TOWER[name], BATCHES[0], flatten(PERCEPTRONS)
+    f = of(perceptrons, PERCEPTRONS, batch)
+    assert torch.allclose(loss_gradient(perceptrons, PERCEPTRONS, [batch], loss), grad(lambda v: loss.batch_loss(f(v)))(w))
+    directions = randn(2, len(w), seed=30)
+    jacobian, s = jacrev(f)(w).reshape(36, -1), f(w)
+    curvature = jacrev(loss.cotangent)(s).reshape(36, 36)
+    products = gauss_newton_product(perceptrons, PERCEPTRONS, [batch], directions, loss)
+    assert torch.allclose(products, directions @ (jacobian.T @ curvature @ jacobian))
+    parts = scores(perceptrons, PERCEPTRONS, batch, directions, loss)
+    for part, function in zip(parts, (loss.pair_loss, loss.negative_loss), strict=True):
+        gradients = jacrev(function)(s).reshape(6, 36) @ jacobian
+        assert torch.allclose(part, directions @ gradients.T)

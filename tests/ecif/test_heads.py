@@ -1,8 +1,14 @@
+import math
+
+import pytest
 import torch
 from problems import flat, random_features, random_heads, slow_logits
-from torch.func import jacrev, jvp
+from torch.func import grad, hessian, jacrev, jvp
 
+from ecif.curvature import gauss_newton_product, loss_gradient
 from ecif.heads import Heads, embed, logits, logits_jvp, logits_vjp, standardised, tangents
+from ecif.influence import score
+from ecif.losses import Clip, SigLip
 
 HEADS = random_heads()
 IMAGES, TEXTS = random_features(6)
@@ -47,3 +53,61 @@ def test_a_feature_without_direction_gives_finite_numbers():
     pairs = embed(HEADS, images, TEXTS)
     assert logits(HEADS, pairs).isfinite().all()
     assert (logits(HEADS, pairs)[:, 2] == 0).all()
+
+
+TRAINED = {
+    "log s": HEADS._replace(train_logit_scale=True),
+    "b": HEADS._replace(logit_bias=-2.0, train_logit_bias=True),
+    "log s and b": HEADS._replace(logit_bias=-2.0, train_logit_scale=True, train_logit_bias=True),
+}
+
+
+def slow_with_scalars(heads):
+    """S as a function of the flat parameters, log s and b among them."""
+
+    def function(point):
+        scalars = list(point[HEADS.size :])
+        scale = scalars.pop(0).exp() if heads.train_logit_scale else heads.logit_scale
+        bias = scalars.pop(0) if heads.train_logit_bias else heads.logit_bias
+        return as_function(point[: HEADS.size]) * scale / HEADS.logit_scale + bias
+
+    return function
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_logit_scale_and_bias_as_parameters_against_autograd(name):
+    heads, function = TRAINED[name], slow_with_scalars(TRAINED[name])
+    pairs = embed(heads, IMAGES, TEXTS)
+    assert torch.allclose(logits(heads, pairs), function(heads.flat()))
+    g = torch.Generator().manual_seed(3)
+    direction, cotangent = (torch.randn(n, generator=g, dtype=torch.float64) for n in ((heads.size,), (6, 6)))
+    tangent = logits_jvp(heads, pairs, *tangents(heads, pairs, direction))
+    assert torch.allclose(tangent, jvp(function, (heads.flat(),), (direction,))[1])
+    jacobian = jacrev(function)(heads.flat())
+    assert torch.allclose(logits_vjp(heads, pairs, cotangent), torch.einsum("ij,ijp->p", cotangent, jacobian))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_heads_at_a_point_are_the_model_with_those_parameters(name):
+    heads = TRAINED[name]
+    point = heads.flat() + 0.1
+    moved = heads.at(point)
+    assert torch.allclose(moved.flat(), point)
+    assert torch.allclose(logits(moved, embed(moved, IMAGES, TEXTS)), slow_with_scalars(heads)(point))
+    assert moved.logit_scale == pytest.approx(heads.logit_scale * (math.exp(0.1) if heads.train_logit_scale else 1))
+
+
+@pytest.mark.parametrize("loss", [Clip(), SigLip()], ids=["clip", "siglip"])
+def test_gradient_curvature_and_scores_with_scalar_parameters_against_autograd(loss):
+    heads = TRAINED["log s and b"]
+    function, pairs, point = slow_with_scalars(heads), embed(heads, IMAGES, TEXTS), heads.flat()
+    assert torch.allclose(loss_gradient(heads, [pairs], loss), grad(lambda w: loss.batch_loss(function(w)))(point))
+    jacobian, s = jacrev(function)(point).reshape(36, -1), function(point)
+    matrix = jacobian.T @ hessian(loss.batch_loss)(s).reshape(36, 36) @ jacobian
+    directions = torch.randn(2, heads.size, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    assert torch.allclose(gauss_newton_product(heads, [pairs], directions, loss), directions @ matrix)
+    scores = score(heads, pairs, [torch.arange(6)], directions, loss)
+    gradients = jacrev(lambda w: torch.stack([loss.pair_loss(function(w)), loss.negative_loss(function(w))]))(point)
+    assert torch.allclose(scores.positive, directions @ gradients[0].T)
+    assert torch.allclose(scores.negative, directions @ gradients[1].T)
+    assert torch.allclose(scores.pair_loss, loss.pair_loss(s))

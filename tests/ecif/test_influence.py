@@ -6,6 +6,7 @@ from torch.func import grad
 from ecif.contrastive import batch_loss
 from ecif.heads import embed
 from ecif.influence import score
+from ecif.losses import Clip
 
 HEADS = random_heads()
 IMAGES, TEXTS = random_features(12)
@@ -27,7 +28,7 @@ def negative(s, n, kind):
 
 @pytest.mark.parametrize("kind", ["exact", "taylor"])
 def test_projection_is_every_pairs_gradient_dotted_with_the_direction(kind):
-    scores = score(HEADS, PAIRS, BATCHES, DIRECTIONS, kind)
+    scores = score(HEADS, PAIRS, BATCHES, DIRECTIONS, Clip(kind))
     for rows in BATCHES:
         for at, pair in enumerate(rows.tolist()):
 

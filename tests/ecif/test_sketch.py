@@ -10,6 +10,7 @@ from ecif.contrastive import batch_loss
 from ecif.curvature import gauss_newton_product, loss_gradient
 from ecif.heads import embed
 from ecif.influence import score
+from ecif.losses import Clip
 from ecif.projection import identity_projection, pca_projection, random_bytes, random_projection
 from ecif.sketch import CurvatureSum, _draw_labels, damped, gauss_newton, pair_gradients, project_batch, sampled_gauss_newton
 
@@ -79,7 +80,7 @@ def test_sums_over_rows_and_columns_are_those_of_the_jacobian():
 def test_full_rank_index_scores_as_the_exact_projection_does(kind):
     directions = torch.randn(2, SIZE, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     (positive, negative), _ = indexed(IDENTITY, kind)
-    scores = score(HEADS, PAIRS, BATCHES, directions, kind)
+    scores = score(HEADS, PAIRS, BATCHES, directions, Clip(kind))
     assert torch.allclose(directions @ positive.T, scores.positive, rtol=1e-11)
     assert torch.allclose(directions @ negative.T, scores.negative, rtol=1e-11)
 

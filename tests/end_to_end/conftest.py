@@ -1,12 +1,15 @@
 """Small real corpora: emoji pairs of the embedded corpus in a few small shards."""
 
+import os
+import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from corpora import EMBEDDED, SETTINGS, read_tar, write_tar
 
 from pipeline.config import Config
-from pipeline.run import run
+from pipeline.run import Outcome, run
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +44,41 @@ def finished(tmp_path_factory, local_ray, configure):
     """A finished small run: its configuration and outcome."""
     config = configure(tmp_path_factory.mktemp("run"))
     return config, run(config)
+
+
+class Imperfect(NamedTuple):
+    """A finished run of a corpus that can't all be used."""
+
+    corpus: Path
+    run: Path
+    outcome: Outcome
+
+    def replace(self, shard: str, data: bytes) -> bytes:
+        """Put other bytes in a shard's place, as far as a listing shows the same; gives what was there."""
+        path = self.corpus / f"{shard}.tar"
+        before, then = path.read_bytes(), path.stat().st_mtime_ns
+        path.write_bytes(data)
+        os.utime(path, ns=(then, then))
+        return before
+
+
+@pytest.fixture(scope="session")
+def imperfect(tmp_path_factory, corpus, local_ray, configure):
+    """Shard 00001 has an image that is none and a pair without a caption, 00002 is damaged from its middle on."""
+    folder = tmp_path_factory.mktemp("imperfect")
+    shutil.copytree(corpus / "corpus", folder / "corpus")
+    members = read_tar(folder / "corpus" / "00001.tar")
+    image, caption = ([name for name, _ in members if name.endswith(suffix)] for suffix in (".webp", ".txt"))
+    kept = [(name, b"no image" if name == image[0] else data) for name, data in members if name != caption[1]]
+    write_tar(folder / "corpus" / "00001.tar", kept)
+    data = (folder / "corpus" / "00002.tar").read_bytes()
+    (folder / "corpus" / "00002.tar").write_bytes(data[: len(data) // 2].ljust(len(data), b"\1"))
+    outcome = run(configure(folder / "run", corpus={"shards": str(folder / "corpus")}))
+    return Imperfect(folder / "corpus", folder / "run", outcome)
+
+
+@pytest.fixture
+def damaged(imperfect, tmp_path):
+    """A copy of the imperfect run, to damage."""
+    shutil.copytree(imperfect.run, tmp_path / "run")
+    return tmp_path / "run"

@@ -59,7 +59,8 @@ def test_a_second_call_does_nothing_again(finished):
     times = {item.url: item.etag for item in storage.listing(config.run, "")}
     assert run(config).scored == outcome.scored
     after = {item.url: item.etag for item in storage.listing(config.run, "")}
-    assert {url for url in times if times[url] != after[url]} <= {f"{config.run}/run.json"}
+    changed = {url.removeprefix(f"{config.run}/") for url in times.keys() | after.keys() if times.get(url) != after.get(url)}
+    assert {name for name in changed if not name.startswith("lease/")} <= {"run.json", "plan.json"}
 
 
 def test_what_an_interruption_left_undone_is_done(finished, configure, tmp_path):
@@ -131,6 +132,47 @@ def test_several_targets_have_a_column_set_each(finished, configure, corpus, tmp
     same = np.corrcoef(table["influence_clean"].to_numpy(), alone["influence_clean"].to_numpy())[0, 1]
     other = np.corrcoef(table["influence_other"].to_numpy(), alone["influence_clean"].to_numpy())[0, 1]
     assert same > 0.9 > other
+
+
+def test_targets_of_every_kind_have_a_column_set_each(configure, corpus, tmp_path, capsys):
+    members = read_tar(corpus / "target" / "00000.tar")
+    names = sorted({data.decode() for name, data in members if name.endswith(".txt")})
+    labelled = [(n.replace(".txt", ".cls"), str(names.index(d.decode())).encode()) if n.endswith(".txt") else (n, d)
+                for n, d in members if not n.endswith(".json")]  # fmt: skip
+    at = [i for i, (name, _) in enumerate(labelled) if name.endswith(".cls")]
+    labelled[at[0]] = (labelled[at[0]][0], b"24")
+    labelled[at[1]] = (labelled[at[1]][0], b"sun")
+    del labelled[at[2]]
+    write_tar(tmp_path / "labelled" / "00000.tar", labelled)
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    (tmp_path / "templates.txt").write_text("an emoji of a {c}\n{}\n")
+    pairs = {"shards": str(corpus / "target")}
+    texts = {"classes": str(tmp_path / "classes.txt"), "templates": str(tmp_path / "templates.txt")}
+    targets = {
+        "pairs": pairs,
+        "margin": pairs | {"loss": "retrieval_margin", "margin": 0.1},
+        "classes": {"shards": str(tmp_path / "labelled"), "loss": "zero_shot", "calibrated": True, **texts},
+    }
+    outcome = run(configure(tmp_path / "run", targets=targets))
+    table, said = read_scores(str(tmp_path / "run")), capsys.readouterr().err
+    assert sorted(outcome.targets) == sorted(targets)
+    for name, facts in outcome.targets.items():
+        for part in ("", "_positive", "_negative"):
+            assert np.isfinite(table[f"influence{part}_{name}"].to_numpy()).all()
+        assert np.isfinite(facts["lds_of_dampings"]).all()
+        assert 0 < facts["coverage"] <= 1
+        assert (f"warning: target {name} covers {facts['coverage']:.0%}" in said) == (facts["coverage"] < 0.8)
+    assert len({tuple(table[f"influence_{name}"].to_pylist()) for name in targets}) == 3
+    done = [json.loads(data) for data in objects(tmp_path / "run/targets/classes/shards", ".json").values()]
+    assert [(d["embedded"], d["quarantined"]) for d in done] == [(21, {"bad_label": 3})]
+
+    # Another question about the same pairs has other columns; what does not depend on it is not done again.
+    before = objects(tmp_path / "run", ".parquet", ".safetensors")
+    targets["margin"] = targets["margin"] | {"margin": 0.3}
+    again = run(configure(tmp_path / "run", targets=targets))
+    assert again.scores != outcome.scores
+    new = objects(tmp_path / "run", ".parquet", ".safetensors").keys() - before.keys()
+    assert {name.partition("/")[0] for name in new} == {"directions", "scores"}
 
 
 def test_a_target_without_pairs_fails_with_one_line(configure, corpus, tmp_path):

@@ -43,6 +43,9 @@ def configure(**changes) -> str:
         ({"bach_size": 3}, "bach_size: no such key"),
         ({"fit": {"epoch": 3}}, "fit.epoch: no such key"),
         ({"batch_size": "many"}, "batch_size: Input should be a valid integer"),
+        ({"loss": "triplet"}, "loss: Input should be 'clip', 'siglip', 'dcl' or 'soft_infonce'"),
+        ({"loss": "dcl", "score": {"negative": "taylor"}}, "score.negative: taylor is a form of CLIP's loss"),
+        ({"model": GOOD["model"] | {"checkpoints": ["a.pt"]}}, "checkpoint and checkpoints: give one of them"),
         ({"targets": {}}, "targets: Dictionary should have at least 1 item"),
         ({"targets": {"positive": {"shards": "target"}}}, "would collide with the influence_positive"),
         ({}, "corpus.shards: no shard or folder {here}/corpus"),
@@ -81,6 +84,46 @@ def corpus_of_one(tmp_path):
     return {"shards": str(tmp_path / "one.tar")}
 
 
+ZERO_SHOT = {"loss": "zero_shot", "classes": "classes.txt"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "classes", "templates", "line"),
+    [
+        (ZERO_SHOT, None, None, "targets.clean.classes: can't read {here}/classes.txt: no such file"),
+        (ZERO_SHOT, b"", None, "targets.clean.classes: {here}/classes.txt is empty"),
+        (ZERO_SHOT, b"cat\n", None, "names 1 classes"),
+        (ZERO_SHOT, b"cat\n\ndog\n", None, "targets.clean.classes: line 2 of {here}/classes.txt is empty"),
+        (ZERO_SHOT, b"caf\xe9\n", None, "{here}/classes.txt is not UTF-8"),
+        (ZERO_SHOT | {"templates": "nowhere.txt"}, b"cat\ndog", None, "targets.clean.templates: can't read {here}/nowhere.txt"),
+        (
+            ZERO_SHOT | {"templates": "t.txt"},
+            b"cat\ndog",
+            b"one {c}\na photo",
+            "templates: line 2 of {here}/t.txt has no {{c}}",
+        ),
+        ({"loss": "zero_shot"}, None, None, "targets.clean: Value error, loss zero_shot needs classes"),
+        (ZERO_SHOT | {"caption": "text"}, None, None, "leave out caption"),
+        ({"classes": "classes.txt"}, None, None, "classes and templates are for loss zero_shot, this is contrastive"),
+        ({"loss": "retrieval_margin", "templates": "t.txt"}, None, None, "classes and templates are for loss zero_shot"),
+        ({"loss": "retrieval_margin", "calibrated": True}, None, None, "no temperature to calibrate"),
+        (
+            {"loss": "accuracy"},
+            None,
+            None,
+            "targets.clean.loss: Input should be 'contrastive', 'zero_shot' or 'retrieval_margin'",
+        ),
+    ],
+)
+def test_a_target_that_can_not_be_asked(ecif, corpus_of_one, asked, classes, templates, line):
+    for name, data in (("classes.txt", classes), ("t.txt", templates)):
+        if data is not None:
+            Path(name).write_bytes(data)
+    code, errors, _ = ecif("run", configure(corpus=corpus_of_one, targets={"clean": corpus_of_one | asked}))
+    assert (code, len(errors)) == (2, 1)
+    assert line.format(here=Path.cwd()) in errors[0]
+
+
 def test_files_that_are_not_there_or_not_yaml(ecif):
     assert ecif("run", "nothing.yaml")[0] == 2
     Path("bad.yaml").write_text("a: [")
@@ -94,7 +137,7 @@ def test_files_that_are_not_there_or_not_yaml(ecif):
 def test_every_key_is_explained(ecif):
     code, _, text = ecif("config")
     assert code == 0
-    for key in ("shards:", "batch_size:", "dampings:", "max_pixels:", "epochs:"):
+    for key in ("shards:", "templates:", "batch_size:", "dampings:", "max_pixels:", "epochs:", "rank:"):
         assert key in text
     assert "None (" not in text
 

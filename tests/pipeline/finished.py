@@ -52,7 +52,7 @@ def write_run(folder: Path, corpus: str) -> Run:
         read = [read_pair(file, group, shard.name, "txt", Embed(), RESIZE) for group in groups(file, contents)]
         good = [pair for pair in read if isinstance(pair, Pair)]
         columns[shard.name] = {name: [getattr(pair, name) for pair in good] for name in ("index", "key", "uid")}
-        counts = (contents.members, contents.ignored, len(read), len(good))
+        counts = (contents.members, contents.members - contents.ignored, contents.ignored, len(read), len(good))
         done = tables.Accounting(shard.name, shard.source.size, shard.source.etag, "", *counts, {}, 1, contents.broken)
         url = storage.join(str(folder), "shards", "def", f"{shard.name}.json")
         storage.write_bytes(url, tables.json_bytes(done._asdict()))

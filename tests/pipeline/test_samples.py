@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from tars import bomb, image, pair, tar_bytes
+from webdataset.autodecode import imagehandler as decoder
 
 from ecif.towers import resize_transform
 from pipeline.config import Embed
-from pipeline.samples import REASONS, Pair, Quarantined, Reason, identity, read_pair
+from pipeline.samples import MAX_CAPTION, PRESETS, REASONS, Pair, Quarantined, Reason, identity, read_pair
 from pipeline.tar import Contents, groups
 
 RESIZE = resize_transform(
@@ -36,12 +37,20 @@ def undecoded(picture):
     raise AssertionError("decoded before it was refused")
 
 
-def read(members, caption="txt", limits=LIMITS, resize=RESIZE, cut=None, shard="00000"):
+CLASSES = [f"a photo of a {name}." for name in ("cat", "dog", "axolotl")]
+
+
+def read(members, caption="txt", limits=LIMITS, resize=RESIZE, cut=None, shard="00000", classes=()):
     data = tar_bytes(members)
     return [
-        read_pair(io.BytesIO(data[:cut]), group, shard, caption, limits, resize)
+        read_pair(io.BytesIO(data[:cut]), group, shard, caption, limits, resize, classes)
         for group in groups(io.BytesIO(data), Contents())
     ]
+
+
+def damaged(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes(64) + data[middle + 64 :]
 
 
 def fields(**values) -> tuple[str, bytes]:
@@ -79,9 +88,11 @@ REFUSED = [
     pytest.param([("0.jpg", b""), TEXT], "txt", "undecodable_image", id="no bytes of an image"),
     pytest.param([("0.jpg", b"<html>404</html>"), TEXT], "txt", "undecodable_image", id="a web page"),
     pytest.param([("0.jpg", image("GIF")), TEXT], "txt", "undecodable_image", id="another format behind the suffix"),
-    pytest.param([("0.jpg", image("JPEG", (64, 64))[:-800]), TEXT], "txt", "undecodable_image", id="half a JPEG"),
-    pytest.param([("0.png", image(size=(64, 64))[:-800]), TEXT], "txt", "undecodable_image", id="half a PNG"),
-    pytest.param([("0.webp", image("WEBP", (64, 64))[:-800]), TEXT], "txt", "undecodable_image", id="half a WEBP"),
+    pytest.param([("0.jpg", image("JPEG", (64, 64))[:-800]), TEXT], "txt", "truncated_image", id="half a JPEG"),
+    pytest.param([("0.png", image(size=(64, 64))[:-800]), TEXT], "txt", "truncated_image", id="half a PNG"),
+    pytest.param([("0.webp", image("WEBP", (64, 64))[:-800]), TEXT], "txt", "truncated_image", id="half a WEBP"),
+    pytest.param([("0.jpg", image("JPEG", (64, 64))[:10]), TEXT], "txt", "truncated_image", id="the start of a header"),
+    pytest.param([("0.png", damaged(image(size=(64, 64)))), TEXT], "txt", "undecodable_image", id="damage in mid-image"),
     pytest.param([PIXELS, TEXT, TEXT], "txt", "duplicate_key", id="a suffix twice"),
 ]
 
@@ -96,7 +107,7 @@ def test_a_pair_is_refused_for_its_reason(members, caption, reason):
 
 
 def test_every_reason_has_its_example():
-    elsewhere = {"truncated_shard", "non_finite_features"}  # below, and where features are made
+    elsewhere = {"bad_label", "truncated_shard", "non_finite_features"}  # below, and where features are made
     assert {case.values[2] for case in REFUSED} | elsewhere == set(REASONS) == set(get_args(Reason))
 
 
@@ -170,9 +181,55 @@ def test_pixels_are_the_models_own_preprocessing():
     assert np.array_equal(outcome.pixels, np.asarray(RESIZE(Image.open(io.BytesIO(image(size=(48, 40)))))).transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_an_image_that_is_cut_anywhere_is_truncated_or_whole(format):
+    data = image(format, (64, 64))
+    whole = read([("0.jpg", data), TEXT])[0].pixels
+    for cut in [3, 4, 5, *range(6, len(data), len(data) // 40), *range(len(data) - 30, len(data))]:
+        (outcome,) = read([("0.jpg", data[:cut]), TEXT])
+        if isinstance(outcome, Pair):  # the last bytes of a PNG say nothing of its pixels
+            assert np.array_equal(outcome.pixels, whole)
+        else:
+            assert outcome.reason == ("truncated_image" if cut > 4 else outcome.reason)
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    return read([("0.png", data), TEXT])[0].pixels
+
+
+def test_an_image_is_what_the_training_loader_makes_of_it():
+    """webdataset's `pilrgb`, which open_clip trains with: the first frame, as RGB, not turned."""
+    turned, plain = encoded(FRAMES[0], "JPEG", exif=EXIF), encoded(FRAMES[0], "JPEG")
+    animated = encoded(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:], lossless=True)
+    assert np.array_equal(pixels_of(turned), pixels_of(plain))
+    assert np.array_equal(pixels_of(animated), pixels_of(encoded(FRAMES[0], "WEBP", lossless=True)))
+    others = [image(mode="RGBA", size=(48, 40)), encoded(Image.new("I;16", (48, 40), 400), "PNG"), image("JPEG", mode="CMYK")]
+    for data in [*others, encoded(PALETTE, "PNG")]:
+        rgb = decoder("pilrgb")("0.png", data)
+        assert np.array_equal(pixels_of(data), np.asarray(RESIZE(rgb)).transpose(2, 0, 1))
+
+
 def test_the_caption_is_what_the_configured_place_says():
     members = [PIXELS, ("0.txt", "  née\n".encode()), fields(caption="from JSON", TEXT="in capitals")]
     assert [read(members, place)[0].caption for place in ("txt", "caption", "TEXT")] == ["  née\n", "from JSON", "in capitals"]
+
+
+@pytest.mark.parametrize(("label", "written"), [(0, b"0"), (2, b"2\n"), (1, b" 01 ")])
+def test_a_classification_pair_is_captioned_by_its_class(label, written):
+    """The layout of clip_benchmark's WebDatasets: an image and a class index."""
+    (outcome,) = read([PIXELS, ("0.cls", written)], classes=CLASSES)
+    assert (outcome.label, outcome.caption) == (label, CLASSES[label])
+    assert read([PIXELS, TEXT, ("0.cls", written)])[0].label is None  # which a corpus of captions does not look at
+
+
+@pytest.mark.parametrize(
+    "written", [b"3", b"-1", b"", b"1.0", b"cat", b"1 2", b"1_0", "\u0661".encode(), b"\xff", b"9" * 5000, None]
+)
+def test_a_label_that_is_no_class_is_refused(written):
+    (outcome,) = read([PIXELS, TEXT, *([] if written is None else [("0.cls", written)])], classes=CLASSES)
+    assert (outcome.reason, len(outcome.detail) < 300) == ("bad_label", True)
+    too_large = read([PIXELS, ("0.cls", bytes(TOO_LONG))], classes=CLASSES)
+    assert too_large[0].reason == "too_large_member"
 
 
 def test_identity_is_the_uid_of_the_json():
@@ -196,3 +253,35 @@ def test_names_that_are_no_utf8_still_tell_pairs_apart():
     names = [bytes([byte]).decode("utf-8", "surrogateescape") for byte in (0xFE, 0xFF)]
     outcomes = [outcome for name in names for outcome in read([(f"{name}.txt", b"a")])]
     assert len({outcome.uid for outcome in outcomes}) == len({outcome.key for outcome in outcomes}) == 2
+
+
+@pytest.mark.parametrize(("preset", "own"), [("laion", "TEXT"), ("datacomp", "text"), ("coyo", "text"), ("cc12m", "caption")])
+def test_a_preset_finds_the_caption_where_img2dataset_or_the_corpus_itself_has_it(preset, own):
+    txt, renamed, original = ("0.txt", b"in txt"), {"caption": "renamed"}, {own: "the corpus's own"}
+    assert read([PIXELS, txt, fields(**original)], preset)[0].caption == "in txt"
+    assert read([PIXELS, fields(**(original | renamed))], preset)[0].caption == "renamed"
+    assert read([PIXELS, fields(**original)], preset)[0].caption == "the corpus's own"
+    missing = read([PIXELS, fields(title="elsewhere")], preset)[0]
+    assert missing.reason == "missing_caption"
+    assert all(f"'{place}'" in missing.detail for place in PRESETS[preset][1:])
+
+
+def test_an_empty_caption_is_not_replaced_by_another():
+    assert read([PIXELS, ("0.txt", b" "), fields(caption="a")], "laion")[0].reason == "empty_caption"
+
+
+def test_a_long_caption_is_cut_to_what_a_model_can_read():
+    """10 MB in one word: a tokenizer would take the square of it."""
+    (outcome,) = read([PIXELS, ("0.txt", b"  a" * 5_000_000)])
+    assert outcome.caption == ("  a" * 5_000_000).strip()[:MAX_CAPTION]
+    assert read([PIXELS, ("0.txt", b"w" * 10_000_000)])[0].caption == "w" * MAX_CAPTION
+
+
+def test_uids_of_a_sidecar_replace_those_of_the_json():
+    data = tar_bytes([PIXELS, TEXT, fields(uid=UID), *pair("1", uid=UID)])
+    uids = {"0": "f" * 32, "1": "no uid"}
+    first, second = (
+        read_pair(io.BytesIO(data), group, "00000", "txt", LIMITS, RESIZE, uids=uids)
+        for group in groups(io.BytesIO(data), Contents())
+    )
+    assert (first.uid, second.uid) == ("f" * 32, identity("00000", "1", {}))

@@ -83,3 +83,20 @@ def test_scores_are_float32_beside_the_identity():
             ("clip_score", pa.float32()),
         ]
     )
+
+
+def test_gradients_of_any_size_come_back_to_eleven_bits_of_their_largest_number(tmp_path):
+    size = 10.0 ** np.array([-30, -7, 0, 5, 30])  # fp16 alone holds the third
+    parts = [np.random.default_rng(i).normal(size=(5, 6)).astype(np.float32) * size[:, None].astype(np.float32) for i in (0, 1)]
+    parts[1][2] = 0
+    halves = [tables.Halves.empty(5, 6), tables.Halves.empty(5, 6)]
+    for half, part in zip(halves, parts, strict=True):
+        for rows in (np.array([3, 0]), np.array([1, 2, 4])):
+            half.put(rows, part[rows])
+    identity = {"shard": ["a"] * 5, "index": range(5), "key": list("abcde"), "uid": list("fghij"), "batch": [0] * 5}
+    url = str(tmp_path / "a.parquet")
+    storage.write_bytes(url, tables.parquet_bytes(tables.index_table(identity, *halves)))
+    table = tables.read_table(url)
+    assert table.column_names[:5] == tables.IDENTITY
+    for read, part in zip(tables.read_gradients(table), parts, strict=True):
+        assert (np.abs(read - part) <= 2.0**-11 * np.abs(part).max(1, keepdims=True)).all()

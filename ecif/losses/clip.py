@@ -1,0 +1,40 @@
+"""CLIP's symmetric InfoNCE (arXiv 2103.00020): sum_i [LSE_j S_ij - S_ii] + sum_j [LSE_i S_ij - S_jj]."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ecif import contrastive
+from ecif.contrastive import Negative
+from ecif.losses.contract import Loss
+
+
+@dataclass(frozen=True)
+class Clip(Loss):
+    """The closed forms of `ecif.contrastive`; open_clip's ClipLoss is L / 2B."""
+
+    negative: Negative = "exact"  # -log(1 - P), or ECIF's first-order (Taylor) form P
+
+    def batch_loss(self, similarity: Tensor) -> Tensor:
+        """L."""
+        return contrastive.batch_loss(similarity)
+
+    def pair_loss(self, similarity: Tensor) -> Tensor:
+        """Pos_n [B] = LSE_j S_nj + LSE_i S_in - 2 S_nn."""
+        return contrastive.pair_loss(similarity)
+
+    def negative_loss(self, similarity: Tensor) -> Tensor:
+        """Neg_n [B], exact or Taylor."""
+        return contrastive.negative_loss(similarity, self.negative)
+
+    def pair_derivatives(self, similarity: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives of Pos_n and Neg_n along S'."""
+        return contrastive.pair_derivatives(similarity, tangent, self.negative)
+
+    def cotangent(self, similarity: Tensor) -> Tensor:
+        """dL/dS."""
+        return contrastive.loss_cotangent(similarity)
+
+    def gauss_newton_cotangent(self, similarity: Tensor, tangent: Tensor) -> Tensor:
+        """(d2L/dS2) S'."""
+        return contrastive.gauss_newton_cotangent(similarity, tangent)

@@ -1,0 +1,60 @@
+"""Decoupled contrastive loss (DCL, arXiv 2110.06848): InfoNCE whose denominator leaves the positive out.
+
+    L = sum_i [LSE_{j != i} S_ij - S_ii] + sum_j [LSE_{i != j} S_ij - S_jj]
+
+The paper's unweighted form, for two towers: its negatives within a view have no counterpart in S [B, B] and are left out. A
+pair alone in its batch has no negative, and the formula gives log 0: its loss is 0 here, as InfoNCE's is.
+
+With M = S, minus infinity on the diagonal, every formula is CLIP's (`ecif.contrastive`) with M in the softmax.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ecif import contrastive
+from ecif.losses.contract import Loss
+
+
+@dataclass(frozen=True)
+class Dcl(Loss):
+    """Closed forms by way of CLIP's; a batch of two, which deletion leaves alone, takes the defaults."""
+
+    def batch_loss(self, similarity: Tensor) -> Tensor:
+        """L."""
+        return self.pair_loss(similarity).sum()
+
+    def pair_loss(self, similarity: Tensor) -> Tensor:
+        """Pos_n [B] = LSE_{j != n} S_nj + LSE_{i != n} S_in - 2 S_nn. Their sum is L."""
+        if len(similarity) < 2:
+            return 0 * similarity.diagonal()
+        masked = _masked(similarity)
+        return masked.logsumexp(1) + masked.logsumexp(0) - 2 * similarity.diagonal()
+
+    def negative_loss(self, similarity: Tensor) -> Tensor:
+        """Neg_n [B] = sum_{k != n} [-log(1 - P_kn) - log(1 - Q_nk)], P and Q the softmaxes of M."""
+        if len(similarity) < 3:
+            return super().negative_loss(similarity)
+        return contrastive.negative_loss(_masked(similarity))
+
+    def pair_derivatives(self, similarity: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives of Pos_n and Neg_n along S'."""
+        if len(similarity) < 3:
+            return super().pair_derivatives(similarity, tangent)
+        return contrastive.pair_derivatives(_masked(similarity), tangent)
+
+    def cotangent(self, similarity: Tensor) -> Tensor:
+        """dL/dS = (P - I) + (Q - I)."""
+        return torch.zeros_like(similarity) if len(similarity) < 2 else contrastive.loss_cotangent(_masked(similarity))
+
+    def gauss_newton_cotangent(self, similarity: Tensor, tangent: Tensor) -> Tensor:
+        """(d2L/dS2) S'."""
+        if len(similarity) < 2:
+            return torch.zeros_like(similarity)
+        return contrastive.gauss_newton_cotangent(_masked(similarity), tangent)
+
+
+def _masked(similarity: Tensor) -> Tensor:
+    """M."""
+    return similarity.masked_fill(torch.eye(len(similarity), dtype=torch.bool, device=similarity.device), float("-inf"))

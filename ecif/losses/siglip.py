@@ -1,0 +1,53 @@
+"""SigLIP's sigmoid loss (arXiv 2303.15343): every text with every image is a yes-or-no question of its own.
+
+    L = sum_ij softplus(-z_ij S_ij),   S_ij = s <u_i, v_j> + b,   z_ij = 1 if i = j, else -1
+
+as the paper's pseudocode and open_clip's SigLipLoss have it, which is L / B. The bias is part of S: `Heads.logit_bias`.
+
+Only the term of S_nn has item n as a positive. So Pos_n does not depend on the rest of the batch, and ranks pairs as the cosine
+does. The Pos_n of a batch do not add up to L: L = sum_n Pos_n + Neg_n / 2, as two items share every negative term.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from ecif.losses.contract import Loss
+
+
+@dataclass(frozen=True)
+class SigLip(Loss):
+    """L(B) - L(B without n) is row n and column n: exact and closed, as no softmax is shared."""
+
+    def batch_loss(self, similarity: Tensor) -> Tensor:
+        """L."""
+        return softplus(similarity).sum() - similarity.diagonal().sum()  # softplus(-x) = softplus(x) - x
+
+    def pair_loss(self, similarity: Tensor) -> Tensor:
+        """Pos_n [B] = softplus(-S_nn)."""
+        return softplus(-similarity.diagonal())
+
+    def negative_loss(self, similarity: Tensor) -> Tensor:
+        """Neg_n [B] = sum_{k != n} [softplus(S_nk) + softplus(S_kn)]."""
+        return _off_diagonal_sums(softplus(similarity))
+
+    def pair_derivatives(self, similarity: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives of Pos_n and Neg_n along S'."""
+        positive = -torch.sigmoid(-similarity.diagonal()) * tangent.diagonal()
+        return positive, _off_diagonal_sums(torch.sigmoid(similarity) * tangent)
+
+    def cotangent(self, similarity: Tensor) -> Tensor:
+        """dL/dS = sigmoid(S) - I."""
+        return torch.sigmoid(similarity) - torch.eye(len(similarity), dtype=similarity.dtype, device=similarity.device)
+
+    def gauss_newton_cotangent(self, similarity: Tensor, tangent: Tensor) -> Tensor:
+        """(d2L/dS2) S' = sigmoid(S) sigmoid(-S) S', entry by entry."""
+        return torch.sigmoid(similarity) * torch.sigmoid(-similarity) * tangent
+
+
+def _off_diagonal_sums(matrix: Tensor) -> Tensor:
+    """[n]: row n and column n without the diagonal."""
+    rest = matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), 0.0)
+    return rest.sum(0) + rest.sum(1)

@@ -1,0 +1,97 @@
+"""Soft-InfoNCE (arXiv 2310.08069): InfoNCE whose negatives count the less, the more relevant they are.
+
+    L = sum_i [log(e^S_ii + sum_{j != i} w_ij e^S_ij) - S_ii]  and the same over columns
+    w_ij = (beta - alpha r_ij) / (beta - alpha / (B - 1)),   sum_{j != i} r_ij = 1
+
+Loss and weights are those of the authors' code (github.com/Alex-HaochenLi/Soft-InfoNCE); alpha = 0 is InfoNCE. Three things
+are a reading of them. They have one direction (query to code), here there are CLIP's two. Their relevance r is a softmax over
+the negatives of similarities from an estimator of its own (BM25, SimCSE, or a trained model); a loss sees nothing but S here,
+so the trained model is the model itself: r_ij is the softmax over j != i of S_ij / temperature. As theirs, the weights are
+constants to the derivatives; a batch without an item has other weights. Their alpha = beta = 1 needs weights clipped at 0.1;
+here alpha is below beta, and no weight is.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ecif.losses.contract import Loss
+
+
+@dataclass(frozen=True)
+class SoftInfoNCE(Loss):
+    """Closed forms for everything but the derivative of Neg_n, which is autograd's of the closed form."""
+
+    alpha: float = 0.9
+    beta: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.alpha < self.beta and self.temperature > 0):
+            raise ValueError(f"{self}: needs 0 <= alpha < beta and temperature > 0")
+
+    def batch_loss(self, similarity: Tensor) -> Tensor:
+        """L."""
+        return self.pair_loss(similarity).sum()
+
+    def pair_loss(self, similarity: Tensor) -> Tensor:
+        """Pos_n [B]: row n and column n as anchors. Their sum is L."""
+        rows, columns = self._weighted(similarity), self._weighted(similarity.T)
+        return rows.logsumexp(1) + columns.logsumexp(1) - 2 * similarity.diagonal()
+
+    def negative_loss(self, similarity: Tensor) -> Tensor:
+        """Neg_n [B]: by how much the other anchors' denominators fall, their weights taken anew."""
+        if len(similarity) < 3:
+            return super().negative_loss(similarity)
+        return self._removed_from_rows(similarity).sum(0) + self._removed_from_rows(similarity.T).sum(0)
+
+    def cotangent(self, similarity: Tensor) -> Tensor:
+        """dL/dS: the softmaxes of the weighted logits, minus I each."""
+        rows, columns = self._weighted(similarity), self._weighted(similarity.T)
+        return rows.softmax(1) + columns.softmax(1).T - 2 * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+
+    def gauss_newton_cotangent(self, similarity: Tensor, tangent: Tensor) -> Tensor:
+        """(d2L/dS2) S' with the weights held: convex, as the log of a sum of exponentials is."""
+        rows, columns = self._weighted(similarity).softmax(1), self._weighted(similarity.T).softmax(1)
+        return _covariance(rows, tangent) + _covariance(columns, tangent.T).T
+
+    def _weighted(self, similarity: Tensor, negatives: Tensor | None = None) -> Tensor:
+        """S + log w [B, B]: what every row's softmax is taken of. `negatives` [B, B] says which count; the diagonal always."""
+        if len(similarity) < 2:
+            return similarity
+        diagonal = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+        negatives = ~diagonal if negatives is None else negatives
+        relevance = self._relevance(similarity, negatives)
+        weight = (self.beta - self.alpha * relevance) / (self.beta - self.alpha / negatives.sum(1, keepdim=True))
+        return similarity + weight.where(negatives, diagonal.to(weight)).log()
+
+    def _relevance(self, similarity: Tensor, negatives: Tensor) -> Tensor:
+        """r [B, B], a constant to every derivative."""
+        return (similarity.detach() / self.temperature).masked_fill(~negatives, float("-inf")).softmax(1)
+
+    def _removed_from_rows(self, similarity: Tensor) -> Tensor:
+        """[k, n]: by how much the log of row k's denominator falls when column n goes, 0 on the diagonal.
+
+        Without n, r_kj is r_kj / (1 - r_kn): the negatives that are left add up to the sum of beta e^S_kj, less that of
+        alpha r_kj e^S_kj / (1 - r_kn), over the new mean weight. For the largest of a row that difference would cancel: there,
+        the denominator is taken directly.
+        """
+        diagonal = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+        shift = similarity.detach().amax(1, keepdim=True)
+        exp = (similarity - shift).exp()
+        size, relevance = exp.masked_fill(diagonal, 0.0), self._relevance(similarity, ~diagonal)
+        top = size.argmax(1, keepdim=True)
+        plain = size.sum(1, keepdim=True) - size
+        weighted = (relevance * size).sum(1, keepdim=True) - relevance * size
+        left = self.beta * plain - self.alpha * weighted / (1 - relevance).scatter(1, top, 1.0)
+        left = left / (self.beta - self.alpha / (len(similarity) - 2))
+        after = shift + (exp.diagonal()[:, None] + left).log()
+        at_top = self._weighted(similarity, (~diagonal).scatter(1, top, False)).logsumexp(1, keepdim=True)
+        change = self._weighted(similarity).logsumexp(1, keepdim=True) - after.scatter(1, top, at_top)
+        return change.masked_fill(diagonal, 0.0)
+
+
+def _covariance(p: Tensor, tangent: Tensor) -> Tensor:
+    """(diag(p) - p p^T) S' of every row."""
+    return p * (tangent - (p * tangent).sum(1, keepdim=True))

@@ -1,0 +1,159 @@
+"""Forward mode's `solve`: q = (H + damping I)^-1 grad L_T over the chosen parameters, for every target.
+
+Actors hold the decoded pixels of slices of the sample and return Gauss-Newton products; the reducer sums them in fixed order
+and takes the conjugate gradient steps.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ecif.forward_mode import gauss_newton_product, largest_eigenvalue, scores, solve
+from pipeline import heads as stored
+from pipeline.cluster import Resources
+from pipeline.config import Config
+from pipeline.dataset import Dataset
+from pipeline.decode import Members
+from pipeline.errors import RunError
+from pipeline.forward import Model, sample_batches, target_gradients
+from pipeline.losses import loss_of
+from pipeline.progress import Stage
+from pipeline.slices import MAX_SLICES
+from pipeline.solve import QUANTILES, Directions
+from pipeline.targets import Target
+
+LANCZOS_STEPS = 8  # products that the largest eigenvalue takes
+
+
+class ForwardDirections(NamedTuple):
+    """What `score_forward` needs to answer for every pair."""
+
+    directions: Tensor  # [T, P] over the chosen parameters in the model's order
+    influence: Tensor  # [T, QUANTILES] of the sample
+    facts: dict[str, Any]  # per target: damping, largest eigenvalue, residual, products
+
+
+def read_forward(url: str) -> ForwardDirections:
+    """Directions that an earlier call wrote; FileNotFoundError if there are none."""
+    tensors, facts = stored.read(url)
+    return ForwardDirections(**tensors, facts=facts)
+
+
+def solve_forward(
+    url: str,
+    fitted: str | None,
+    corpus: Dataset,
+    targets: list[Target],
+    clean: dict[str, Dataset],
+    heads: Directions,
+    config: Config,
+    resources: Resources,
+) -> dict[str, Any]:
+    """Solve for every target unless that is done; returns the facts.
+
+    Args:
+        url: where the directions go.
+        fitted: where the fitted parameters are; None for the checkpoint's.
+        corpus: the curvature is taken over a sample of it.
+        targets: how each target's pairs fall into batches.
+        clean: the targets' datasets.
+        heads: whose damping is taken where none is configured.
+        config: of the run.
+        resources: of the actors.
+
+    Raises:
+        RunError: a target's loss does not depend on the chosen parameters.
+    """
+    try:
+        return read_forward(url).facts
+    except FileNotFoundError:
+        pass
+    settings, sample = config.scoring, sample_batches(corpus, config)
+    pairs = sum(len(batch.uid) for batch in sample)
+    share = pairs / sum(a.embedded for a in corpus.accounting().values())
+    with Stage("forward solve", len(targets) + LANCZOS_STEPS + settings.iterations) as progress:
+        gradients = target_gradients(
+            fitted, targets, clean, config, resources, progress
+        )  # before the actors: they take the CPUs
+        pool = _Pool(fitted, sample, corpus.caption, config, resources, progress)
+        relative = [settings.damping or heads.facts[target.name]["damping"] for target in targets]
+        try:
+            top = largest_eigenvalue(pool.product, gradients, LANCZOS_STEPS)
+            damping = torch.tensor(relative, dtype=torch.float64) * top
+            solution = solve(pool.product, gradients, damping, tolerance=settings.tolerance, max_iterations=settings.iterations)
+        except ValueError as error:
+            raise RunError(f"scoring.parameters: {error}") from None
+        directions = solution.directions * share  # the sample's curvature stands for the whole corpus's
+        grid = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
+        tensors = {
+            "directions": directions,
+            "influence": pool.influence(directions).double().quantile(grid, dim=1).T.contiguous(),
+        }
+        facts: dict[str, Any] = {
+            target.name: {
+                "damping": relative[i],
+                "largest_eigenvalue": top[i].item(),
+                "residual": solution.residual[i].item(),
+                "iterations": solution.iterations,
+                "parameters": directions.shape[1],
+                "sample": pairs,
+            }
+            for i, target in enumerate(targets)
+        }
+        stored.write(url, tensors, **facts)
+    return facts
+
+
+class _Pool:
+    """The actors that hold the sample, seen from the reducer."""
+
+    def __init__(
+        self, fitted: str | None, sample: list[Members], caption: str, config: Config, resources: Resources, progress: Stage
+    ):
+        count = min(MAX_SLICES, len(sample))
+        slices = [sample[i * len(sample) // count : (i + 1) * len(sample) // count] for i in range(count)]
+        workers = min(resources.workers, count)
+        actor: Any = ray.remote(**resources.actor)(_Slices)
+        actors = [actor.remote(fitted, slices[i::workers], caption, config) for i in range(workers)]
+        self.slices = [(actors[i % workers], i // workers) for i in range(count)]
+        self.progress = progress
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """H vectors, [k, P] -> [k, P], summed over the slices in their order."""
+        shared = ray.put(vectors.numpy())
+        total = np.zeros(vectors.shape, np.float32)
+        for part in [actor.products.remote(i, shared) for actor, i in self.slices]:
+            total += ray.get(part)
+        self.progress.advance(1)
+        return torch.from_numpy(total)
+
+    def influence(self, directions: Tensor) -> Tensor:
+        """[T, N] influence of every sampled pair."""
+        shared = ray.put(directions.numpy())
+        return torch.from_numpy(np.concatenate(ray.get([actor.influence.remote(i, shared) for actor, i in self.slices]), 1))
+
+
+class _Slices:
+    """Actor: some slices of the sample, decoded once and kept as uint8."""
+
+    def __init__(self, fitted: str | None, slices: list[list[Members]], caption: str, config: Config):
+        self.model = Model(config, fitted)
+        self.slices = [self.model.read(batches, caption) for batches in slices]
+
+    def products(self, at: int, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Gauss-Newton products [k, P] of one slice."""
+        model = self.model
+        batches = (model.batch(decoded) for decoded in self.slices[at])
+        moves = torch.tensor(vectors).to(model.device)
+        return gauss_newton_product(model.logits, model.parameters, batches, moves).cpu().numpy()
+
+    def influence(self, at: int, directions: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Influence [T, N] of one slice's pairs in their own batches."""
+        model, loss = self.model, loss_of(self.model.config)
+        moves = torch.tensor(directions).to(model.device)
+        parts = [scores(model.logits, model.parameters, model.batch(decoded), moves, loss) for decoded in self.slices[at]]
+        return torch.cat([positive + negative for positive, negative in parts], 1).cpu().numpy()

@@ -1,0 +1,94 @@
+"""`score.order: 2` on real pairs with a small model."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from test_run import objects
+
+from ecif.curvature import gauss_newton_product, loss_gradient
+from ecif.heads import embed
+from ecif.projection import identity_projection
+from ecif.second_order import removal_steps, target_change
+from ecif.sketch import damped, pair_gradients, project_batch
+from pipeline import tables
+from pipeline.fit import as_features, read_heads
+from pipeline.inputs import load_inputs
+from pipeline.run import load_run, run
+from pipeline.sample import draw
+from pipeline.select import read_scores
+from pipeline.shards import folds, segment
+from pipeline.targets import read_targets
+
+CPU = torch.device("cpu")
+EVERYTHING = {"repeats": 2, "order": 2, "order_rank": [999, 999]}
+
+
+@pytest.fixture(scope="module")
+def second(finished, configure, tmp_path_factory):
+    """The finished run scored to second order, in a projection that loses nothing: its configuration."""
+    folder = tmp_path_factory.mktemp("second")
+    shutil.copytree(finished[0].run, folder, dirs_exist_ok=True)
+    config = configure(folder, score=EVERYTHING)
+    run(config)
+    return config
+
+
+def test_only_influence_changes_and_only_what_depends_on_the_order_is_done_again(second, finished):
+    before, after = objects(finished[0].run, ".parquet", ".safetensors"), objects(second.run, ".parquet", ".safetensors")
+    assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"second_order", "scores"}
+    first, table = read_scores(finished[0].run), read_scores(second.run)
+    assert table.column_names == [*first.column_names, "leverage"]
+    for name in first.column_names:
+        same = table[name].equals(first[name])
+        assert same == (not name.startswith("influence"))
+    parts = table["influence_positive_clean"].to_numpy() + table["influence_negative_clean"].to_numpy()
+    np.testing.assert_allclose(table["influence_clean"].to_numpy(), parts, rtol=1e-6)
+    leverage = table["leverage"].to_numpy()
+    assert (leverage > 0).all() and (leverage < 1).all()
+
+
+def test_the_same_bytes_with_another_number_of_workers(second, finished, configure, tmp_path):
+    shutil.copytree(finished[0].run, tmp_path, dirs_exist_ok=True)
+    run(configure(tmp_path, score=EVERYTHING, workers=1))
+    assert objects(tmp_path, ".parquet", ".safetensors") == objects(second.run, ".parquet", ".safetensors")
+
+
+def test_with_all_dimensions_the_correction_is_second_minus_first_order_without_a_projection(second, finished):
+    facts, inputs = load_run(second.run), load_inputs(second)
+    sample = draw(inputs.corpus, second)
+    target = read_targets(inputs.targets, second)[0]
+    features = tables.read_features(inputs.corpus.features_folder("00000"), inputs.corpus.accounting()["00000"].parts)
+    fold = folds(features.uid, 3, second.seed)
+    fits = read_heads(f"{second.run}/heads/{facts['heads']}.safetensors").folds[1]  # fold 1 is out of sample
+    kept = [rows[sample.fold[rows] != 1] for rows in sample.batches()]
+    asked = [as_features(part, CPU) for part in (target.images, target.texts)]
+    difference = torch.zeros(2, len(fold))
+    for heads in fits:
+        everything = identity_projection(heads)
+        batches = [embed(heads, as_features(sample.images[r], CPU), as_features(sample.texts[r], CPU)) for r in kept]
+        curvature = gauss_newton_product(heads, batches, torch.eye(heads.size)).double()
+        damping = facts["targets"]["clean"]["damping"] * torch.linalg.eigvalsh(curvature)[-1].item()
+        solve = damped(curvature, damping).solve
+        batches = [embed(heads, asked[0][rows], asked[1][rows]) for rows in target.batches(second)]
+        gradient = loss_gradient(heads, batches)
+        curved = gauss_newton_product(heads, batches, torch.eye(heads.size))
+        pairs = embed(heads, as_features(features.images, CPU), as_features(features.texts, CPU))
+        for repeat in range(2):
+            for rows in map(torch.from_numpy, segment(len(fold), 16, "00000", second.seed, repeat)):
+                batch = project_batch(heads, pairs.take(rows), everything)
+                parts = pair_gradients(batch)
+                steps = removal_steps(batch, *parts, solve, held_out=True)
+                changes = target_change(steps, gradient[None], curved[None], held_out=True)
+                for out, change, part in zip(difference, changes, parts, strict=True):
+                    out[rows] += (change[0] - part @ solve(gradient[None])[0].float()) / (2 * len(fits))
+
+    first, table = (read_scores(r.run)[: len(fold)] for r in (finished[0], second))  # shards by name
+    for name, expected in zip(("positive", "negative"), difference, strict=True):
+        column = f"influence_{name}_clean"
+        correction = table[column].to_numpy().astype(float) - first[column].to_numpy()
+        mine = fold == 1
+        assert mine.sum() > 5
+        error = np.linalg.norm(correction[mine] - expected.numpy()[mine])
+        assert error < 2e-3 * np.linalg.norm(expected.numpy()[mine])

@@ -1,0 +1,151 @@
+"""How far a run is, and what of it can be tried again."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from pipeline.config import Config
+from pipeline.errors import RunError
+from pipeline.retry import retry
+from pipeline.run import load_run, run
+from pipeline.status import duration, status
+from pipeline.verify import verify
+
+
+def stages(folder: Path) -> dict:
+    return {stage.name: stage for stage in status(str(folder))}
+
+
+def plan_of(folder: Path) -> dict:
+    return json.loads((folder / "plan.json").read_text())
+
+
+def test_a_finished_run_has_nothing_left(imperfect, damaged):
+    found = stages(damaged)
+    assert list(found) == ["embed", "fit", "solve", "score"]
+    assert all(stage.done == stage.total and stage.left_s is None for stage in found.values())
+    assert found["embed"].total == 4
+    assert found["embed"].pairs == imperfect.outcome.pairs + 24
+    assert found["embed"].quarantined == sum(imperfect.outcome.quarantined.values())
+    assert (found["score"].total, found["score"].pairs) == (3, imperfect.outcome.scored)
+
+
+def test_rate_and_time_left_are_those_of_what_was_written_since_the_start(imperfect, damaged, corpus):
+    """What is left is dated: a shard and the target in 40 s, another shard before the start."""
+    start, ids = plan_of(damaged)["started"], plan_of(damaged)["checkpoints"][0]
+    embedded = [damaged / "shards" / ids["features"] / f"0000{i}.json" for i in range(3)]
+    target = damaged / "targets" / "clean" / "shards" / ids["target_features"]["clean"] / "00000.json"
+    for path, when in ((embedded[0], start - 100), (embedded[1], start + 10), (target, start + 40)):
+        os.utime(path, (when, when))
+    pairs = [json.loads(path.read_text())["pairs"] for path in (*embedded, target)]
+    embedded[2].unlink()
+    found = stages(damaged)["embed"]
+    assert (found.done, found.total, found.pairs) == (3, 4, pairs[0] + pairs[1] + pairs[3])
+    assert found.last == pytest.approx(start + 40)
+    assert found.pairs_per_s == pytest.approx((pairs[1] + pairs[3]) / 40)
+    sizes = [(imperfect.corpus / f"0000{i}.tar").stat().st_size for i in range(3)]
+    of_target = (corpus / "target" / "00000.tar").stat().st_size
+    assert found.left_s == pytest.approx(sizes[2] * 40 / (sizes[1] + of_target), rel=1e-3)
+
+
+def test_the_rate_of_scores_counts_from_the_end_of_the_stage_before(damaged):
+    start, ids = plan_of(damaged)["started"], plan_of(damaged)["checkpoints"][0]
+    scores = [damaged / "scores" / ids["scores"] / f"0000{i}.parquet" for i in range(3)]
+    for path, when in (
+        (damaged / "heads" / f"{ids['heads']}.safetensors", start + 50),
+        (damaged / "directions" / f"{ids['directions']}.safetensors", start + 100),
+        (scores[0], start + 109),
+    ):
+        os.utime(path, (when, when))
+    for path in scores[1:]:
+        path.unlink()
+    found = stages(damaged)["score"]
+    accounting = [json.loads((damaged / "shards" / ids["features"] / f"0000{i}.json").read_text()) for i in range(3)]
+    pairs = [a["embedded"] for a in accounting]
+    assert (found.done, found.total, found.pairs, found.pairs_per_s) == (1, 3, pairs[0], pytest.approx(pairs[0] / 9))
+    assert found.left_s == pytest.approx((pairs[1] + pairs[2]) * 9 / pairs[0])
+
+
+@pytest.fixture(scope="module")
+def given_up(tmp_path_factory, configure, imperfect):
+    """A run that ended in its first stage: there are no captions where they were looked for."""
+    folder = tmp_path_factory.mktemp("given_up") / "run"
+    with pytest.raises(RunError, match="missing_caption"):
+        run(configure(folder, corpus={"shards": str(imperfect.corpus / "00001.tar"), "caption": "titel"}))
+    return folder
+
+
+def test_a_run_that_ended_early_can_be_understood(given_up):
+    found = stages(given_up)
+    assert (found["embed"].done, found["embed"].quarantined) == (2, 36)
+    assert [(found[name].done, found[name].total) for name in ("fit", "solve")] == [(0, 1), (0, 1)]
+    assert found["score"].done == 0
+
+
+def test_a_permanent_reason_is_not_tried_again(given_up):
+    before = {path: path.stat().st_mtime_ns for path in given_up.rglob("*")}
+    assert retry(str(given_up)) is None
+    assert {path: path.stat().st_mtime_ns for path in given_up.rglob("*")} == before
+
+
+def test_a_mended_shard_is_taken_up_though_no_listing_shows_it_and_no_other(imperfect, damaged, corpus):
+    features = damaged / "features" / plan_of(damaged)["checkpoints"][0]["features"]
+    before = {path: path.stat().st_mtime_ns for path in features.rglob("*.parquet")}
+    scores = load_run(str(damaged))["scores"]
+    broken = imperfect.replace("00002", (corpus / "corpus" / "00002.tar").read_bytes())
+    try:
+        config = Config.model_validate(plan_of(damaged)["config"] | {"run": str(damaged)})
+        assert run(config).quarantined == imperfect.outcome.quarantined  # nothing has changed, as far as anyone can see
+        outcome = retry(str(damaged))
+        assert outcome is not None
+        assert outcome.quarantined == {"missing_caption": 1, "undecodable_image": 1}
+        assert (outcome.pairs, outcome.scored) == (108, 106)
+        assert load_run(str(damaged))["scores"] != scores
+        written = {path.parent.name for path in features.rglob("*.parquet") if path.stat().st_mtime_ns != before.get(path)}
+        assert written == {"00002"}
+        found = []
+        verify(str(damaged), found.append)
+        assert found == []
+        assert retry(str(damaged)) is None
+    finally:
+        imperfect.replace("00002", broken)
+
+
+def test_the_commands_say_it_with_their_exit_codes(damaged, given_up, monkeypatch, capsys, tmp_path):
+    def ecif(*arguments: str) -> tuple[int, list[str], list[str]]:
+        monkeypatch.setattr(sys, "argv", ["ecif", *arguments])
+        with pytest.raises(SystemExit) as done:
+            main()
+        captured = capsys.readouterr()
+        return int(done.value.code or 0), captured.out.splitlines(), captured.err.splitlines()
+
+    code, out, _ = ecif("status", str(damaged))
+    assert code == 0
+    assert [line.split()[:4] for line in out[1:]] == [
+        ["embed", "4", "of", "4"], ["fit", "1", "of", "1"], ["solve", "1", "of", "1"], ["score", "3", "of", "3"]
+    ]  # fmt: skip
+    code, out, err = ecif("verify", str(damaged))
+    assert (code, err) == (0, [])
+    assert [line.split()[0] for line in out[1:]] == ["corpus", "target"]
+    monkeypatch.chdir(damaged.parent)
+    assert ecif("verify", "run") == (0, out, [])
+
+    (path,) = damaged.glob("scores/*/00001.parquet")
+    path.unlink()
+    code, out, err = ecif("verify", str(damaged))
+    assert (code, out, err) == (1, [f"{path}: is missing"], [f"ecif: {damaged}: 1 violations"])
+
+    code, _, err = ecif("retry", str(given_up))
+    assert code == 0
+    assert err[0].startswith("nothing to retry")
+    for command in ("status", "verify", "retry"):
+        code, _, err = ecif(command, str(tmp_path))
+        assert (code, err) == (2, [f"ecif: {tmp_path}: no run there (no plan.json)"])
+
+
+def test_a_duration_in_words():
+    assert [duration(s) for s in (0, 59.6, 200, 18_120, 273_600)] == ["0 s", "1 min 0 s", "3 min 20 s", "5 h 2 min", "3 d 4 h"]

@@ -1,0 +1,89 @@
+"""`ecif run` with another loss, with the logit scale fitted, and with several checkpoints."""
+
+import io
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline import storage
+from pipeline.errors import RunError
+from pipeline.fit import read_heads
+from pipeline.run import load_run, run
+from pipeline.select import read_scores
+
+
+def columns(folder):
+    """The float columns of a run."""
+    table = read_scores(str(folder))
+    return {name: table[name].to_numpy() for name in table.column_names[6:]}
+
+
+@pytest.mark.parametrize("loss", ["siglip", "dcl", "soft_infonce"])
+def test_another_loss_gives_finite_columns_whose_parts_add_up(finished, configure, tmp_path, loss):
+    """With the logit scale fitted too."""
+    config = configure(tmp_path, loss=loss, fit={"folds": 3, "epochs": 2, "train_logit_scale": True})
+    outcome = run(config)
+    assert (outcome.pairs, outcome.scored) == (108, 108)
+    ours, clips = columns(tmp_path), columns(finished[0].run)
+    assert ours.keys() == clips.keys()
+    assert all(np.isfinite(values).all() for values in ours.values())
+    parts = ours["influence_positive_clean"] + ours["influence_negative_clean"]
+    assert np.allclose(parts, ours["influence_clean"], rtol=1e-5, atol=1e-5)
+    assert not np.array_equal(ours["influence_clean"], clips["influence_clean"])
+    facts = load_run(str(tmp_path))
+    assert facts["features"] == load_run(finished[0].run)["features"]  # which no loss has a part in
+    heads = read_heads(storage.join(config.run, "heads", f"{facts['heads']}.safetensors"))
+    each = [*heads.path, *(h for seeds in heads.folds for h in seeds)]
+    assert len({h.logit_scale for h in each}) == 8  # two checkpoints of four fits
+    assert {h.train_logit_bias for h in each} == {loss == "siglip"}
+    assert len({h.logit_bias for h in each}) == (8 if loss == "siglip" else 1)
+
+
+@pytest.fixture
+def checkpoints(tmp_path, tiny_model):
+    """The small model's weights, and others of the same shape."""
+    weights = load_file(tiny_model.removeprefix("local-dir:") + "/open_clip_model.safetensors")
+    g = torch.Generator().manual_seed(7)
+    paths = []
+    for i, scale in enumerate((0.0, 0.05)):
+        other = {k: v + scale * torch.randn(v.shape, generator=g) if v.ndim > 1 else v for k, v in weights.items()}
+        paths.append(str(tmp_path / f"{i}.safetensors"))
+        save_file(other, paths[-1])
+    return paths
+
+
+def test_the_columns_of_several_checkpoints_are_the_mean_of_each(configure, tmp_path, tiny_model, checkpoints):
+    alone = []
+    for path in checkpoints:  # in one folder: of what they did, nothing is done again
+        run(configure(tmp_path / "run", model={"name": tiny_model, "checkpoint": path}))
+        alone.append(columns(tmp_path / "run"))
+    config = configure(tmp_path / "run", model={"name": tiny_model, "checkpoints": checkpoints})
+    written = {item.url: item.etag for item in storage.listing(config.run, ".safetensors")}
+    outcome = run(config)
+    assert {item.url: item.etag for item in storage.listing(config.run, ".safetensors")} == written
+    assert (outcome.pairs, outcome.scored) == (108, 108)
+    assert sorted(outcome.targets) == ["clean, checkpoint 0", "clean, checkpoint 1"]
+    both = columns(tmp_path / "run")
+    for name, values in both.items():
+        assert np.allclose(values, (alone[0][name] + alone[1][name]) / 2, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(alone[0]["influence_clean"], alone[1]["influence_clean"])
+
+    _drop_a_pair_of_the_second(config, load_run(config.run)["scores"])
+    with pytest.raises(RunError, match="scored different pairs"):
+        run(config)
+
+
+def _drop_a_pair_of_the_second(config, mean):
+    """As if the second checkpoint could not embed one pair: no means yet, and one row less."""
+    for item in storage.listing(storage.join(config.run, "scores"), ".parquet"):
+        if f"/{mean}/" in item.url:
+            storage.delete(item.url)
+    folders = sorted({item.url.rsplit("/", 1)[0] for item in storage.listing(storage.join(config.run, "scores"), ".parquet")})
+    url = storage.join(folders[1], "00000.parquet")
+    table = pq.read_table(io.BytesIO(storage.read_bytes(url)))
+    buffer = io.BytesIO()
+    pq.write_table(table.slice(1), buffer)
+    storage.write_bytes(url, buffer.getvalue())
