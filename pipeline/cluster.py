@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import RunError, UserError
 from pipeline.progress import say
@@ -42,21 +42,44 @@ def session(workers: int | None) -> Iterator[Resources]:
     device()  # the driver, too, sums in one thread
     try:
         yield _resources(workers)
-    except RayTaskError as error:
-        if isinstance(error.cause, RunError):  # raised in a worker: its one line, without Ray's and the worker's traces
-            raise RunError(str(error.cause).splitlines()[0]) from None
+    except RayError as error:
+        if line := _blameless(error):
+            raise RunError(line) from None
         raise
+    except OSError as error:
+        raise RunError(_resumable(error)) from None
     finally:
         if started:
             ray.shutdown()
+
+
+def _blameless(error: RayError) -> str | None:
+    """One line about what is no fault of the program, without Ray's and the worker's traces; None for what may be one."""
+    if isinstance(error, RayTaskError):
+        if isinstance(error.cause, RunError):
+            return str(error.cause).splitlines()[0]
+        return _resumable(error.cause) if isinstance(error.cause, OSError) else None
+    if getattr(error, "actor_init_failed", False):  # of the cause there is only the text, in its last line
+        last = str(error).strip().splitlines()[-1]
+        return _resumable(last) if last.startswith("OSError: ") else None
+    return _resumable(f"Ray gave up: {type(error).__name__}: {error}")
+
+
+def _resumable(what: object) -> str:
+    """One line about a run that failed for reasons outside of it."""
+    line = " ".join(str(what).split())[:600]
+    return f"the run failed: {line} (what is written is whole; the same command resumes)"
 
 
 def _connect(address: str | None) -> None:
     """Start Ray on this machine, or join the cluster at `address`, which can take Ray minutes to give up on."""
     if address is None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks on Ray Data's own actors are no news
-        with _quiet():
-            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        try:
+            with _quiet():
+                ray.init("local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        except Exception as error:  # noqa: BLE001  (Ray has no kind of its own for a machine too busy, full or small)
+            raise RunError(_resumable(f"Ray can't be started on this machine: {error}")) from None
         return
     say(f"joining the Ray cluster at {address}")
     try:
@@ -91,6 +114,12 @@ def _resources(workers: int | None) -> Resources:
     count = min(workers or cpus, cpus)
     # An actor computes on one core, a reader mostly waits: both fit, and readers can always be scheduled.
     return Resources(count, {"num_cpus": 0.75}, {"num_cpus": 0.25})
+
+
+def room(resources: Resources) -> int:
+    """How many of a pool's actors there is room for now: nodes may have left since the session began."""
+    kind = "GPU" if "num_gpus" in resources.actor else "CPU"
+    return max(1, min(resources.workers, int(ray.cluster_resources().get(kind, 0))))
 
 
 def device() -> torch.device:

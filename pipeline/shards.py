@@ -56,7 +56,8 @@ def _objects(url: str, what: str) -> list[storage.Object]:
     except FileNotFoundError:
         raise UserError(f"{what}: no shard or folder {url}") from None
     except Exception as error:  # noqa: BLE001  (each store has errors of its own: credentials, names, networks)
-        raise UserError(f"{what}: can't read {url}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from None
+        line = " ".join(f"{type(error).__name__}: {error}".split()).removeprefix(f"OSError: {url}: ")
+        raise UserError(f"{what}: can't read {url}: {line[:300]}") from None
 
 
 def permutation(pairs: int, *key: object) -> NDArray[np.int64]:

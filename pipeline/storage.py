@@ -49,26 +49,33 @@ def check_guard() -> None:
 
 def read_bytes(url: str) -> bytes:
     """The whole object; FileNotFoundError if there is none."""
-    fs, path = filesystem(url)
-    return fs.cat_file(path)
+    with _at(url):
+        fs, path = filesystem(url)
+        return fs.cat_file(path)
 
 
 def read_start(url: str, count: int) -> bytes:
     """The first `count` bytes of an object, all of it if it is shorter."""
-    fs, path = filesystem(url)
-    return fs.cat_file(path, start=0, end=count)
+    with _at(url):
+        fs, path = filesystem(url)
+        return fs.cat_file(path, start=0, end=count)
 
 
 def exists(url: str) -> bool:
-    """Whether a complete object has this name. A prefix is not an object."""
-    fs, path = filesystem(url)
-    return bool(fs.isfile(path))
+    """Whether a complete object has this name. A prefix is not an object, and a store that does not answer is an error."""
+    try:
+        with _at(url):
+            describe(url)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def write_bytes(url: str, data: bytes) -> None:
     """Write an object so that it appears whole or not at all: rename on local disk, a single PUT on object storage."""
     check_guard()
-    put_bytes(url, data)
+    with _at(url):
+        put_bytes(url, data)
 
 
 def put_bytes(url: str, data: bytes, new: bool = False) -> None:
@@ -106,22 +113,24 @@ def put_bytes(url: str, data: bytes, new: bool = False) -> None:
 def delete(url: str) -> None:
     """Remove an object that must not be taken for a complete one."""
     check_guard()
-    fs, path = filesystem(url)
-    fs.rm_file(path)
+    with _at(url):
+        fs, path = filesystem(url)
+        fs.rm_file(path)
 
 
 def upload(local: str, url: str) -> None:
     """Put a finished local file under its name, whole; it is gone from where it was."""
     check_guard()
-    fs, path = filesystem(url)
-    if _is_local(fs):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-        shutil.move(local, temporary)
-        os.replace(temporary, path)
-    else:
-        fs.put_file(local, path)
-        os.unlink(local)
+    with _at(url):
+        fs, path = filesystem(url)
+        if _is_local(fs):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+            shutil.move(local, temporary)
+            os.replace(temporary, path)
+        else:
+            fs.put_file(local, path)
+            os.unlink(local)
 
 
 @contextmanager
@@ -137,7 +146,7 @@ def local_copy(source: Object) -> Iterator[BinaryIO]:
     with tempfile.TemporaryDirectory(prefix="ecif-") as scratch:
         if not _is_local(fs):
             remote, path = path, os.path.join(scratch, "object")
-            with _as_oserror(source.url):
+            with _at(source.url):
                 fs.get_file(remote, path)
             if os.path.getsize(path) != source.size:
                 raise OSError(f"{source.url}: read {os.path.getsize(path)} bytes of {source.size}")
@@ -148,7 +157,7 @@ def local_copy(source: Object) -> Iterator[BinaryIO]:
 
 def expect_unchanged(source: Object) -> None:
     """OSError where the object is not, or no longer, the one that was listed."""
-    with _as_oserror(source.url):
+    with _at(source.url):
         now = describe(source.url)
     if (now.size, now.etag) != (source.size, source.etag):
         raise OSError(f"{source.url}: has changed since it was listed ({source.size} bytes then, {now.size} now)")
@@ -192,11 +201,11 @@ class _Whole(io.RawIOBase):
 
 
 @contextmanager
-def _as_oserror(url: str) -> Iterator[None]:
-    """Every store has errors of its own for a connection that broke; whatever failed was reading."""
+def _at(url: str) -> Iterator[None]:
+    """Every store has errors of its own, few name the object: an OSError that does."""
     try:
         yield
-    except OSError:
+    except (FileNotFoundError, FileExistsError, TypeError):  # which callers tell apart
         raise
     except Exception as error:
         raise OSError(f"{url}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
@@ -206,7 +215,8 @@ def listing(url: str, suffix: str) -> list[Object]:
     """Every object below a folder whose name ends in `suffix`, by name; an empty list where there is no such folder."""
     fs, path = filesystem(url)
     try:
-        found = fs.find(path, detail=True)
+        with _at(url):
+            found = fs.find(path, detail=True)
     except FileNotFoundError:
         return []
     return [_object(fs, info) for name, info in sorted(found.items()) if name.endswith(suffix)]
@@ -237,7 +247,12 @@ def _create(fs: Any, path: str, data: bytes) -> None:
     if _is_local(fs):  # where fsspec's own exclusive mode is not exclusive
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "xb") as file:
-            file.write(data)
+            try:
+                file.write(data)
+                file.flush()
+            except OSError:  # no room: nobody has created it
+                os.unlink(path)
+                raise
         return
     try:
         fs.pipe_file(path, data, mode="create")

@@ -20,8 +20,7 @@ from pipeline.progress import Stage
 from pipeline.run import run
 
 TTL = 2.0
-PROCESSES = multiprocessing.get_context("forkserver")  # which imports once for all of them
-PROCESSES.set_forkserver_preload(["pytest", "s3fs", "lease_holder"])
+PROCESSES = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(params=["local", "s3"])

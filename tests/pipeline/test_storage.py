@@ -4,8 +4,10 @@ import os
 import time
 
 import pytest
+import s3fs
 
 from pipeline import storage
+from pipeline.shards import find
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -139,3 +141,23 @@ def test_when_an_object_was_written(base, s3):
 @pytest.mark.parametrize("count", [0, 1, storage.AT_ONCE, 2 * storage.AT_ONCE + 1])
 def test_threads_keep_the_order(count):
     assert list(storage.in_threads(lambda i: -i, range(count))) == [-i for i in range(count)]
+
+
+def test_a_listing_of_more_objects_than_a_page_holds_is_whole(s3):
+    names = [f"{i:04d}.tar" for i in range(1100)]  # S3 lists 1000 at once
+    fs, folder = storage.filesystem(f"s3://{s3}/many")
+    fs.pipe({f"{folder}/{name}": b"" for name in names})
+    listed = [storage.listing(f"s3://{s3}/many", ".tar"), storage.glob(f"s3://{s3}/many/*.tar")]
+    assert [[item.url.rsplit("/", 1)[-1] for item in found] for found in listed] == [names, names]
+    assert len(find(f"s3://{s3}/many")) == 1100
+
+
+def test_a_store_that_does_not_answer_is_an_error_that_names_the_object(s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    url = f"s3://{s3}/run/a.json"
+    for ask in (storage.read_bytes, storage.exists, storage.delete, lambda url: storage.write_bytes(url, b"")):
+        with pytest.raises(OSError, match=f"^{url}: EndpointConnectionError: "):
+            ask(url)
+    s3fs.S3FileSystem.clear_instance_cache()
