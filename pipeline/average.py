@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray
 
 from pipeline import storage, tables
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError
-from pipeline.pool import written_shards
+from pipeline.pool import as_tasks, written_shards
 from pipeline.progress import Stage
 
 IDENTITY = ("shard", "index", "key", "uid", "batch", "fold")
@@ -38,7 +37,7 @@ def average(folder: str, of: list[str], dataset: Dataset) -> None:
         if not todo:
             return
         rows = [{"shard": shard, "of": of, "folder": folder} for shard in todo]
-        for row in ray.data.from_items(rows, override_num_blocks=len(rows)).map(_average, num_cpus=1).iter_rows():
+        for row in as_tasks(rows).map(_average, num_cpus=1).iter_rows():
             if not row["same"]:
                 raise RunError(f"{row['shard']}: the checkpoints scored different pairs; see the quarantine tables of each")
             progress.advance(pairs[row["shard"]])

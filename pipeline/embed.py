@@ -17,6 +17,7 @@ from pipeline.cluster import Resources, device
 from pipeline.config import Embed, Model
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError
+from pipeline.pool import as_tasks
 from pipeline.progress import Stage, say
 from pipeline.read import ReadParts
 from pipeline.samples import Pair, Quarantined
@@ -58,7 +59,7 @@ def embed(
             _settle(budgets)
             return None
         parts = (
-            ray.data.from_items(rows, override_num_blocks=len(rows))
+            as_tasks(rows)
             .flat_map(ReadParts(limits, preprocess), **resources.reader)
             .map(
                 EmbedPart,

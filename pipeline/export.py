@@ -9,13 +9,12 @@ import tempfile
 from collections import Counter
 from typing import Any
 
-import ray
-
 from pipeline import storage, tables
 from pipeline.cluster import session
 from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError, UserError
+from pipeline.pool import as_tasks
 from pipeline.progress import Stage
 from pipeline.run import load_run
 from pipeline.select import read_scores, read_subset
@@ -69,7 +68,7 @@ def export(run: str, subset: str, out: str) -> dict[str, int]:
             }
             for s in shards
         ]
-        for row in ray.data.from_items(rows, override_num_blocks=len(rows)).map(_copy, num_cpus=1).iter_rows():
+        for row in as_tasks(rows).map(_copy, num_cpus=1).iter_rows():
             sizes[f"{names[row['shard']]}.tar"] = row["pairs"]
             progress.advance(row["bytes"])
             if row["pairs"] != sum(kept[row["shard"]].values()):

@@ -9,6 +9,13 @@ from pipeline.cluster import Resources
 from pipeline.dataset import Dataset
 from pipeline.progress import Stage
 
+MOST_TASKS = 10_000  # each takes Ray milliseconds and kilobytes in the driver before the first one starts
+
+
+def as_tasks(rows: list[dict[str, Any]]) -> ray.data.Dataset:
+    """Rows for Ray Data, a task each; where there are very many, a few consecutive ones share a task."""
+    return ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_TASKS))
+
 
 def over_shards(
     name: str, folder: str, dataset: Dataset, worker: type, arguments: tuple[Any, ...], resources: Resources
@@ -36,7 +43,7 @@ def over_shards(
         if not todo:
             return results
         rows = [{"shard": a.shard, "parts": a.parts} for a in todo]
-        shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        shards = as_tasks(rows).map(
             worker,
             fn_constructor_args=arguments,
             compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(todo))),
