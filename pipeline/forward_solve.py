@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ecif.forward_mode import gauss_newton_product, largest_eigenvalue, scores, solve
 from pipeline import heads as stored
+from pipeline.actors import SliceActors
 from pipeline.cluster import Resources
 from pipeline.config import Config
 from pipeline.dataset import Dataset
@@ -22,7 +23,6 @@ from pipeline.errors import RunError
 from pipeline.forward import Model, sample_batches, target_gradients
 from pipeline.losses import loss_of
 from pipeline.progress import Stage
-from pipeline.slices import MAX_SLICES
 from pipeline.solve import QUANTILES, Directions
 from pipeline.targets import Target
 
@@ -114,33 +114,28 @@ class _Pool:
     def __init__(
         self, fitted: str | None, sample: list[Members], caption: str, config: Config, resources: Resources, progress: Stage
     ):
-        count = min(MAX_SLICES, len(sample))
-        slices = [sample[i * len(sample) // count : (i + 1) * len(sample) // count] for i in range(count)]
-        workers = min(resources.workers, count)
-        actor: Any = ray.remote(**resources.actor)(_Slices)
-        actors = [actor.remote(fitted, slices[i::workers], caption, config) for i in range(workers)]
-        self.slices = [(actors[i % workers], i // workers) for i in range(count)]
+        self.slices = SliceActors(_Slices, (fitted, caption, config), sample, resources)
         self.progress = progress
 
     def product(self, vectors: Tensor) -> Tensor:
         """H vectors, [k, P] -> [k, P], summed over the slices in their order."""
         shared = ray.put(vectors.numpy())
         total = np.zeros(vectors.shape, np.float32)
-        for part in [actor.products.remote(i, shared) for actor, i in self.slices]:
-            total += ray.get(part)
+        for part in self.slices.each("products", shared):
+            total += part
         self.progress.advance(1)
         return torch.from_numpy(total)
 
     def influence(self, directions: Tensor) -> Tensor:
         """[T, N] influence of every sampled pair."""
         shared = ray.put(directions.numpy())
-        return torch.from_numpy(np.concatenate(ray.get([actor.influence.remote(i, shared) for actor, i in self.slices]), 1))
+        return torch.from_numpy(np.concatenate(list(self.slices.each("influence", shared)), 1))
 
 
 class _Slices:
     """Actor: some slices of the sample, decoded once and kept as uint8."""
 
-    def __init__(self, fitted: str | None, slices: list[list[Members]], caption: str, config: Config):
+    def __init__(self, fitted: str | None, caption: str, config: Config, slices: list[list[Members]]):
         self.model = Model(config, fitted)
         self.slices = [self.model.read(batches, caption) for batches in slices]
 

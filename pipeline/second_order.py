@@ -21,13 +21,13 @@ from ecif.second_order import correction
 from ecif.sketch import damped, gauss_newton, pair_gradients, project_batch
 from pipeline import heads as stored
 from pipeline import storage
+from pipeline.actors import MAX_SLICES
 from pipeline.cluster import Resources, device
 from pipeline.config import Config
 from pipeline.fit import FittedHeads, as_features
 from pipeline.index import largest_eigenvalue, pca_of, projection_of, projection_tensors
 from pipeline.progress import Stage
 from pipeline.sample import Sample
-from pipeline.slices import MAX_SLICES
 from pipeline.solve import Directions
 from pipeline.targets import Target, gradient
 

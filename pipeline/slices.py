@@ -1,9 +1,6 @@
-"""The sample, spread over actors: Gauss-Newton products and scores of its pairs, slice by slice.
+"""The sample, spread over actors: Gauss-Newton products and scores of its pairs, slice by slice."""
 
-A slice is the unit in which things are summed, in fixed order, so that no number depends on how many actors there are.
-"""
-
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import ray
@@ -16,14 +13,13 @@ from ecif.heads import Embedded, Heads, embed
 from ecif.influence import PairScores, score
 from ecif.losses import Loss
 from ecif.solve import KrylovSpaces, krylov
+from pipeline.actors import SliceActors
 from pipeline.cluster import Resources, device
 from pipeline.config import Config
 from pipeline.fit import as_features
 from pipeline.losses import loss_of
 from pipeline.progress import Stage
 from pipeline.sample import Sample
-
-MAX_SLICES = 32
 
 
 class System(NamedTuple):
@@ -37,13 +33,8 @@ class SampleActors:
     """The actors that hold the sample, seen from the reducer."""
 
     def __init__(self, heads: list[Heads], sample: Sample, config: Config, resources: Resources):
-        batches = sample.batches()
-        count = min(MAX_SLICES, len(batches))
-        slices = [batches[i * len(batches) // count : (i + 1) * len(batches) // count] for i in range(count)]
         shared = ray.put((sample, heads, loss_of(config)))
-        actor: Any = ray.remote(**resources.actor)(_Slices)
-        actors = [actor.remote(shared, slices[i :: resources.workers]) for i in range(min(resources.workers, count))]
-        self.slices = [(actors[i % resources.workers], i // resources.workers) for i in range(count)]
+        self.slices = SliceActors(_Slices, (shared,), sample.batches(), resources)
         self.fold = torch.from_numpy(sample.fold)
         self.heads = heads
         self.checkpoints = config.fit.checkpoints
@@ -54,8 +45,8 @@ class SampleActors:
         def product(vectors: Tensor) -> Tensor:
             shared = ray.put((systems, vectors.numpy()))
             total = np.zeros(vectors.shape, np.float32)
-            for part in [actor.products.remote(i, shared) for actor, i in self.slices]:
-                total += ray.get(part)
+            for part in self.slices.each("products", shared):
+                total += part
             progress.advance(1)
             return torch.from_numpy(total)
 
@@ -64,8 +55,7 @@ class SampleActors:
     def influence(self, system: System, directions: Tensor) -> Tensor:
         """[n, N] influence of every sampled pair on n directions, under one set of heads."""
         shared = ray.put(directions.numpy())
-        parts = [actor.score.remote(i, system.heads, shared) for actor, i in self.slices]
-        scores = [PairScores(*p) for p in ray.get(parts)]
+        scores = [PairScores(*p) for p in self.slices.each("score", system.heads, shared)]
         return torch.cat([s.positive + s.negative for s in scores], 1)
 
     def out_of_sample(self, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +70,7 @@ class SampleActors:
             for s in range(directions.shape[1]):
                 shared = ray.put(directions[f, s].numpy())
                 head = self.checkpoints + f * fits + s
-                parts = ray.get([a.score.remote(i, head, shared) for a, i in self.slices])
+                parts = list(self.slices.each("score", head, shared))
                 scores = PairScores(*(torch.cat(p, -1) for p in zip(*parts, strict=True)))
                 if (s + 1) % self.checkpoints == 0:
                     loss[mine] += scores.pair_loss[mine] * (self.checkpoints / fits)
