@@ -71,7 +71,7 @@ class Command:
         self.started = time.monotonic()
         self._out, self._err = (tempfile.NamedTemporaryFile("r") for _ in range(2))  # noqa: SIM115
         inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        given = inherited | {"RAY_worker_niceness": "0"} | (environment or {})
+        given = inherited | (environment or {})
         files = (self._out.name, self._err.name)
         self.process = PROCESSES.Process(target=_command_line, args=([*map(str, arguments)], given, *files))
         self.process.start()

@@ -50,7 +50,7 @@ def whole(tmp_path_factory, local_ray, pairs, tiny_model) -> dict[str, bytes]:
     run(read_config(write_config(folder, folder / "run", pairs, tiny_model)))
     found = result(folder / "run")
     kinds = Counter(name.partition("/")[0] for name in found)
-    assert kinds == {"features": 6, "shards": 2, "heads": 1, "directions": 1, "scores": 2, "targets": 3}
+    assert kinds >= Counter(features=6, shards=2, heads=1, directions=1, scores=2, targets=3)
     return found
 
 
