@@ -5,7 +5,6 @@ import subprocess
 import pytest
 from command import result
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -12,7 +12,6 @@ from command import Command, Ended, result, write_config
 
 from pipeline import storage
 
-
 pytestmark = pytest.mark.slow
 
 
