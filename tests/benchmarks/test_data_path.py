@@ -1,6 +1,8 @@
-"""What the data path costs: `embed` beside a bare loop without Ray, `score` beside reading its own input.
+"""What the data path costs: stage `embed` beside a bare loop without Ray.
 
-Ratios, measured in turns (A B A B) in one run. `pytest tests/benchmarks/test_data_path.py -m benchmark -s`
+Ratios, measured in turns (A B A B) in one run: `pytest tests/benchmarks/test_data_path.py -m benchmark -s`. Parts that were
+decoded while the pool of actors started cost `embed` nothing here: its ratio is too good by up to the share that decoding has.
+Meaningless on a machine that others use: the more processes, the more of its cores.
 """
 
 import io
@@ -121,4 +123,4 @@ def test_embed_beside_a_bare_loop(tmp_path, encode, lit, resources, bare):
             statistics.median(of) for of in ([a.rate / b.rate for a, b in turns], [b.cost / a.cost for a, b in turns])
         )
         print(f"{name:<26} {rate:.2f} {cost:.2f}", flush=True)
-        assert max(rate, cost) >= ENOUGH  # cores that others use too give the more to who has more processes, or fewer
+        assert rate >= ENOUGH
