@@ -10,9 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import open_clip
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor, nn
 
 from ecif.heads import Heads, standardised
@@ -88,6 +86,8 @@ def load_whole(name: str, checkpoint: str | None = None) -> Whole:
         raise ValueError(f"model {name!r} needs a checkpoint: give model.checkpoint, or a local-dir: model folder")
     if name.startswith("hf-hub:"):
         raise ValueError(f"model {name!r}: download it first and name the folder with local-dir:PATH")
+    import open_clip  # takes seconds: not for those who only score features, of whom there are many processes
+
     if name.startswith("local-dir:") and checkpoint is not None:  # which create_model would pass over in silence
         model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
         open_clip.load_checkpoint(model, checkpoint, strict=True, weights_only=True)
@@ -104,6 +104,8 @@ def normalised(pixels: Tensor, preprocess: dict[str, Any]) -> Tensor:
 
 def resize_transform(preprocess: dict[str, Any]) -> Any:
     """The model's own preprocessing from a PIL image up to, not including, the tensor: resized, cropped, RGB."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
     transform = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
     transform.transforms = transform.transforms[:-2]  # without ToTensor and Normalize, which `image_features` does
     return transform
@@ -165,6 +167,8 @@ def _architecture(name: str) -> dict[str, Any]:
     if name.startswith("local-dir:"):
         config = json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text())["model_cfg"]
     else:
+        import open_clip
+
         config = open_clip.get_model_config(name)
     text = {k: v for k, v in config["text_cfg"].items() if k not in ("hf_model_name", "hf_tokenizer_name")}
     return config | {"text_cfg": text}

@@ -9,6 +9,7 @@ from small_models import TINY, write_model
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes with spinning threads crawl on few cores
 os.environ.setdefault("RAY_worker_niceness", "0")  # or a busy machine leaves them nothing
+os.environ.setdefault("RAY_num_workers_soft_limit", "8")  # processes that have imported everything serve the next run too
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 multiprocessing.set_forkserver_preload(["pytest", "s3fs", "jobs.cli", "pipeline.run"])  # other processes import this once
 
