@@ -107,12 +107,13 @@ def retry(run: RunFolder) -> None:
 def select(
     run: RunFolder,
     out: Annotated[str, typer.Option(help="the subset file to write, .npy")],
-    keep: Annotated[float, typer.Option(help="share of the pairs to keep")],
-    by: Annotated[str, typer.Option(help="the column to rank by")] = "misalignment",
+    keep: Annotated[float | None, typer.Option(help="share of the pairs to keep; by default what the run chose")] = None,
+    by: Annotated[str | None, typer.Option(help="the column to rank by; by default the run's filter")] = None,
 ) -> None:
     """Keep the best share of the pairs by one column: a DataComp subset file."""
-    from pipeline.select import read_scores, select, write_subset
+    from pipeline.select import chosen_filter, read_scores, select, write_subset
 
+    by, keep = chosen_filter(run, by, keep)
     uids = select(read_scores(run, ["uid", by]), by, keep)
     write_subset(out, uids)
     say(f"{len(uids)} pairs kept by {by}")
@@ -187,9 +188,15 @@ def _report(outcome: "Outcome") -> None:
     for name, facts in outcome.targets.items():
         lds = "" if facts["lds"] is None else f", agreement with {facts['refits']} real refits (LDS) {facts['lds']:.2f}"
         say(f"target {name}: damping {facts['damping']:g}{lds}")
+        if chosen := facts.get("filter"):
+            gain = 1 - chosen["loss"] / chosen["loss_of_everything"]
+            how = f"keep {chosen['keep']:.0%}, influence {chosen['weight']:g} : {1 - chosen['weight']:g} misalignment"
+            best = f"{how}; refits gain {gain:.1%} of the target's loss" if chosen["keep"] < 1 else "keep everything"
+            say(f"target {name}: filter: {best}")
         if forward := facts.get("forward"):
             reached = f"residual {forward['residual']:.2g} after {forward['iterations']} products"
             say(f"target {name}: {forward['parameters']} parameters in forward mode, damping {forward['damping']:g}, {reached}")
+    say(f"misaligned, as far as swaps tell: {next(iter(outcome.targets.values()))['misaligned']:.1%} of the pairs")
     bad = ", ".join(f"{count} {reason}" for reason, count in outcome.quarantined.items())
     lost = sum(outcome.quarantined.values())
     say(f"{outcome.scored} of {outcome.pairs} pairs scored, {lost} quarantined" + (f": {bad}" if bad else ""))

@@ -178,6 +178,18 @@ class Score(_Section):
     )
 
 
+class Filter(_Section):
+    """Which pairs to keep for each target: tried by refits on half of it, judged by the other; `filter: null` leaves it out."""
+
+    weights: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        [0.0, 0.25, 0.5, 0.75, 1.0], min_length=1, description="candidates: of influence; the rest is of misalignment"
+    )
+    keep: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.95, 0.9, 0.8, 0.7, 0.6, 0.5], min_length=1, description="candidates: share of the pairs that stay"
+    )
+    seeds: PositiveInt = Field(1, description="fits of each candidate and half whose losses are averaged")
+
+
 class Index(_Section):
     """Every pair's gradient in few numbers, for questions not asked yet; `index: {}` switches it on."""
 
@@ -238,6 +250,7 @@ class Config(_Section):
     fit: Fit = Fit()
     solve: Solve = Solve()
     score: Score = Score()
+    filter: Filter | None = Filter()
     index: Index | None = Field(None, description="off by default")
     scoring: Scoring = Scoring()
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecif.fit import fit, fixed_batches
+from ecif.fit import fit, fixed_batches, reshuffled
 from ecif.heads import Heads
 from pipeline import heads as stored
 from pipeline.cluster import Resources, device
@@ -36,8 +36,9 @@ class FittedHeads(NamedTuple):
 class Refit(NamedTuple):
     """One fit of the heads on a part of the sample."""
 
-    keep: NDArray[np.bool_]  # [N] pairs that stay; the others leave holes in their batches
+    keep: NDArray[np.bool_]  # [N] pairs that stay
     seed: int  # of the order of the batches
+    new_batches: bool = False  # deal them anew every epoch, in as many steps as for all pairs; else holes stay where they were
 
 
 def read_heads(url: str) -> FittedHeads:
@@ -98,12 +99,17 @@ def as_features(matrix: NDArray[np.float16], to: torch.device) -> Tensor:
 def _fit(shared: tuple[Sample, Heads, Config, int], job: Refit) -> list[Heads]:
     sample, start, config, checkpoints = shared
     to = device()
-    batches = [torch.from_numpy(rows[job.keep[rows]]) for rows in sample.batches()]
+    images, texts = sample.images, sample.texts
+    if job.new_batches:
+        images, texts = images[job.keep], texts[job.keep]
+        epoch = reshuffled(len(images), config.batch_size, max(1, len(job.keep) // config.batch_size))
+    else:
+        epoch = fixed_batches([torch.from_numpy(rows[job.keep[rows]]) for rows in sample.batches()])
     path = fit(
         start.to(to),
-        as_features(sample.images, to),
-        as_features(sample.texts, to),
-        fixed_batches(batches),
+        as_features(images, to),
+        as_features(texts, to),
+        epoch,
         batch_size=config.batch_size,
         epochs=config.fit.epochs,
         learning_rate=config.fit.learning_rate,

@@ -19,16 +19,13 @@ from pipeline.forward import Model
 from pipeline.forward_solve import read_forward
 from pipeline.losses import loss_of
 from pipeline.pool import over_shards
-from pipeline.score import misalignment
 from pipeline.shards import segment
-from pipeline.solve import read_directions
 
 
 def score_forward(
     folder: str,
     corpus: Dataset,
     heads_scores: str,
-    heads_url: str,
     forward_url: str,
     fitted: str | None,
     config: Config,
@@ -39,14 +36,13 @@ def score_forward(
     Args:
         folder: of the columns.
         corpus: whose pairs are decoded again.
-        heads_scores: folder of the columns of the heads: identity, clip_score and held_out_loss are theirs.
-        heads_url: the heads' directions.
+        heads_scores: folder of the columns of the heads: all but the influence are theirs.
         forward_url: where `solve_forward` left the directions.
         fitted: where the fitted parameters are; None for the checkpoint's.
         config: of the run.
         resources: of the actors.
     """
-    arguments = (folder, corpus, heads_scores, heads_url, forward_url, fitted, config)
+    arguments = (folder, corpus, heads_scores, forward_url, fitted, config)
     rows = over_shards("forward score", folder, corpus, ForwardScoreShard, arguments, resources)
     return sum(row["seconds"] for row in rows) / sum(row["pairs"] for row in rows) if rows else None
 
@@ -59,15 +55,12 @@ class ForwardScoreShard:
         folder: str,
         corpus: Dataset,
         heads_scores: str,
-        heads_url: str,
         forward_url: str,
         fitted: str | None,
         config: Config,
     ):
         self.model = Model(config, fitted)
-        forward = read_forward(forward_url)
-        self.moves = forward.directions.to(self.model.device)
-        self.ranks = read_directions(heads_url)._replace(influence=forward.influence)
+        self.moves = read_forward(forward_url).directions.to(self.model.device)
         self.shards = {shard.name: shard for shard in corpus.shards}
         self.folder, self.heads_scores, self.caption, self.config = folder, heads_scores, corpus.caption, config
 
@@ -84,7 +77,6 @@ class ForwardScoreShard:
             columns[f"influence_positive_{target}"] = positive[i]
             columns[f"influence_negative_{target}"] = negative[i]
             columns[f"influence_{target}"] = positive[i] + negative[i]
-        columns["misalignment"] = misalignment(table["held_out_loss"].to_numpy(), positive + negative, self.ranks)
         for column, values in columns.items():
             table = table.set_column(table.column_names.index(column), column, pa.array(values, pa.float32()))
         storage.write_bytes(storage.join(self.folder, name), tables.parquet_bytes(table))

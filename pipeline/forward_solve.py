@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecif.forward_mode import gauss_newton_product, largest_eigenvalue, scores, solve
+from ecif.forward_mode import gauss_newton_product, largest_eigenvalue, solve
 from pipeline import heads as stored
 from pipeline.actors import SliceActors
 from pipeline.cluster import Resources
@@ -21,9 +21,8 @@ from pipeline.dataset import Dataset
 from pipeline.decode import Members
 from pipeline.errors import RunError
 from pipeline.forward import Model, sample_batches, target_gradients
-from pipeline.losses import loss_of
 from pipeline.progress import Stage
-from pipeline.solve import QUANTILES, Directions
+from pipeline.solve import Directions
 from pipeline.targets import Target
 
 LANCZOS_STEPS = 8  # products that the largest eigenvalue takes
@@ -33,7 +32,6 @@ class ForwardDirections(NamedTuple):
     """What `score_forward` needs to answer for every pair."""
 
     directions: Tensor  # [T, P] over the chosen parameters in the model's order
-    influence: Tensor  # [T, QUANTILES] of the sample
     facts: dict[str, Any]  # per target: damping, largest eigenvalue, residual, products
 
 
@@ -88,11 +86,6 @@ def solve_forward(
         except ValueError as error:
             raise RunError(f"scoring.parameters: {error}") from None
         directions = solution.directions * share  # the sample's curvature stands for the whole corpus's
-        grid = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
-        tensors = {
-            "directions": directions,
-            "influence": pool.influence(directions).double().quantile(grid, dim=1).T.contiguous(),
-        }
         facts: dict[str, Any] = {
             target.name: {
                 "damping": relative[i],
@@ -104,7 +97,7 @@ def solve_forward(
             }
             for i, target in enumerate(targets)
         }
-        stored.write(url, tensors, **facts)
+        stored.write(url, {"directions": directions}, **facts)
     return facts
 
 
@@ -126,11 +119,6 @@ class _Pool:
         self.progress.advance(1)
         return torch.from_numpy(total)
 
-    def influence(self, directions: Tensor) -> Tensor:
-        """[T, N] influence of every sampled pair."""
-        shared = ray.put(directions.numpy())
-        return torch.from_numpy(np.concatenate(list(self.slices.each("influence", shared)), 1))
-
 
 class _Slices:
     """Actor: some slices of the sample, decoded once and kept as uint8."""
@@ -145,10 +133,3 @@ class _Slices:
         batches = (model.batch(decoded) for decoded in self.slices[at])
         moves = torch.tensor(vectors).to(model.device)
         return gauss_newton_product(model.logits, model.parameters, batches, moves).cpu().numpy()
-
-    def influence(self, at: int, directions: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Influence [T, N] of one slice's pairs in their own batches."""
-        model, loss = self.model, loss_of(self.model.config)
-        moves = torch.tensor(directions).to(model.device)
-        parts = [scores(model.logits, model.parameters, model.batch(decoded), moves, loss) for decoded in self.slices[at]]
-        return torch.cat([positive + negative for positive, negative in parts], 1).cpu().numpy()

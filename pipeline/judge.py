@@ -1,27 +1,24 @@
 """What the scores are worth: filter by each of them, train on what is left, test on pairs that no stage saw."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 from numpy.typing import NDArray
 
 from ecif.evaluation import auroc, calibrated_loss, linear_datamodeling_score, precision_at, retrieval_recall
-from ecif.fit import fit, reshuffled
 from ecif.heads import Heads
 from pipeline import storage
-from pipeline.cluster import Resources, device, session
+from pipeline.cluster import Resources, session
 from pipeline.config import Config, Pairs
 from pipeline.dataset import Dataset
 from pipeline.embed import embed
 from pipeline.fit import Refit, as_features, refit_all
 from pipeline.inputs import as_dataset, load_inputs
-from pipeline.losses import loss_of
 from pipeline.progress import Stage
 from pipeline.run import load_run
-from pipeline.sample import draw, read_all, read_uids
+from pipeline.sample import Sample, draw, read_all, read_uids
 from pipeline.select import LOW_IS_GOOD, read_scores, select
 from pipeline.shards import find, permutation
 from pipeline.solve import read_directions, removals
@@ -31,26 +28,12 @@ SEEDS = 3
 LDS_REFITS = 24
 
 
-class Trial(NamedTuple):
-    """One training on a part of the corpus."""
-
-    keep: NDArray[np.int64]  # rows of the corpus
-    seed: int
-
-
-class Sets(NamedTuple):
-    """Features that trials train and test on."""
-
-    corpus: tuple[NDArray[np.float16], NDArray[np.float16]]
-    target: Target
-    test: tuple[NDArray[np.float16], NDArray[np.float16]]
-
-
 def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
     """Judge a finished run whose misaligned pairs are known.
 
-    Every rule drops as many pairs as were swapped; heads are then trained from the model's own on what is left, for the same
-    number of steps each. The linear datamodeling score comes from refits other than those that chose the damping.
+    Every rule but the chosen filter, which has a budget of its own, drops as many pairs as were swapped; heads are then trained
+    from the model's own on what is left, for the same number of steps each. The linear datamodeling score comes from refits
+    other than those that chose the damping.
 
     Args:
         run: folder of a finished run.
@@ -68,11 +51,12 @@ def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
     with session(config.workers) as resources:
         embed([held_out], config.model, config.embed, model.preprocess, resources)
         asked = read_targets(targets, config)
-        sets = Sets(read_all(corpus), asked[0], read_all(held_out))
         uids = read_uids(corpus)
+        every = Sample(*read_all(corpus), np.zeros(len(uids), np.int16), [len(uids)])
         table = read_scores(run)
-        rules = {name: _rows(kept, uids) for name, kept in _rules(table, swapped, next(iter(targets))).items()}
-        rows = _train_and_test(model.heads, sets, rules, config, resources)
+        chosen = facts["targets"][asked[0].name]["filter"]
+        rules = {name: np.isin(uids, kept) for name, kept in _rules(table, swapped, asked[0].name, chosen).items()}
+        rows = _train_and_test(model.heads, every, asked[0], read_all(held_out), rules, config, resources)
         lds = _lds(run, facts, model.heads, corpus, asked, config, resources)
     gain = rows[0]["test_loss"] - rows[1]["test_loss"]
     for row in rows:
@@ -80,7 +64,7 @@ def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
     return {"rules": rows, "scores": _detection(table, swapped), "lds": lds, "swapped": len(swapped), "pairs": len(uids)}
 
 
-def _rules(table: pa.Table, swapped: set[str], target: str) -> dict[str, list[str]]:
+def _rules(table: pa.Table, swapped: set[str], target: str, chosen: dict[str, Any]) -> dict[str, list[str]]:
     """What each rule keeps: uids."""
     uids = table["uid"].to_pylist()
     kept = 1 - len(swapped) / len(uids)
@@ -91,61 +75,39 @@ def _rules(table: pa.Table, swapped: set[str], target: str) -> dict[str, list[st
         "CLIP score": select(table, "clip_score", kept),
         "held-out loss": select(table, "held_out_loss", kept),
         "influence": select(table, f"influence_{target}", kept),
-        "misalignment (fused)": select(table, "misalignment", kept),
+        "misalignment": select(table, "misalignment", kept),
+        "chosen filter": select(table, f"filter_{target}", chosen["keep"]),
     }
-
-
-def _rows(kept: list[str], uids: list[str]) -> NDArray[np.int64]:
-    wanted = set(kept)
-    return np.array([i for i, uid in enumerate(uids) if uid in wanted])
 
 
 def _train_and_test(
-    start: Heads, sets: Sets, rules: dict[str, NDArray[np.int64]], config: Config, resources: Resources
+    start: Heads,
+    corpus: Sample,
+    target: Target,
+    test: tuple[NDArray[np.float16], NDArray[np.float16]],
+    rules: dict[str, NDArray[np.bool_]],
+    config: Config,
+    resources: Resources,
 ) -> list[dict[str, Any]]:
     """Mean and spread over the seeds of every measure, a row a rule."""
-    trials = [Trial(keep, seed) for keep in rules.values() for seed in range(SEEDS)]
-    run: Any = ray.remote(**resources.actor, max_retries=2, max_calls=0)(_trial)
-    shared = ray.put((start, sets, config))
-    pending = [run.remote(shared, trial) for trial in trials]
-    with Stage("judge", len(trials)) as progress:
-        measured = []
-        for result in pending:
-            measured.append(ray.get(result))
-            progress.advance(1)
+    jobs = [Refit(keep, seed, new_batches=True) for keep in rules.values() for seed in range(SEEDS)]
+    images, texts = (as_features(part, torch.device("cpu")) for part in test)
+    with Stage("judge", len(jobs)) as progress:
+        trained = refit_all(start, corpus, jobs, config, resources, progress)
     rows = []
-    for i, name in enumerate(rules):
-        of_rule = measured[i * SEEDS : (i + 1) * SEEDS]
-        row: dict[str, Any] = {"rule": name, "kept": len(rules[name])}
-        for key in of_rule[0]:
-            values = [m[key] for m in of_rule]
+    for i, (name, keep) in enumerate(rules.items()):
+        measures = {
+            "test_loss": lambda heads: calibrated_loss(heads, images, texts),
+            "test_r1": lambda heads: retrieval_recall(heads, images, texts, 1),
+            "test_r5": lambda heads: retrieval_recall(heads, images, texts, 5),
+            "target_loss": lambda heads: target_loss(heads, target, config),
+        }
+        row: dict[str, Any] = {"rule": name, "kept": int(keep.sum())}
+        for key, measure in measures.items():
+            values = [measure(heads) for heads in trained[i * SEEDS : (i + 1) * SEEDS]]
             row |= {key: float(np.mean(values)), f"{key}_std": float(np.std(values))}
         rows.append(row)
     return rows
-
-
-def _trial(shared: tuple[Heads, Sets, Config], trial: Trial) -> dict[str, float]:
-    start, sets, config = shared
-    to = device()
-    corpus, test = ([as_features(m, to) for m in pair] for pair in (sets.corpus, sets.test))
-    keep = torch.from_numpy(trial.keep).to(to)
-    heads = fit(
-        start.to(to),
-        corpus[0][keep],
-        corpus[1][keep],
-        reshuffled(len(keep), config.batch_size, max(1, len(corpus[0]) // config.batch_size)),
-        batch_size=config.batch_size,
-        epochs=config.fit.epochs,
-        learning_rate=config.fit.learning_rate,
-        seed=trial.seed,
-        loss=loss_of(config),
-    )[-1]
-    return {
-        "test_loss": calibrated_loss(heads, test[0], test[1]),
-        "test_r1": retrieval_recall(heads, test[0], test[1], 1),
-        "test_r5": retrieval_recall(heads, test[0], test[1], 5),
-        "target_loss": target_loss(heads, sets.target, config),
-    }
 
 
 def _lds(

@@ -15,6 +15,7 @@ from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.embed import embed
 from pipeline.errors import RunError, UserError
+from pipeline.filter import choose_filter
 from pipeline.fit import fit_heads
 from pipeline.forward import check, fit_parameters
 from pipeline.forward_score import score_forward
@@ -41,7 +42,7 @@ class Outcome(NamedTuple):
     scored: int
     quarantined: dict[str, int]  # by reason; pairs = scored + all of these
     lost: int  # pairs that a shard's _stats.json counts and its tar does not hold
-    targets: dict[str, Any]  # per target: the damping chosen, its agreement with real refits (LDS), its coverage
+    targets: dict[str, Any]  # per target: the damping chosen, its agreement with real refits (LDS), its coverage, its filter
     seconds: dict[str, float]  # wall time of each stage in this call
     seconds_a_pair: dict[str, float | None]  # of one actor: the model's forward pass, and the projection on all directions
 
@@ -57,7 +58,7 @@ class _Columns(NamedTuple):
 
 
 def run(config: Config) -> Outcome:
-    """Embed, fit, solve, score, once for each checkpoint; on request, index and forward mode. The same call resumes.
+    """Embed, fit, solve, filter, score, once for each checkpoint; on request, index and forward mode. The same call resumes.
 
     Raises:
         UserError: a corpus, model or target that can't be had, or another run in the folder, before anything starts.
@@ -84,8 +85,8 @@ def _columns(plan: Plan, at: int, config: Config, inputs: Inputs, resources: Res
     in_model = embed([corpus, *clean.values()], config.model, config.embed, model.preprocess, resources)
     embed_prompts(list(clean.values()), config.model, resources)
     for name, target in clean.items():
-        if sum(a.embedded for a in target.accounting().values()) < 2:
-            raise RunError(f"target {name}: fewer than two usable pairs, nothing to improve; see its quarantine tables")
+        if sum(a.embedded for a in target.accounting().values()) < 4:
+            raise RunError(f"target {name}: fewer than four usable pairs, too little to ask; see its quarantine tables")
     started.append(time.monotonic())
 
     heads_id = fingerprint(corpus.content(), config.loss, config.batch_size, config.seed, config.fit)
@@ -108,10 +109,20 @@ def _columns(plan: Plan, at: int, config: Config, inputs: Inputs, resources: Res
         prepare(second_order_url, fitted, directions, sample, targets, config, resources)
     started.append(time.monotonic())
 
-    scores_id = fingerprint(directions_id, config.score, *_beside(corpus, config))
+    filter_id, filter_url = None, None
+    if config.filter:
+        filter_id = fingerprint(directions_id, config.filter)
+        plan.note(at, filter=filter_id)
+        filter_url = _object(config, "filter", filter_id)
+        chosen = choose_filter(filter_url, model.heads, sample, directions, targets, config.filter, config, resources)
+        for name, facts in chosen.facts.items():
+            directions.facts[name]["filter"] = facts
+    started.append(time.monotonic())
+
+    scores_id = fingerprint(directions_id, filter_id, config.score, *_beside(corpus, config))
     plan.note(at, scores=scores_id)
     scores = storage.join(config.run, "scores", scores_id)
-    in_score = score(scores, corpus, heads_url, directions_url, second_order_url, config, resources)
+    in_score = score(scores, corpus, heads_url, directions_url, filter_url, second_order_url, config, resources)
     started.append(time.monotonic())
 
     ids = {"features": corpus.fingerprint, "heads": heads_id, "directions": directions_id, "scores": scores_id}
@@ -121,7 +132,7 @@ def _columns(plan: Plan, at: int, config: Config, inputs: Inputs, resources: Res
         folders = IndexFolders(*(storage.join(config.run, kind, ids[kind]) for kind in ("index", "self_influence")))
         index(folders, corpus, heads_url, sample, config, config.index, resources)
         started.append(time.monotonic())
-    stages = ["embed", "fit", "solve", "score", *(["index"] if config.index else [])]
+    stages = ["embed", "fit", "solve", "filter", "score", *(["index"] if config.index else [])]
     columns = _Columns(corpus, ids, directions.facts, {}, {"forward_pass": in_model, "projection": in_score})
     if config.scoring.mode == "forward":
         columns = _forward(columns, directions, targets, clean, config, resources)
@@ -151,10 +162,10 @@ def _forward(
     how = config.scoring.model_dump(include={"parameters", "sample", "epochs", "learning_rate"})
     fitted_id = fingerprint(heads.corpus.content(), config.batch_size, config.seed, how)
     chosen = fit_parameters(_object(config, "parameters", fitted_id), heads.corpus, config, resources)
-    url, heads_url = _object(config, "directions", scores_id), _object(config, "directions", heads.ids["directions"])
+    url = _object(config, "directions", scores_id)
     facts = solve_forward(url, chosen, heads.corpus, targets, clean, directions, config, resources)
     of_heads, scores = (storage.join(config.run, "scores", name) for name in (heads.ids["scores"], scores_id))
-    in_forward = score_forward(scores, heads.corpus, of_heads, heads_url, url, chosen, config, resources)
+    in_forward = score_forward(scores, heads.corpus, of_heads, url, chosen, config, resources)
     return heads._replace(
         ids=heads.ids | {"scores": scores_id},
         targets={name: found | {"forward": facts[name]} for name, found in heads.targets.items()},

@@ -11,7 +11,7 @@ from pipeline import tables
 from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError
-from pipeline.shards import folds, segment
+from pipeline.shards import folds, permutation, segment
 from pipeline.tables import Accounting
 
 READERS = 16
@@ -28,6 +28,15 @@ class Sample(NamedTuple):
     def batches(self) -> list[NDArray[np.int64]]:
         """The rows of each batch."""
         return np.split(np.arange(len(self.fold)), np.cumsum(self.sizes)[:-1])
+
+    def partners(self) -> NDArray[np.int64]:
+        """[N] For every pair another one of its fold, in a ring: whose caption it gets where swaps are planted."""
+        partner = np.arange(len(self.fold))
+        for f in np.unique(self.fold):
+            mine = np.flatnonzero(self.fold == f)
+            order = mine[permutation(len(mine), "partners", int(f))]
+            partner[order] = np.roll(order, 1)
+        return partner
 
 
 def draw(dataset: Dataset, config: Config) -> Sample:

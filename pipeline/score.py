@@ -9,20 +9,21 @@ from numpy.typing import NDArray
 
 from ecif.heads import embed
 from ecif.influence import score as score_pairs
+from ecif.misalignment import evidence
 from pipeline import sidecar, storage, tables
 from pipeline.cluster import Resources, device
 from pipeline.config import Config
 from pipeline.dataset import Dataset
+from pipeline.filter import read_ranking
 from pipeline.fit import as_features, read_heads
 from pipeline.losses import loss_of
 from pipeline.pool import over_shards
 from pipeline.progress import say
 from pipeline.second_order import Corrector
 from pipeline.shards import batch_numbers, folds, segment
-from pipeline.solve import Directions, read_directions
+from pipeline.solve import read_directions
 
 HIGH_LEVERAGE = 0.5  # from here on a pair makes up at least half of some direction's curvature
-INFLUENCE_WEIGHT = 0.5  # of the influence's rank beside the held-out loss's in `misalignment`
 
 
 def score(
@@ -30,6 +31,7 @@ def score(
     dataset: Dataset,
     heads_url: str,
     directions_url: str,
+    filter_url: str | None,
     second_order_url: str | None,
     config: Config,
     resources: Resources,
@@ -41,6 +43,7 @@ def score(
         dataset: the corpus's features.
         heads_url: where `fit` left the heads.
         directions_url: where `solve` left the directions.
+        filter_url: where `filter` left its choice; None for no such column.
         second_order_url: where the second order was prepared; None for the first.
         config: of the run.
         resources: of the actors.
@@ -48,7 +51,7 @@ def score(
     Returns:
         Seconds of computation a pair; None if there was nothing to do.
     """
-    arguments = (folder, dataset, heads_url, directions_url, second_order_url, config)
+    arguments = (folder, dataset, heads_url, directions_url, filter_url, second_order_url, config)
     rows = over_shards("score", folder, dataset, ScoreShard, arguments, resources)
     if not rows:
         return None
@@ -63,12 +66,20 @@ class ScoreShard:
     """Actor: the columns of a shard, written as one Parquet object."""
 
     def __init__(
-        self, folder: str, dataset: Dataset, heads_url: str, directions_url: str, second_order_url: str | None, config: Config
+        self,
+        folder: str,
+        dataset: Dataset,
+        heads_url: str,
+        directions_url: str,
+        filter_url: str | None,
+        second_order_url: str | None,
+        config: Config,
     ):
         self.device = device()
         self.heads = [[h.to(self.device) for h in seeds] for seeds in read_heads(heads_url).folds]
         self.directions = read_directions(directions_url)
         self.moves = self.directions.folds.to(self.device)
+        self.ranking = read_ranking(filter_url) if filter_url else None
         self.correct = Corrector(second_order_url, config.score.negative, self.device) if second_order_url else None
         self.folder, self.dataset, self.targets, self.config = folder, dataset, list(config.targets), config
 
@@ -124,8 +135,12 @@ class ScoreShard:
                     parts = self.correct(f, s, heads, pairs, batches, torch.from_numpy(mine).to(self.device))
                     added += torch.cat([*parts[:2], parts[2][None]]).cpu().numpy() / len(seeds)
         positive, negative, held_out_loss, clip_score = sums[:count], sums[count:-2], sums[-2], sums[-1]
-        # Ranks of the first order: the quantiles of the sample are.
-        misaligned = misalignment(held_out_loss, positive + negative, self.directions)
+        # Both of the first order, as the sample is that they were learned from.
+        seen = evidence(*map(torch.from_numpy, (held_out_loss, clip_score, positive + negative)))
+        misaligned = self.directions.misalignment.probability(seen).float().numpy()
+        filters = {}
+        if self.ranking:
+            filters = dict(zip(self.targets, self.ranking.scores(misaligned, positive + negative), strict=True))
         positive, negative, leverage = positive + added[:count], negative + added[count:-1], added[-1]
         columns = {"clip_score": clip_score, "held_out_loss": held_out_loss}
         for i, name in enumerate(self.targets):
@@ -133,26 +148,5 @@ class ScoreShard:
             columns[f"influence_negative_{name}"] = negative[i]
             columns[f"influence_{name}"] = positive[i] + negative[i]
         columns["misalignment"] = misaligned
+        columns |= {f"filter_{name}": rank for name, rank in filters.items()}
         return columns | ({"leverage": leverage} if self.correct else {})
-
-
-def misalignment(
-    held_out_loss: NDArray[np.float32], influence: NDArray[np.float32], directions: Directions
-) -> NDArray[np.float32]:
-    """How little a pair's image and caption belong together, 0 to 1: the ranks of its loss and of its harm, 1 : 0.5.
-
-    Ranks are taken through the empirical distribution of the fitted sample, so that a shard's column depends on no other shard.
-
-    Args:
-        held_out_loss: [N].
-        influence: [T, N]; with several targets their ranks are averaged.
-        directions: holds the sample's quantiles.
-    """
-    rank = _rank(held_out_loss, directions.held_out_loss)
-    harm = np.mean([1 - _rank(i, q) for i, q in zip(influence, directions.influence, strict=True)], axis=0)
-    return ((rank + INFLUENCE_WEIGHT * harm) / (1 + INFLUENCE_WEIGHT)).astype(np.float32)
-
-
-def _rank(values: NDArray[np.float32], quantiles: torch.Tensor) -> NDArray[np.float64]:
-    known = quantiles.numpy()
-    return np.interp(values.astype(np.float64), known, np.linspace(0, 1, len(known)))

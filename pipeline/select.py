@@ -1,7 +1,8 @@
 """Stage `select`: from columns to the set of pairs to train on, as a DataComp subset file."""
 
 import io
-from collections import Counter
+from collections import Counter, defaultdict
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,32 @@ def select(table: pa.Table, by: str, keep: float) -> list[str]:
     order = "ascending" if by in LOW_IS_GOOD else "descending"
     best = table.sort_by([(by, order), ("uid", "ascending")])
     return best["uid"].to_pylist()[:count]
+
+
+def chosen_filter(run: str, by: str | None, keep: float | None) -> tuple[str, float]:
+    """The column to rank by and the share to keep; what the user leaves open is what the run's stage `filter` chose.
+
+    Raises:
+        UserError: the run chose nothing, or one of several targets has to be named.
+    """
+    if by is not None and keep is not None:
+        return by, keep
+    shares = defaultdict[str, list[float]](list)
+    for name, facts in load_run(run)["targets"].items():  # of several checkpoints: NAME, checkpoint 0
+        if "filter" in facts:
+            shares[f"filter_{name.partition(',')[0]}"].append(facts["filter"]["keep"])
+    filters = {name: fmean(of_checkpoints) for name, of_checkpoints in shares.items()}
+    if by is None:
+        if not filters:
+            raise UserError(f"{run} has no filter of its own (filter: null): give --by and --keep")
+        if len(filters) > 1:
+            raise UserError(f"the run has a filter for each target: give --by {' or '.join(filters)}")
+        (by,) = filters
+    if keep is None:
+        if by not in filters:
+            raise UserError(f"--by {by} needs --keep, the share of the pairs to keep; only filters have a share of their own")
+        keep = filters[by]
+    return by, keep
 
 
 def write_subset(url: str, uids: list[str]) -> None:

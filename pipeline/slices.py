@@ -29,6 +29,14 @@ class System(NamedTuple):
     without_fold: int  # pairs of this fold are not part of the curvature; -1 for none
 
 
+class OutOfSample(NamedTuple):
+    """Scores of the sampled pairs under heads that never saw them."""
+
+    held_out_loss: Tensor  # [N] of the fitted heads, mean over the seeds
+    clip_score: Tensor  # [N] alike
+    influence: Tensor  # [n, N] on n directions, mean over the checkpoints too
+
+
 class SampleActors:
     """The actors that hold the sample, seen from the reducer."""
 
@@ -58,24 +66,26 @@ class SampleActors:
         scores = [PairScores(*p) for p in self.slices.each("score", system.heads, shared)]
         return torch.cat([s.positive + s.negative for s in scores], 1)
 
-    def out_of_sample(self, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss [N] and influence [T, N] of every sampled pair under the heads that did not see its fold, mean over the fits.
+    def out_of_sample(self, directions: Tensor, plant: bool = False) -> OutOfSample:
+        """Every sampled pair under the heads that did not see its fold, mean over the fits.
 
-        The loss is that of the last checkpoints, the influence that of all.
+        Args:
+            directions: [K, fits, n, P].
+            plant: score a copy in which the pairs of the fold have each other's captions, see `Sample.partners`.
         """
-        fits = directions.shape[1]
-        loss, influence = torch.zeros(len(self.fold)), torch.zeros(directions.shape[2], len(self.fold))
+        fits, shape = directions.shape[1], (directions.shape[2], len(self.fold))
+        out = OutOfSample(torch.zeros(shape[1]), torch.zeros(shape[1]), torch.zeros(shape))
         for f in range(directions.shape[0]):
             mine = self.fold == f
-            for s in range(directions.shape[1]):
+            for s in range(fits):
                 shared = ray.put(directions[f, s].numpy())
-                head = self.checkpoints + f * fits + s
-                parts = list(self.slices.each("score", head, shared))
+                parts = self.slices.each("score", self.checkpoints + f * fits + s, shared, f if plant else -1)
                 scores = PairScores(*(torch.cat(p, -1) for p in zip(*parts, strict=True)))
                 if (s + 1) % self.checkpoints == 0:
-                    loss[mine] += scores.pair_loss[mine] * (self.checkpoints / fits)
-                influence[:, mine] += (scores.positive + scores.negative)[:, mine] / fits
-        return loss, influence
+                    out.held_out_loss[mine] += scores.pair_loss[mine] * (self.checkpoints / fits)
+                    out.clip_score[mine] += scores.clip_score[mine] * (self.checkpoints / fits)
+                out.influence[:, mine] += (scores.positive + scores.negative)[:, mine] / fits
+        return out
 
 
 class _Slices:
@@ -88,12 +98,15 @@ class _Slices:
         self.slices: list[list[Embedded]] = []
         self.folds: list[Tensor] = []
         self.batches: list[list[Tensor]] = []
+        self.partners: list[Tensor] = []
+        partners = sample.partners()
         for batches in slices:
             rows = np.concatenate(batches)
             images, texts = as_features(sample.images[rows], to), as_features(sample.texts[rows], to)
             self.slices.append([embed(h, images, texts) for h in self.heads])
             self.folds.append(torch.from_numpy(sample.fold[rows]))
             self.batches.append(list(torch.arange(len(rows)).split([len(b) for b in batches])))
+            self.partners.append(as_features(sample.texts[partners[rows]], to))
 
     def products(self, at: int, shared: tuple[list[System], NDArray[np.float32]]) -> NDArray[np.float32]:
         """Gauss-Newton products [n, P] of one slice, each system with its own heads and pairs."""
@@ -107,8 +120,11 @@ class _Slices:
             out[mine] = gauss_newton_product(self.heads[system.heads], batches, directions, self.loss).cpu().numpy()
         return out
 
-    def score(self, at: int, heads: int, directions: NDArray[np.float32]) -> tuple[Tensor, ...]:
-        """Scores of one slice's pairs in their own batches."""
+    def score(self, at: int, heads: int, directions: NDArray[np.float32], plant: int = -1) -> tuple[Tensor, ...]:
+        """Scores of one slice's pairs in their own batches, those of the fold `plant` with the captions of their partners."""
         pairs = self.slices[at][heads]
+        if plant >= 0:
+            swapped = (self.folds[at] == plant).to(pairs.u.device)[:, None]
+            pairs = embed(self.heads[heads], pairs.images, self.partners[at].where(swapped, pairs.texts))
         moved = torch.tensor(directions).to(pairs.u.device)
         return tuple(part.cpu() for part in score(self.heads[heads], pairs, self.batches[at], moved, self.loss))

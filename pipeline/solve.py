@@ -4,7 +4,6 @@ Actors hold slices of the sampled features and return Gauss-Newton products; the
 conjugate gradient steps of all systems together. The damping is the one whose predictions agree best with real refits.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,29 +11,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecif.evaluation import linear_datamodeling_score
+from ecif.damping import choose_damping
 from ecif.heads import Heads
+from ecif.misalignment import Misalignment, evidence, learn
 from ecif.solve import KrylovSpaces
 from pipeline import heads as stored
 from pipeline.cluster import Resources
 from pipeline.config import Config
+from pipeline.errors import RunError
 from pipeline.fit import FittedHeads, Refit, refit_all
 from pipeline.progress import Stage
 from pipeline.sample import Sample
 from pipeline.shards import permutation
-from pipeline.slices import SampleActors, System
+from pipeline.slices import OutOfSample, SampleActors, System
 from pipeline.targets import Target, coverage, gradient, group_losses, groups
 
 REMOVED = 0.3  # share of the sample that a calibration refit goes without
-QUANTILES = 1025
 
 
 class Directions(NamedTuple):
     """What `score` needs to answer for every pair."""
 
     folds: Tensor  # [K, seeds x checkpoints, T, P]
-    held_out_loss: Tensor  # [QUANTILES] of the sample, out of sample
-    influence: Tensor  # [T, QUANTILES] of the sample, out of sample
+    misalignment: Misalignment  # from evidence to a probability
+    sample: OutOfSample  # the sample's scores, influence [T, 2, N]: on each half of the target by itself
     calibration: Tensor  # [G, N] influence of the sample on every calibration group under the full heads, targets in turn
     facts: dict[str, Any]  # damping and the agreement with refits that it reached, per target
 
@@ -42,7 +42,16 @@ class Directions(NamedTuple):
 def read_directions(url: str) -> Directions:
     """Directions that an earlier call wrote; FileNotFoundError if there are none."""
     tensors, facts = stored.read(url)
-    return Directions(**tensors, facts=facts)
+    misalignment = Misalignment(*(tensors[f"misalignment.{field}"] for field in Misalignment._fields))
+    sample = OutOfSample(*(tensors[f"sample.{field}"] for field in OutOfSample._fields))
+    return Directions(tensors["folds"], misalignment, sample, tensors["calibration"], facts)
+
+
+def _write(url: str, directions: Directions) -> None:
+    tensors = {"folds": directions.folds, "calibration": directions.calibration}
+    for name in ("misalignment", "sample"):
+        tensors |= {f"{name}.{field}": tensor for field, tensor in getattr(directions, name)._asdict().items()}
+    stored.write(url, tensors, **directions.facts)
 
 
 def solve(
@@ -62,29 +71,36 @@ def solve(
         spaces = pool.krylov([s for _, s in calibration + crossed], torch.stack(gradients), config, progress)
         ours, theirs = _cut(spaces, 0, len(calibration)), _cut(spaces, len(calibration), len(gradients))
         calibrated, facts = _calibrate(pool, ours, removed, refitted, targets, config)
-        relative = torch.tensor([facts[t.name]["damping"] for t in targets], dtype=torch.float64)
-        shape = (config.fit.folds, config.fit.fits, len(targets))
-        directions, residual = theirs.solve(relative.repeat(shape[0] * shape[1]) * theirs.largest_eigenvalue())
-        for i, target in enumerate(targets):
-            facts[target.name]["residual"] = residual[i :: len(targets)].max().item()
+        relative = torch.tensor([[facts[t.name]["damping"]] * 2 for t in targets], dtype=torch.float64).flatten()
+        fits = (config.fit.folds, config.fit.fits)
+        answers, residual = theirs.solve(relative.repeat(fits[0] * fits[1]) * theirs.largest_eigenvalue())
+        for target, left in zip(targets, residual.view(-1, len(targets), 2).amax((0, 2)), strict=True):
+            facts[target.name]["residual"] = left.item()
             facts[target.name]["coverage"] = coverage(fitted.full, target, sample, config)
-        folds = directions.view(*shape, -1)
-        held_out_loss, influence = pool.out_of_sample(folds)
-        grid = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
-        tensors = {
-            "folds": folds,
-            "held_out_loss": held_out_loss.double().quantile(grid),
-            "influence": influence.double().quantile(grid, dim=1).T.contiguous(),
-            "calibration": calibrated,
-        }
-        stored.write(url, tensors, **facts)
-    return Directions(**tensors, facts=facts)
+        folds = answers.view(*fits, len(targets), 2, -1).sum(3)
+        scores, planted = pool.out_of_sample(answers.view(*fits, 2 * len(targets), -1)), pool.out_of_sample(folds, plant=True)
+        scores = scores._replace(influence=scores.influence.unflatten(0, (len(targets), 2)))
+        misalignment = _misalignment(scores, planted, sample)
+        for of_target in facts.values():
+            of_target["misaligned"] = misalignment.share.item()
+        directions = Directions(folds, misalignment, scores, calibrated, facts)
+        _write(url, directions)
+    return directions
+
+
+def _misalignment(real: OutOfSample, planted: OutOfSample, sample: Sample) -> Misalignment:
+    """Learned from the sample and from its copy with planted swaps; a swap of two equal captions is none."""
+    swapped = torch.from_numpy((sample.texts != sample.texts[sample.partners()]).any(1))
+    if not swapped.any():
+        raise RunError("all captions of the sampled pairs are alike: nothing tells which belong to their images")
+    whole = evidence(real.held_out_loss, real.clip_score, real.influence.sum(1))
+    return learn(whole, evidence(*planted)[swapped])
 
 
 def _systems(
     fitted: FittedHeads, targets: list[Target], config: Config
 ) -> tuple[list[tuple[Tensor, System]], list[tuple[Tensor, System]]]:
-    """Right-hand sides: parts of every target under the full heads, and whole targets under each fold's heads."""
+    """Right-hand sides: parts of every target under the full heads, and both halves of targets under each fold's heads."""
     calibration, crossed = [], []
     for c, heads in enumerate(fitted.path):
         for target in targets:
@@ -92,9 +108,9 @@ def _systems(
                 calibration.append((gradient(heads, target, group, config), System(c, -1)))
     for f, fits in enumerate(fitted.folds):
         for s, heads in enumerate(fits):
+            system = System(len(fitted.path) + f * len(fits) + s, f)
             for target in targets:
-                system = System(len(fitted.path) + f * len(fits) + s, f)
-                crossed.append((gradient(heads, target, target.batches(config), config), system))
+                crossed += [(gradient(heads, target, half, config), system) for half in target.halves(config)]
     return calibration, crossed
 
 
@@ -142,8 +158,7 @@ def _calibrate(
         best, lds = 0, list[float]()
         if refitted:
             losses = torch.stack([group_losses(heads, target, config) for heads in refitted])
-            lds = [linear_datamodeling_score(scores, removed, losses) for scores in of_target]
-            best = max(range(len(lds)), key=lambda i: lds[i] if math.isfinite(lds[i]) else -math.inf)
+            best, lds = choose_damping(of_target, removed, losses)
         agreement = {"lds": lds[best] if lds else None, "refits": len(refitted), "lds_of_dampings": lds}
         facts[target.name] = {"damping": candidates[best], **agreement}
         chosen.append(of_target[best])

@@ -59,12 +59,12 @@ def duration(seconds: float) -> str:
 def _checkpoint(plan: Plan, ids: dict[str, Any], datasets: dict[str, Dataset]) -> list[StageStatus]:
     of = {name: dataset.accounting() for name, dataset in datasets.items()}
     embed = _embed(datasets, of, plan.started)
-    objects = [_tensors(plan, kind, ids) for kind in ("heads", "directions")]
+    kinds = {"fit": "heads", "solve": "directions"} | ({"filter": "filter"} if plan.config.filter else {})
+    objects = {name: _tensors(plan, kind, ids) for name, kind in kinds.items()}
     stages = [
-        StageStatus(name, int(item is not None), 1, last=item.modified if item else None)
-        for name, item in zip(("fit", "solve"), objects, strict=True)
+        StageStatus(name, int(item is not None), 1, last=item.modified if item else None) for name, item in objects.items()
     ]
-    since = max(plan.started, *(item.modified if item else 0.0 for item in objects))
+    since = max(plan.started, *(item.modified if item else 0.0 for item in objects.values()))
     return [embed, *stages, _score(plan, ids, of["corpus"], len(datasets["corpus"].shards), since)]
 
 

@@ -35,13 +35,14 @@ class Target(NamedTuple):
     labels: NDArray[np.int32] | None = None  # [N], with classes
     prompts: NDArray[np.float16] | None = None  # [C, M, d_t], with classes
 
-    def batches(self, config: Config) -> list[Tensor]:
-        """Rows that share a softmax in the target's loss."""
+    def halves(self, config: Config) -> list[list[Tensor]]:
+        """Rows that share a softmax in the target's loss, in two halves: one asks, the other judges what is done about it."""
         order = torch.from_numpy(permutation(len(self.images), "target", self.name, config.seed))
-        parts = list(order.split(config.solve.target_batch))
-        if len(parts) > 1 and (2 * len(parts[-1]) < config.solve.target_batch or len(parts[-1]) < 2):
-            parts[-2:] = [torch.cat(parts[-2:])]
-        return parts
+        return [_batches(half, config.solve.target_batch) for half in order.tensor_split(2)]
+
+    def batches(self, config: Config) -> list[Tensor]:
+        """Rows that share a softmax in the target's loss, of both halves."""
+        return [batch for half in self.halves(config) for batch in half]
 
     def loss(self, device: torch.device, config: Config, calibrated: bool | None = None) -> TargetLoss:
         """What is asked about it; calibrated as its settings say, unless told."""
@@ -54,6 +55,13 @@ class Target(NamedTuple):
         if self.settings.loss == "retrieval_margin":
             return losses.RetrievalMargin(images, texts, self.settings.margin)
         return losses.Contrastive(images, texts, calibrated, loss_of(config))
+
+
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    parts = list(order.split(size))
+    if len(parts) > 1 and (2 * len(parts[-1]) < size or len(parts[-1]) < 2):
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
 def read_targets(clean: dict[str, Dataset], config: Config) -> list[Target]:
@@ -95,13 +103,18 @@ def group_losses(heads: Heads, target: Target, config: Config) -> Tensor:
     return torch.stack([loss.value(heads, group) for group in groups(target, config)])
 
 
-def target_loss(heads: Heads, target: Target, config: Config) -> float:
-    """The target's loss a pair, all pairs in one batch, at the best temperature where it has one: for comparing models."""
+def target_loss(heads: Heads, target: Target, config: Config, rows: Tensor | None = None) -> float:
+    """The target's loss a pair, all pairs in one batch, at the best temperature where it has one: for comparing models.
+
+    Args:
+        rows: of the target; all of them by default.
+    """
     to = heads.image.device
+    rows = torch.arange(len(target.images)) if rows is None else rows
     if target.settings.loss == "contrastive":  # measured as a test set is
-        return calibrated_loss(heads, as_features(target.images, to), as_features(target.texts, to))
-    everything = torch.arange(len(target.images), device=to)
-    return target.loss(to, config, calibrated=True).value(heads, [everything]).item() / len(everything)
+        images, texts = target.images[rows.numpy()], target.texts[rows.numpy()]
+        return calibrated_loss(heads, as_features(images, to), as_features(texts, to))
+    return target.loss(to, config, calibrated=True).value(heads, [rows.to(to)]).item() / len(rows)
 
 
 def coverage(heads: Heads, target: Target, sample: Sample, config: Config) -> float:

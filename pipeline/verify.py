@@ -66,7 +66,7 @@ def verify(folder: str, report: Callable[[Violation], None]) -> dict[str, Checke
         report(Violation(storage.join(folder, "run.json"), "is of another configuration than the run that was started last"))
     checked = {}
     for i, (ids, datasets) in enumerate(zip(plan.checkpoints, plan.datasets(), strict=True)):
-        for kind in ("heads", "directions"):
+        for kind in ("heads", "directions", *(["filter"] if plan.config.filter else [])):
             _check_tensors(storage.join(folder, kind, f"{ids[kind]}.safetensors"), report)
         for name, dataset in datasets.items():
             scores = [storage.join(folder, "scores", s) for s in dict.fromkeys((ids["scores"], final))] * (name == "corpus")
@@ -107,7 +107,8 @@ class _Check:
     def __init__(self, dataset: Dataset, scores: list[str], config: Config):
         self.dataset, self.scores = dataset, scores
         influences = [f"influence_{part}{name}" for name in config.targets for part in ("positive_", "negative_", "")]
-        self.columns = ["clip_score", "held_out_loss", *influences, "misalignment"]
+        filters = [f"filter_{name}" for name in config.targets] if config.filter else []
+        self.columns = ["clip_score", "held_out_loss", *influences, "misalignment", *filters]
 
     def __call__(self, shard: Shard) -> tuple[Checked, list[Violation]]:
         found: list[Violation] = []

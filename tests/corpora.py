@@ -8,9 +8,11 @@ from pathlib import Path
 EMBEDDED = Path(str(files("jobs.demo") / "corpus"))
 SETTINGS = {
     "batch_size": 16,
+    "workers": 1,  # a process takes longer to start than anything here takes
     "embed": {"part_size": 10},
     "fit": {"folds": 3, "epochs": 2},
     "solve": {"iterations": 6, "refits": 4, "dampings": [0.01, 0.1], "target_batch": 8},
+    "filter": {"weights": [0.0, 1.0], "keep": [0.8]},
     "score": {"repeats": 2},
 }
 

@@ -19,7 +19,7 @@ from pipeline.export import export
 from pipeline.judge import judge
 from pipeline.progress import say
 from pipeline.run import Outcome, run
-from pipeline.select import read_scores, select, write_subset
+from pipeline.select import chosen_filter, read_scores, select, write_subset
 
 TARGET = "fluent"
 
@@ -51,7 +51,7 @@ def tell(out: Path, noise: float, seed: int) -> None:
 
     scores = read_scores(config.run)
     subset = str(out / "subset.npy")
-    write_subset(subset, select(scores, "misalignment", 1 - len(swapped) / len(scores)))
+    write_subset(subset, select(scores, *chosen_filter(config.run, None, None)))
     exported = export(config.run, subset, str(out / "filtered"))
     picture.draw(scores, config.corpus, config, TARGET, out / "result.png")
     summary = verdict | {"exported": exported, "time": _time(outcome, time.monotonic() - started)}
@@ -85,7 +85,7 @@ def _time(outcome: Outcome, total: float) -> dict[str, float | None]:
     return {
         **{f"{key}_s": value for key, value in seconds.items()},
         "total_s": total,
-        "fit_solve_score_over_embed": (seconds["fit"] + seconds["solve"] + seconds["score"]) / seconds["embed"]
+        "fit_solve_filter_score_over_embed": sum(seconds[key] for key in ("fit", "solve", "filter", "score")) / seconds["embed"]
         if fresh
         else None,
         "forward_pass_ms_a_pair": 1000 * forward if forward is not None else None,
@@ -97,7 +97,7 @@ def _time(outcome: Outcome, total: float) -> dict[str, float | None]:
 def _print(summary: dict[str, Any], out: Path) -> None:
     console = Console(width=120)
     column_of = {"CLIP score": "clip_score", "held-out loss": "held_out_loss", "influence": f"influence_{TARGET}"}
-    column_of["misalignment (fused)"] = "misalignment"
+    column_of |= {"misalignment": "misalignment", "chosen filter": f"filter_{TARGET}"}
     table = Table(title=f"{summary['swapped']} of {summary['pairs']} captions swapped; each rule drops as many pairs")
     for heading in ("rule", "AUROC", "precision", "test loss", "R@1", "R@5", "target loss", "of oracle's gain"):
         table.add_column(heading, justify="left" if heading == "rule" else "right")
@@ -119,9 +119,8 @@ def _print(summary: dict[str, Any], out: Path) -> None:
     )
     if times["projection_over_forward_pass"] is not None:
         cost = f"score costs {times['projection_over_forward_pass']:.3f} of the forward pass, a pair"
-        console.print(
-            f"{cost}; fit, solve and score {times['fit_solve_score_over_embed']:.2f} of embed ({times['total_s']:.0f} s in all)"
-        )
+        stages = f"fit, solve, filter and score {times['fit_solve_filter_score_over_embed']:.2f} of embed"
+        console.print(f"{cost}; {stages} ({times['total_s']:.0f} s in all)")
     for name, what in (
         ("run/scores", "influence columns, Parquet"),
         ("filtered", "filtered shards"),

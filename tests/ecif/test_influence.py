@@ -4,6 +4,7 @@ from problems import flat, random_features, random_heads, slow_logits, without
 from torch.func import grad
 
 from ecif.contrastive import batch_loss
+from ecif.evaluation import spearman
 from ecif.heads import embed
 from ecif.influence import score
 from ecif.losses import Clip
@@ -75,3 +76,13 @@ def test_single_and_half_precision_features_stay_close():
     assert torch.allclose(single.negative.double(), truth.negative, rtol=1e-3, atol=1e-4)
     half = score(heads, embed(heads, IMAGES.half().float(), TEXTS.half().float()), BATCHES, DIRECTIONS.float())
     assert torch.corrcoef(torch.stack([half.positive[0].double(), truth.positive[0]]))[0, 1] > 0.999
+
+
+def test_features_in_bfloat16_keep_the_ranking():
+    images, texts = random_features(96)
+    directions = DIRECTIONS[:1]
+    whole = [torch.arange(96)]
+    truth = score(HEADS, embed(HEADS, images, texts), whole, directions)
+    short = score(HEADS, embed(HEADS, images.bfloat16().double(), texts.bfloat16().double()), whole, directions)
+    for ours, theirs in ((short.positive, truth.positive), (short.negative, truth.negative)):
+        assert spearman(ours[0], theirs[0]) > 0.999

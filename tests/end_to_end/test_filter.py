@@ -8,7 +8,8 @@ import webdataset
 from corpora import read_tar
 
 from jobs.cli import main
-from pipeline.select import read_scores
+from pipeline.run import load_run
+from pipeline.select import read_scores, read_subset
 
 
 def ecif(monkeypatch, *arguments) -> None:
@@ -45,3 +46,23 @@ def test_a_column_that_is_not_there_is_named(finished, tmp_path, monkeypatch, ca
         main()
     assert done.value.code == 2
     assert "no column 'beauty'" in capsys.readouterr().err
+
+
+def test_what_the_user_leaves_open_is_what_the_run_chose(finished, tmp_path, monkeypatch, capsys):
+    ecif(monkeypatch, "select", finished[0].run, "--out", tmp_path / "subset.npy")
+    chosen = load_run(finished[0].run)["targets"]["clean"]["filter"]
+    table = read_scores(finished[0].run)
+    count = round(chosen["keep"] * len(table))
+    ranked = sorted(zip((-table["filter_clean"].to_numpy()).tolist(), table["uid"].to_pylist(), strict=True))
+    assert read_subset(str(tmp_path / "subset.npy")).keys() == {uid for _, uid in ranked[:count]}
+    assert f"{count} pairs kept by filter_clean" in capsys.readouterr().err
+
+
+def test_the_filter_fuses_the_ranks_of_misalignment_and_influence(finished):
+    table, chosen = read_scores(finished[0].run), load_run(finished[0].run)["targets"]["clean"]["filter"]
+    assert {(t["weight"], t["keep"]) for t in chosen["tried"]} == {(0.0, 0.8), (1.0, 0.8)}
+    score = table["filter_clean"].to_numpy()
+    by = table["influence_clean"].to_numpy() if chosen["weight"] else -table["misalignment"].to_numpy()
+    # The sample is the whole corpus here; its misalignment is taken in one batch, a column's is the mean of several.
+    assert np.corrcoef(score.argsort().argsort(), by.argsort().argsort())[0, 1] > 0.99
+    assert 0 <= score.min() <= score.max() <= 1

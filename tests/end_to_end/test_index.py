@@ -60,7 +60,7 @@ def test_the_index_has_the_same_bytes_with_another_number_of_workers(indexed, fi
     kinds = {name: [n for n in truth if n.startswith(f"{name}/")] for name in ("index", "self_influence")}
     assert [len(names) for names in kinds.values()] == [3 + 3 + 2, 3]
     shutil.copytree(finished[0].run, tmp_path, dirs_exist_ok=True)
-    run(configure(tmp_path, index=SMALL, workers=1))
+    run(configure(tmp_path, index=SMALL, workers=2))
     assert objects(tmp_path, ".parquet", ".safetensors") == truth
 
 

@@ -18,7 +18,7 @@ from pipeline.run import run
 from pipeline.select import read_scores
 
 COLUMNS = ["shard", "index", "key", "uid", "batch", "fold", "clip_score", "held_out_loss"]
-COLUMNS += ["influence_positive_clean", "influence_negative_clean", "influence_clean", "misalignment"]
+COLUMNS += ["influence_positive_clean", "influence_negative_clean", "influence_clean", "misalignment", "filter_clean"]
 
 
 def objects(folder, *suffixes):
@@ -50,7 +50,7 @@ def test_the_same_run_with_another_number_of_workers_gives_the_same_bytes(finish
     config, _ = finished
     truth = objects(config.run, ".parquet", ".safetensors")
     assert len(truth) > 15
-    run(configure(tmp_path, workers=1))
+    run(configure(tmp_path, workers=2))
     assert objects(tmp_path, ".parquet", ".safetensors") == truth
 
 
@@ -172,12 +172,12 @@ def test_targets_of_every_kind_have_a_column_set_each(configure, corpus, tmp_pat
     again = run(configure(tmp_path / "run", targets=targets))
     assert again.scores != outcome.scores
     new = objects(tmp_path / "run", ".parquet", ".safetensors").keys() - before.keys()
-    assert {name.partition("/")[0] for name in new} == {"directions", "scores"}
+    assert {name.partition("/")[0] for name in new} == {"directions", "filter", "scores"}
 
 
 def test_a_target_without_pairs_fails_with_one_line(configure, corpus, tmp_path):
     write_tar(tmp_path / "lonely" / "00000.tar", read_tar(corpus / "target" / "00000.tar")[:3])
-    with pytest.raises(RunError, match="target clean: fewer than two usable pairs"):
+    with pytest.raises(RunError, match="target clean: fewer than four usable pairs"):
         run(configure(tmp_path / "run", targets={"clean": {"shards": str(tmp_path / "lonely")}}))
 
 

@@ -26,7 +26,7 @@ def plan_of(folder: Path) -> dict:
 
 def test_a_finished_run_has_nothing_left(imperfect, damaged):
     found = stages(damaged)
-    assert list(found) == ["embed", "fit", "solve", "score"]
+    assert list(found) == ["embed", "fit", "solve", "filter", "score"]
     assert all(stage.done == stage.total and stage.left_s is None for stage in found.values())
     assert found["embed"].total == 4
     assert found["embed"].pairs == imperfect.outcome.pairs + 24
@@ -57,7 +57,8 @@ def test_the_rate_of_scores_counts_from_the_end_of_the_stage_before(damaged):
     scores = [damaged / "scores" / ids["scores"] / f"0000{i}.parquet" for i in range(3)]
     for path, when in (
         (damaged / "heads" / f"{ids['heads']}.safetensors", start + 50),
-        (damaged / "directions" / f"{ids['directions']}.safetensors", start + 100),
+        (damaged / "directions" / f"{ids['directions']}.safetensors", start + 80),
+        (damaged / "filter" / f"{ids['filter']}.safetensors", start + 100),
         (scores[0], start + 109),
     ):
         os.utime(path, (when, when))
@@ -126,8 +127,10 @@ def test_the_commands_say_it_with_their_exit_codes(damaged, given_up, monkeypatc
     code, out, _ = ecif("status", str(damaged))
     assert code == 0
     assert [line.split()[:4] for line in out[1:]] == [
-        ["embed", "4", "of", "4"], ["fit", "1", "of", "1"], ["solve", "1", "of", "1"], ["score", "3", "of", "3"]
-    ]  # fmt: skip
+        ["embed", "4", "of", "4"],
+        *([stage, "1", "of", "1"] for stage in ("fit", "solve", "filter")),
+        ["score", "3", "of", "3"],
+    ]
     code, out, err = ecif("verify", str(damaged))
     assert (code, err) == (0, [])
     assert [line.split()[0] for line in out[1:]] == ["corpus", "target"]

@@ -108,3 +108,23 @@ def test_coverage_counts_distinct_captions():
     once = Sample(features(40, 8), captions, np.zeros(40, np.int16), [40])
     often = Sample(features(90, 8), np.concatenate([captions, captions[[3] * 50]]), np.zeros(90, np.int16), [90])
     assert 0 < coverage(HEADS, target, once, CONFIG) == coverage(HEADS, target, often, CONFIG) < 1
+
+
+def test_two_halves_share_no_pair_and_are_the_whole_target():
+    target = make()
+    halves = [torch.cat(half) for half in target.halves(CONFIG)]
+    assert sorted(torch.cat(halves).tolist()) == list(range(23))
+    assert abs(len(halves[0]) - len(halves[1])) <= 1
+    whole = gradient(HEADS, target, target.batches(CONFIG), CONFIG)
+    parts = [gradient(HEADS, target, half, CONFIG) for half in target.halves(CONFIG)]
+    assert torch.allclose(sum(parts), whole, atol=1e-4 * whole.norm())
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_a_half_is_judged_by_its_own_pairs(settings):
+    target = make(**settings)
+    rows = torch.cat(target.halves(CONFIG)[0])
+    own = target._replace(
+        images=target.images[rows], texts=target.texts[rows], labels=None if target.labels is None else target.labels[rows]
+    )
+    assert target_loss(HEADS, target, CONFIG, rows) == pytest.approx(target_loss(HEADS, own, CONFIG), rel=1e-5)

@@ -9,9 +9,9 @@ import pytest
 from finished import write_scores
 from tars import npy
 
-from pipeline import storage
+from pipeline import storage, tables
 from pipeline.errors import UserError
-from pipeline.select import SUBSET, read_scores, read_subset, select, write_subset
+from pipeline.select import SUBSET, chosen_filter, read_scores, read_subset, select, write_subset
 
 UIDS = [f"{i:032x}" for i in range(10)]
 
@@ -136,3 +136,35 @@ def test_another_file_is_no_subset(tmp_path, data, says):
 def test_a_subset_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="no subset"):
         read_subset(str(tmp_path / "s.npy"))
+
+
+def chose(folder, **keeps: float | None) -> str:
+    """A run with these targets, and what its filters keep."""
+    targets = {name: {} if keep is None else {"filter": {"keep": keep}} for name, keep in keeps.items()}
+    storage.write_bytes(f"{folder}/run.json", tables.json_bytes({"targets": targets}))
+    return str(folder)
+
+
+def test_what_is_left_open_is_what_the_run_chose(tmp_path):
+    assert chosen_filter(chose(tmp_path, a=0.7), None, None) == ("filter_a", 0.7)
+    assert chosen_filter(chose(tmp_path, a=0.7), None, 0.5) == ("filter_a", 0.5)
+    assert chosen_filter(chose(tmp_path, a=0.7, b=0.9), "filter_b", None) == ("filter_b", 0.9)
+    assert chosen_filter("nowhere", "clip_score", 0.3) == ("clip_score", 0.3)
+
+
+def test_of_several_checkpoints_the_mean_budget_is_kept(tmp_path):
+    run = chose(tmp_path, **{"a, checkpoint 0": 0.7, "a, checkpoint 1": 0.9})
+    assert chosen_filter(run, None, None) == ("filter_a", pytest.approx(0.8))
+
+
+@pytest.mark.parametrize(
+    ("keeps", "by", "said"),
+    [
+        ({"a": None}, None, "has no filter of its own"),
+        ({"a": 0.7, "b": 0.9}, None, "give --by filter_a or filter_b"),
+        ({"a": 0.7}, "clip_score", "--by clip_score needs --keep"),
+    ],
+)
+def test_what_the_run_has_not_chosen_has_to_be_said(tmp_path, keeps, by, said):
+    with pytest.raises(UserError, match=said):
+        chosen_filter(chose(tmp_path, **keeps), by, None)

@@ -1,0 +1,22 @@
+"""The damping decides as much as the formula does: it is the one whose predictions agree best with real refits."""
+
+import math
+
+from torch import Tensor
+
+from ecif.evaluation import linear_datamodeling_score
+
+
+def choose_damping(influence: Tensor, removed: Tensor, losses: Tensor) -> tuple[int, list[float]]:
+    """The best of a grid of dampings.
+
+    Args:
+        influence: [D, G, N] of every pair on each of G parts of a target, for D dampings.
+        removed: [R, N] bool, the pairs that each refit went without.
+        losses: [R, G] the parts' losses after each refit.
+
+    Returns:
+        Position of the best, and the agreement (LDS) of each.
+    """
+    lds = [linear_datamodeling_score(scores, removed, losses) for scores in influence]
+    return max(range(len(lds)), key=lambda i: lds[i] if math.isfinite(lds[i]) else -math.inf), lds

@@ -1,0 +1,170 @@
+"""What is a filter worth? Heads trained on what each rule keeps, tested on pairs that no stage saw.
+
+    pytest tests/benchmarks/test_filters.py -m benchmark -s
+
+Emoji: 10 to 40 % of the captions swapped, three seeds each; target and test are drawn by two other artists. Clip art: a corpus
+of another domain with bad alt text of its own and swaps on top; the target is emoji of two artists, the test emoji of three
+others with other captions.
+"""
+
+import io
+import json
+import tarfile
+from collections import defaultdict
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import openclipart
+import pytest
+import torch
+
+from ecif.evaluation import calibrated_loss
+from jobs.demo import model
+from jobs.demo.plant import plant
+from pipeline.cluster import session
+from pipeline.config import Config, Pairs
+from pipeline.embed import embed
+from pipeline.filter import kept
+from pipeline.fit import Refit, as_features, refit_all
+from pipeline.inputs import as_dataset, load_inputs
+from pipeline.judge import judge
+from pipeline.run import load_run, run
+from pipeline.sample import draw, read_all
+from pipeline.select import read_scores
+from pipeline.shards import find
+from pipeline.solve import read_directions
+from pipeline.targets import read_targets, target_loss
+
+pytestmark = pytest.mark.benchmark
+EMBEDDED = Path(str(files("jobs.demo") / "corpus"))
+FIXED = ("CLIP score", "held-out loss", "influence", "misalignment")
+
+
+def judged(folder: Path, corpus: Path, target: Path, test: Path, noise: float, seed: int) -> dict:
+    """The judge's verdict on a run of a corpus with planted swaps, and what the run itself said of them."""
+    plant(corpus, folder / "corpus", folder / "swapped.json", noise, seed)
+    swapped = set(json.loads((folder / "swapped.json").read_text()))
+    config = {
+        "run": str(folder / "run"),
+        "corpus": {"shards": str(folder / "corpus")},
+        "model": {"name": model.build(folder / "model")},
+        "targets": {"clean": {"shards": str(target)}},
+    }
+    run(Config.model_validate(config))
+    verdict = judge(config["run"], Pairs(shards=str(test)), swapped)
+    table = read_scores(config["run"], ["uid", "misalignment"])
+    probability = table["misalignment"].to_numpy()
+    bad = np.isin(table["uid"].to_pylist(), list(swapped))
+    bins = np.minimum((10 * probability).astype(int), 9)
+    gaps = [(bins == b).mean() * abs(probability[bins == b].mean() - bad[bins == b].mean()) for b in np.unique(bins)]
+    chosen = load_run(config["run"])["targets"]["clean"]["filter"]
+    return verdict | {"expected": probability.mean(), "calibration_error": sum(gaps), "chosen": chosen}
+
+
+def show(title: str, verdict: dict) -> dict[str, float]:
+    """Print every rule; gives each one's gain in test loss over no filter."""
+    chosen = verdict["chosen"]
+    print(
+        f"\n{title}: {verdict['swapped'] / verdict['pairs']:.1%} swapped; the run expects {verdict['expected']:.1%} misaligned,"
+    )
+    print(f"  calibration error {verdict['calibration_error']:.3f};", end="")
+    print(f" it chose influence {chosen['weight']:g}, keep {chosen['keep']:g}")
+    columns = {"CLIP score": "clip_score", "held-out loss": "held_out_loss", "influence": "influence_clean"}
+    columns |= {"misalignment": "misalignment", "chosen filter": "filter_clean"}
+    gains = {}
+    for row in verdict["rules"]:
+        name = row["rule"]
+        gains[name] = verdict["rules"][0]["test_loss"] - row["test_loss"]
+        found = f"AUROC {verdict['scores'][columns[name]]['auroc']:.3f}" if name in columns else " " * 11
+        print(f"  {name:28s} {found}  test loss {row['test_loss']:.3f} ± {row['test_loss_std']:.3f}", end="")
+        print(f"  R@5 {100 * row['test_r5']:4.1f}  gain {gains[name]:6.3f}", end="")
+        print(f"  of the oracle's {row['share_of_oracle_gain']:5.0%}", flush=True)
+    return gains
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("noise", [0.1, 0.2, 0.3, 0.4])
+def test_on_emoji_the_chosen_filter_comes_near_the_best_fixed_one(tmp_path, noise, seed):
+    verdict = judged(tmp_path, EMBEDDED / "corpus", EMBEDDED / "target", EMBEDDED / "test", noise, seed)
+    gains = show(f"emoji, seed {seed}", verdict)
+    assert gains["chosen filter"] > 0.9 * max(gains[rule] for rule in FIXED)
+    assert verdict["scores"]["misalignment"]["auroc"] > 0.94
+    assert verdict["calibration_error"] < 0.05
+
+
+def emoji(folder: Path, sets: tuple[Path, ...], first: bool) -> Path:
+    """Pairs of some artists with the first half of the captions, by name, or with the second."""
+    folder.mkdir(parents=True)
+    pairs = defaultdict(dict)
+    for tar_of in sets:
+        for path in sorted(tar_of.glob("*.tar")):
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    key, _, suffix = member.name.partition(".")
+                    pairs[tar_of.name, path.name, key][suffix] = tar.extractfile(member).read()
+    captions = sorted({members["txt"] for members in pairs.values()})
+    wanted = set(captions[: len(captions) // 2] if first else captions[len(captions) // 2 :])
+    kept = [members for members in pairs.values() if members["txt"] in wanted]
+    with tarfile.open(folder / "00000.tar", "w") as tar:
+        for i, members in enumerate(kept):
+            for suffix in ("webp", "txt"):
+                member = tarfile.TarInfo(f"{i:09d}.{suffix}")
+                member.size = len(members[suffix])
+                tar.addfile(member, io.BytesIO(members[suffix]))
+    return folder
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("seed", range(2))
+def test_on_clip_art_the_chosen_filter_comes_near_the_best_fixed_one(tmp_path, seed):
+    openclipart.fetch(tmp_path / "fetched")
+    openclipart.write_shards(tmp_path / "fetched", tmp_path / "clipart")
+    drawn = (EMBEDDED / "target", EMBEDDED / "test")
+    target, test = emoji(tmp_path / "target", drawn, True), emoji(tmp_path / "test", (EMBEDDED / "corpus",), False)
+    gains = show(f"clip art, seed {seed}", judged(tmp_path / "noisy", tmp_path / "clipart", target, test, 0.2, seed))
+    assert gains["chosen filter"] > 0.9 * max(gains[rule] for rule in FIXED)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2, 0.4])
+def test_who_judges_a_filter_right(tmp_path, noise):
+    """Prints how each judge's verdicts on the candidates go with what they really gain on the test, for the whole target's."""
+    plant(EMBEDDED / "corpus", tmp_path / "corpus", tmp_path / "swapped.json", noise, 0)
+    config = Config.model_validate(
+        {
+            "run": str(tmp_path / "run"),
+            "corpus": {"shards": str(tmp_path / "corpus")},
+            "model": {"name": model.build(tmp_path / "model")},
+            "targets": {"clean": {"shards": str(EMBEDDED / "target")}},
+        }
+    )
+    run(config)
+    loaded, corpus, clean = load_inputs(config)
+    test = Pairs(shards=str(EMBEDDED / "test"))
+    held_out = as_dataset(f"{config.run}/test", test, find(test.shards, "test"), config, loaded)
+    directions = read_directions(f"{config.run}/directions/{load_run(config.run)['directions']}.safetensors")
+    influence = directions.sample.influence
+    whole = directions._replace(sample=directions.sample._replace(influence=influence.sum(1, keepdim=True).repeat(1, 2, 1) / 2))
+    candidates = [(0.0, 1.0), *product(config.filter.weights, config.filter.keep)]
+    masks = [kept(directions, 0, half, *c) for half in range(2) for c in candidates] + [
+        kept(whole, 0, 0, *c) for c in candidates
+    ]
+    with session(None) as resources:
+        embed([held_out], config.model, config.embed, loaded.preprocess, resources)
+        sample, (target,) = draw(corpus, config), read_targets(clean, config)
+        heads = refit_all(loaded.heads, sample, [Refit(mask, 0, new_batches=True) for mask in masks], config, resources)
+    images, texts = (as_features(part, torch.device("cpu")) for part in read_all(held_out))
+    of_whole = heads[2 * len(candidates) :]
+    rows = [torch.cat(half) for half in target.halves(config)]
+    losses = torch.tensor([[target_loss(h, target, config, r) for r in rows] for h in heads[: 2 * len(candidates)]])
+    losses = losses.view(2, len(candidates), 2)  # [asked, candidate, judging]
+    gains = (losses[:, :1] - losses)[:, 1:]
+    asked, other = (gains[0, :, 0] + gains[1, :, 1]) / 2, (gains[0, :, 1] + gains[1, :, 0]) / 2
+    tested = torch.tensor([calibrated_loss(h, images, texts) for h in of_whole])
+    real = (tested[:1] - tested)[1:]
+    judges = {"the half that asked": asked, "the other half": other, "both": (asked + other) / 2}
+    print(f"\nemoji, {noise:.0%} swapped, {len(candidates) - 1} candidates: Pearson of judged and real gain")
+    for name, verdict in judges.items():
+        print(f"  {name:20s} {torch.corrcoef(torch.stack([verdict, real]))[0, 1]:.2f}", flush=True)
+    assert torch.corrcoef(torch.stack([judges["both"], real]))[0, 1] > 0.7
