@@ -14,6 +14,8 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.errors import RunError, UserError
 from pipeline.progress import say
 
+STARTS = 3  # tries to start Ray, which gives itself 30 s: too little where a machine is busy
+
 
 class Resources(NamedTuple):
     """What an actor gets, and how many there are."""
@@ -75,11 +77,15 @@ def _connect(address: str | None) -> None:
     """Start Ray on this machine, or join the cluster at `address`, which can take Ray minutes to give up on."""
     if address is None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks on Ray Data's own actors are no news
-        try:
-            with _quiet():
-                ray.init("local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-        except Exception as error:  # noqa: BLE001  (Ray has no kind of its own for a machine too busy, full or small)
-            raise RunError(_resumable(f"Ray can't be started on this machine: {error}")) from None
+        for attempt in range(STARTS):
+            try:
+                with _quiet():
+                    ray.init("local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+                return
+            except Exception as error:  # noqa: BLE001  (Ray has no kind of its own for a machine too busy, full or small)
+                ray.shutdown()
+                if attempt == STARTS - 1:
+                    raise RunError(_resumable(f"Ray can't be started on this machine: {error}")) from None
         return
     say(f"joining the Ray cluster at {address}")
     try:

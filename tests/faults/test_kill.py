@@ -10,7 +10,10 @@ from command import result
 from pipeline import storage
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(params=["local", "s3"])
 def place(request, tmp_path, pairs):
     """Where a run and its corpus are."""
     if request.param == "local":
@@ -29,10 +32,20 @@ def finish(ecif, config, run) -> dict[str, bytes]:
     return result(run)
 
 
-def test_killed_in_every_stage_and_resumed_each_time(ecif, configure, place, whole):
+EMBEDDING, SOLVING, SCORING = "features", "heads", "scores"  # what is written first while they go on
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        pytest.param([SOLVING], id="while systems are solved"),
+        pytest.param([EMBEDDING, SOLVING, SCORING], id="in three stages"),
+    ],
+)
+def test_killed_and_resumed_each_time(ecif, configure, place, whole, stages):
     base, pairs = place
     config, run = configure(f"{base}/run", pairs), f"{base}/run"
-    for stage in ("features", "heads", "scores"):  # while pairs are embedded, systems are solved, shards are scored
+    for stage in stages:
         command = ecif("run", config)
         there = command.wait_until(lambda folder=f"{run}/{stage}": storage.listing(folder, ""))
         assert there, f"ended before it was killed in {stage}: {command.wait()}"
@@ -44,7 +57,6 @@ def test_killed_in_every_stage_and_resumed_each_time(ecif, configure, place, who
     assert not left, "what a killed command started ends too"
 
 
-@pytest.mark.slow
 def test_20_kills_at_random_moments(ecif, configure, tmp_path, pairs, whole, duration):
     draw, hit = random.Random(0), 0
     for i in range(20):
@@ -56,7 +68,6 @@ def test_20_kills_at_random_moments(ecif, configure, tmp_path, pairs, whole, dur
     assert hit >= 15
 
 
-@pytest.mark.slow
 def test_kills_at_random_moments_one_after_the_other(ecif, configure, place, whole, duration):
     base, pairs = place
     config, run, draw, hit = configure(f"{base}/run", pairs), f"{base}/run", random.Random(1), 0
