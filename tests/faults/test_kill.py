@@ -9,7 +9,6 @@ from command import result
 
 from pipeline import storage
 
-
 pytestmark = pytest.mark.slow
 
 
