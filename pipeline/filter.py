@@ -28,6 +28,7 @@ from pipeline.solve import Directions
 from pipeline.targets import Target, target_loss
 
 QUANTILES = 1025
+ALIKE = 0.002  # of the loss: what another seed of the fits changes; of budgets that are alike the one that keeps most is taken
 ENOUGH_GAIN = 0.02  # share of the judges' loss; on a corpus without a misaligned pair the best candidate seemed to gain 0.012
 
 
@@ -129,7 +130,9 @@ def choose(weights: list[float], keep: list[float], everything: float, losses: T
         `weight` and `keep`, 1 if the best is no gain of ENOUGH_GAIN; the losses.
     """
     table = losses.view(len(weights), len(keep))
-    w, k = int(table.mean(1).argmin()), int(table.mean(0).argmin())
+    budgets = table.mean(0)
+    alike = [i for i, loss in enumerate(budgets.tolist()) if loss <= (1 + ALIKE) * budgets.min().item()]
+    w, k = int(table.mean(1).argmin()), max(alike, key=lambda i: keep[i])
     enough = table[w, k] < (1 - ENOUGH_GAIN) * everything
     tried = [
         {"weight": weights[i], "keep": keep[j], "loss": table[i, j].item()}

@@ -54,6 +54,11 @@ def test_the_weight_is_best_over_all_budgets_and_the_budget_over_all_weights():
     assert [(t["weight"], t["keep"]) for t in chosen["tried"]][3:5] == [(0.5, 0.9), (0.5, 0.8)]
 
 
+def test_of_budgets_that_are_alike_the_one_that_keeps_most_is_taken():
+    chosen = choose([0.0], [0.7, 0.8, 0.9], 1.0, torch.tensor([[0.800, 0.801, 0.803]]))
+    assert (chosen["keep"], chosen["loss"]) == (0.8, pytest.approx(0.801))
+
+
 def test_what_gains_next_to_nothing_drops_nothing():
     chosen = choose([0.0], [0.9, 0.8], 1.0, torch.tensor([[0.985, 0.99]]))
     assert (chosen["keep"], chosen["loss"]) == (1.0, 1.0)
