@@ -25,9 +25,10 @@ class Sample(NamedTuple):
     fold: NDArray[np.int16]  # [N]
     sizes: list[int]  # pairs of each batch; batches are consecutive rows
 
-    def batches(self) -> list[NDArray[np.int64]]:
-        """The rows of each batch."""
-        return np.split(np.arange(len(self.fold)), np.cumsum(self.sizes)[:-1])
+    def batches(self, repeat: int = 0) -> list[NDArray[np.int64]]:
+        """The rows of each batch; in another repeat, of batches of these sizes that all pairs are dealt to anew."""
+        rows = permutation(len(self.fold), "repeat", repeat) if repeat else np.arange(len(self.fold))
+        return np.split(rows, np.cumsum(self.sizes)[:-1])
 
     def partners(self) -> NDArray[np.int64]:
         """[N] For every pair another one of its fold, in a ring: whose caption it gets where swaps are planted."""

@@ -30,7 +30,7 @@ class System(NamedTuple):
 
 
 class OutOfSample(NamedTuple):
-    """Scores of the sampled pairs under heads that never saw them."""
+    """Scores of the sampled pairs under heads that never saw them, mean over as many batches a pair as a run's columns."""
 
     held_out_loss: Tensor  # [N] of the fitted heads, mean over the seeds
     clip_score: Tensor  # [N] alike
@@ -42,7 +42,9 @@ class SampleActors:
 
     def __init__(self, heads: list[Heads], sample: Sample, config: Config, resources: Resources):
         shared = ray.put((sample, heads, loss_of(config)))
-        self.slices = SliceActors(_Slices, (shared,), sample.batches(), resources)
+        repeats = [sample.batches(repeat) for repeat in range(config.score.repeats)]
+        self.slices = SliceActors(_Slices, (shared,), list(zip(*repeats, strict=True)), resources)
+        self.repeats = len(repeats)
         self.fold = torch.from_numpy(sample.fold)
         self.heads = heads
         self.checkpoints = config.fit.checkpoints
@@ -73,40 +75,38 @@ class SampleActors:
             directions: [K, fits, n, P].
             plant: score a copy in which the pairs of the fold have each other's captions, see `Sample.partners`.
         """
-        fits, shape = directions.shape[1], (directions.shape[2], len(self.fold))
-        out = OutOfSample(torch.zeros(shape[1]), torch.zeros(shape[1]), torch.zeros(shape))
+        fits = directions.shape[1]
+        sums = np.zeros((len(self.fold), 2 + directions.shape[2]), np.float32)
         for f in range(directions.shape[0]):
-            mine = self.fold == f
             for s in range(fits):
                 shared = ray.put(directions[f, s].numpy())
-                parts = self.slices.each("score", self.checkpoints + f * fits + s, shared, f if plant else -1)
-                scores = PairScores(*(torch.cat(p, -1) for p in zip(*parts, strict=True)))
-                if (s + 1) % self.checkpoints == 0:
-                    out.held_out_loss[mine] += scores.pair_loss[mine] * (self.checkpoints / fits)
-                    out.clip_score[mine] += scores.clip_score[mine] * (self.checkpoints / fits)
-                out.influence[:, mine] += (scores.positive + scores.negative)[:, mine] / fits
-        return out
+                at_the_end = (s + 1) % self.checkpoints == 0  # influence is of the whole fit, the others are of its end
+                weights = np.ones(sums.shape[1], np.float32)
+                weights[:2] = self.checkpoints if at_the_end else 0
+                for rows, scores in self.slices.each("out_of_sample", self.checkpoints + f * fits + s, shared, f, plant):
+                    np.add.at(sums, rows, weights / (fits * self.repeats) * scores)
+        loss, cosine, *influence = torch.from_numpy(sums).T
+        return OutOfSample(loss, cosine, torch.stack(influence))
 
 
 class _Slices:
     """Actor: some slices of the sample, embedded under every set of heads."""
 
-    def __init__(self, shared: tuple[Sample, list[Heads], Loss], slices: list[list[NDArray[np.int64]]]):
-        sample, heads, self.loss = shared
-        to = device()
-        self.heads = [h.to(to) for h in heads]
+    def __init__(self, shared: tuple[Sample, list[Heads], Loss], slices: list[list[tuple[NDArray[np.int64], ...]]]):
+        """A slice is a list of places for a batch: the rows that are there in each repeat."""
+        self.sample, heads, self.loss = shared
+        self.device = device()
+        self.heads = [h.to(self.device) for h in heads]
+        self.partners = self.sample.partners()
         self.slices: list[list[Embedded]] = []
         self.folds: list[Tensor] = []
         self.batches: list[list[Tensor]] = []
-        self.partners: list[Tensor] = []
-        partners = sample.partners()
-        for batches in slices:
-            rows = np.concatenate(batches)
-            images, texts = as_features(sample.images[rows], to), as_features(sample.texts[rows], to)
-            self.slices.append([embed(h, images, texts) for h in self.heads])
-            self.folds.append(torch.from_numpy(sample.fold[rows]))
-            self.batches.append(list(torch.arange(len(rows)).split([len(b) for b in batches])))
-            self.partners.append(as_features(sample.texts[partners[rows]], to))
+        self.repeated = [[rows for place in places for rows in place] for places in slices]
+        for places in slices:
+            rows = np.concatenate([place[0] for place in places])
+            self.slices.append([self._embed(h, rows, rows) for h in self.heads])
+            self.folds.append(torch.from_numpy(self.sample.fold[rows]))
+            self.batches.append(_consecutive([place[0] for place in places]))
 
     def products(self, at: int, shared: tuple[list[System], NDArray[np.float32]]) -> NDArray[np.float32]:
         """Gauss-Newton products [n, P] of one slice, each system with its own heads and pairs."""
@@ -120,11 +120,37 @@ class _Slices:
             out[mine] = gauss_newton_product(self.heads[system.heads], batches, directions, self.loss).cpu().numpy()
         return out
 
-    def score(self, at: int, heads: int, directions: NDArray[np.float32], plant: int = -1) -> tuple[Tensor, ...]:
-        """Scores of one slice's pairs in their own batches, those of the fold `plant` with the captions of their partners."""
-        pairs = self.slices[at][heads]
-        if plant >= 0:
-            swapped = (self.folds[at] == plant).to(pairs.u.device)[:, None]
-            pairs = embed(self.heads[heads], pairs.images, self.partners[at].where(swapped, pairs.texts))
-        moved = torch.tensor(directions).to(pairs.u.device)
-        return tuple(part.cpu() for part in score(self.heads[heads], pairs, self.batches[at], moved, self.loss))
+    def score(self, at: int, heads: int, directions: NDArray[np.float32]) -> tuple[Tensor, ...]:
+        """Scores of one slice's pairs in their own batches."""
+        moved = torch.tensor(directions).to(self.device)
+        return tuple(
+            part.cpu() for part in score(self.heads[heads], self.slices[at][heads], self.batches[at], moved, self.loss)
+        )
+
+    def out_of_sample(
+        self, at: int, heads: int, directions: NDArray[np.float32], fold: int, plant: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Loss, cosine and influence of the pairs of a fold in the batches of all repeats.
+
+        Returns:
+            [M] rows of the sample, each once a repeat, and their scores [M, 2 + n]; with `plant` those that the fold's pairs
+            have with the captions of their partners.
+        """
+        batches = self.repeated[at]
+        rows = np.concatenate(batches)
+        mine = self.sample.fold[rows] == fold
+        pairs = self._embed(self.heads[heads], rows, np.where(mine, self.partners[rows], rows) if plant else rows)
+        moved = torch.tensor(directions).to(self.device)
+        scores = score(self.heads[heads], pairs, _consecutive(batches), moved, self.loss)
+        found = torch.cat([scores.pair_loss[None], scores.clip_score[None], scores.positive + scores.negative])
+        return rows[mine], found.T.cpu().numpy()[mine]
+
+    def _embed(self, heads: Heads, images: NDArray[np.int64], texts: NDArray[np.int64]) -> Embedded:
+        """Rows of the sample, and whose caption each has."""
+        return embed(
+            heads, as_features(self.sample.images[images], self.device), as_features(self.sample.texts[texts], self.device)
+        )
+
+
+def _consecutive(batches: list[NDArray[np.int64]]) -> list[Tensor]:
+    return list(torch.arange(sum(map(len, batches))).split([len(b) for b in batches]))

@@ -4,7 +4,7 @@ The same emoji drawn by five artists give image-text pairs whose influence on on
 three artists make the training corpus, a fourth the target set and a fifth the test set. The files have the layout
 of img2dataset's webdataset output, so the demo reads them exactly as it would a real corpus.
 
-Run from the repository root: python -m jobs.demo.build_corpus [--npm DIR] [--out DIR]
+Run from the repository root: python -m jobs.demo.build_corpus [--npm DIR] [--out DIR] [--names N]
 """
 
 import argparse
@@ -85,10 +85,10 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def shared_names(icon_sets: Iterable[IconSet]) -> list[str]:
-    """The names every artist drew, so that each dataset shows the same subjects, cut to NAMES in digest order."""
+def shared_names(icon_sets: Iterable[IconSet], count: int) -> list[str]:
+    """The names every artist drew, so that each dataset shows the same subjects, cut to `count` in digest order."""
     visible = ({name for name, icon in icons["icons"].items() if not icon.get("hidden")} for icons in icon_sets)
-    return sorted(set.intersection(*visible), key=digest)[:NAMES]
+    return sorted(set.intersection(*visible), key=digest)[:count]
 
 
 def view_box(icons: IconSet, name: str) -> tuple[float, float, float, float]:
@@ -214,13 +214,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Rebuild the embedded demo corpus.")
     parser.add_argument("--npm", type=Path, help="folder of downloaded tarballs (default: fetch with npm pack)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "corpus", help="folder to write to")
+    parser.add_argument("--names", type=int, default=NAMES, help="emoji of each artist (default: %(default)s, all: 1033)")
     args = parser.parse_args()
     check_versions()
     with tempfile.TemporaryDirectory() as temporary:
         if args.npm is None:
             download(Path(temporary))
         icon_sets = {artist: read_icons(args.npm or Path(temporary), artist) for artist in ARTISTS}
-    names = shared_names(icon_sets.values())
+    names = shared_names(icon_sets.values(), args.names)
     for dataset, artists in DATASETS.items():
         folder = args.out / dataset
         folder.mkdir(parents=True, exist_ok=True)

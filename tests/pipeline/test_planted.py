@@ -35,19 +35,32 @@ def test_a_pair_that_is_alone_in_its_fold_keeps_its_caption():
     assert np.array_equal(alone.partners(), np.arange(24))
 
 
-@pytest.mark.parametrize("fold", [0, 2])
-def test_scores_are_those_of_a_copy_in_which_the_fold_has_swapped_captions(fold):
-    batches = SAMPLE.batches()
-    actor = _Slices((SAMPLE, [HEADS], CLIP), [batches[:2], batches[2:]])
-    directions = RNG.standard_normal((2, HEADS.size)).astype(np.float32)
-    ours = [torch.cat(parts, -1) for parts in zip(*(actor.score(i, 0, directions, fold) for i in range(2)), strict=True)]
+def test_repeats_deal_every_pair_once_to_batches_of_the_same_sizes():
+    first, again = SAMPLE.batches(0), SAMPLE.batches(1)
+    assert [len(b) for b in again] == [len(b) for b in first] == SAMPLE.sizes
+    assert sorted(np.concatenate(again)) == list(range(24))
+    assert not np.array_equal(np.concatenate(again), np.concatenate(first))
+    assert all(map(np.array_equal, again, SAMPLE.batches(1)))
 
-    texts = SAMPLE.texts.copy()
-    mine = SAMPLE.fold == fold
-    texts[mine] = SAMPLE.texts[SAMPLE.partners()[mine]]
+
+@pytest.mark.parametrize("plant", [False, True])
+@pytest.mark.parametrize("fold", [0, 2])
+def test_out_of_sample_scores_are_means_over_repeats_in_a_copy_whose_fold_has_swapped_captions(fold, plant):
+    repeats = [SAMPLE.batches(repeat) for repeat in range(3)]
+    places = list(zip(*repeats, strict=True))
+    actor = _Slices((SAMPLE, [HEADS], CLIP), [places[:2], places[2:]])
+    directions = RNG.standard_normal((2, HEADS.size)).astype(np.float32)
+    ours = np.zeros((24, 4), np.float32)
+    for at in range(2):
+        rows, scores = actor.out_of_sample(at, 0, directions, fold, plant)
+        np.add.at(ours, rows, scores / 3)
+
+    texts, mine = SAMPLE.texts.copy(), SAMPLE.fold == fold
+    if plant:
+        texts[mine] = SAMPLE.texts[SAMPLE.partners()[mine]]
     pairs = embed(HEADS, torch.from_numpy(SAMPLE.images.astype(np.float32)), torch.from_numpy(texts.astype(np.float32)))
-    theirs = score(HEADS, pairs, [torch.from_numpy(rows) for rows in batches], torch.from_numpy(directions))
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.allclose(a, b, atol=1e-4)
-    plain = actor.score(0, 0, directions)
-    assert not torch.allclose(plain[2], ours[2][: len(plain[2])])
+    batches = [torch.from_numpy(rows) for batches in repeats for rows in batches]
+    theirs = score(HEADS, pairs, batches, torch.from_numpy(directions))
+    expected = torch.cat([theirs.pair_loss[None], theirs.clip_score[None], theirs.positive + theirs.negative]).T.numpy()
+    assert np.allclose(ours[mine], expected[mine], atol=1e-4)
+    assert not ours[~mine].any()
