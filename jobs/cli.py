@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
@@ -45,7 +46,9 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file
     """Embed, fit, solve, score. The same command resumes."""
     from pipeline.run import run as run_pipeline
 
-    _report(run_pipeline(read_config(config)))
+    with redirect_stdout(sys.stderr):  # where Ray's remarks on lost processes belong
+        outcome = run_pipeline(read_config(config))
+    _report(outcome)
 
 
 @app.command()
@@ -96,7 +99,8 @@ def retry(run: RunFolder) -> None:
     from pipeline.retry import retry
     from pipeline.samples import TRANSIENT
 
-    outcome = retry(run)
+    with redirect_stdout(sys.stderr):
+        outcome = retry(run)
     if outcome is None:
         say(f"nothing to retry: every shard is done, and none has a reason that can pass ({', '.join(sorted(TRANSIENT))})")
     else:

@@ -5,7 +5,7 @@ are, or on how often one was lost.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
@@ -18,7 +18,7 @@ MAX_REPLACEMENTS = 5
 
 
 class SliceActors:
-    """A pool of actors, seen from the reducer.
+    """A pool of actors, seen from the reducer: a context that ends them, as they hold what other stages compute with.
 
     Args:
         worker: an actor class. Its constructor takes `arguments`, then a list of slices; its methods take the position of a
@@ -35,6 +35,12 @@ class SliceActors:
         self._actors: list[Any] = []
         self._replaced = 0
         self._start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
 
     def each(self, method: str, *arguments: Any) -> Iterator[Any]:
         """What a method returns for each slice, in their order; other actors are asked where some were lost."""
@@ -58,9 +64,12 @@ class SliceActors:
         places = ((self._actors[i % count], i // count) for i in range(first, len(self._slices)))
         return [getattr(actor, method).remote(at, *arguments) for actor, at in places]
 
-    def _start(self) -> None:
+    def _end(self) -> None:
         for actor in self._actors:
             ray.kill(actor)
+
+    def _start(self) -> None:
+        self._end()
         count = min(room(self._resources), len(self._slices))
         make: Any = ray.remote(**self._resources.actor)(self._worker)
         self._actors = [make.remote(*self._arguments, self._slices[i::count]) for i in range(count)]

@@ -77,12 +77,14 @@ def solve_forward(
         gradients = target_gradients(
             fitted, targets, clean, config, resources, progress
         )  # before the actors: they take the CPUs
-        pool = _Pool(fitted, sample, corpus.caption, config, resources, progress)
         relative = [settings.damping or heads.facts[target.name]["damping"] for target in targets]
         try:
-            top = largest_eigenvalue(pool.product, gradients, LANCZOS_STEPS)
-            damping = torch.tensor(relative, dtype=torch.float64) * top
-            solution = solve(pool.product, gradients, damping, tolerance=settings.tolerance, max_iterations=settings.iterations)
+            with _Pool(fitted, sample, corpus.caption, config, resources, progress) as pool:
+                top = largest_eigenvalue(pool.product, gradients, LANCZOS_STEPS)
+                damping = torch.tensor(relative, dtype=torch.float64) * top
+                solution = solve(
+                    pool.product, gradients, damping, tolerance=settings.tolerance, max_iterations=settings.iterations
+                )
         except ValueError as error:
             raise RunError(f"scoring.parameters: {error}") from None
         directions = solution.directions * share  # the sample's curvature stands for the whole corpus's
@@ -101,20 +103,20 @@ def solve_forward(
     return facts
 
 
-class _Pool:
+class _Pool(SliceActors):
     """The actors that hold the sample, seen from the reducer."""
 
     def __init__(
         self, fitted: str | None, sample: list[Members], caption: str, config: Config, resources: Resources, progress: Stage
     ):
-        self.slices = SliceActors(_Slices, (fitted, caption, config), sample, resources)
+        super().__init__(_Slices, (fitted, caption, config), sample, resources)
         self.progress = progress
 
     def product(self, vectors: Tensor) -> Tensor:
         """H vectors, [k, P] -> [k, P], summed over the slices in their order."""
         shared = ray.put(vectors.numpy())
         total = np.zeros(vectors.shape, np.float32)
-        for part in self.slices.each("products", shared):
+        for part in self.each("products", shared):
             total += part
         self.progress.advance(1)
         return torch.from_numpy(total)

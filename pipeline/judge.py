@@ -31,9 +31,9 @@ LDS_REFITS = 24
 def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
     """Judge a finished run whose misaligned pairs are known.
 
-    Every rule but the chosen filter, which has a budget of its own, drops as many pairs as were swapped; heads are then trained
-    from the model's own on what is left, for the same number of steps each. The linear datamodeling score comes from refits
-    other than those that chose the damping.
+    Every rule drops as many pairs as were swapped, but the chosen filter, where the run has one, as many as it chose; heads are
+    then trained from the model's own on what is left, for the same number of steps each. The linear datamodeling score comes
+    from refits other than those that chose the damping.
 
     Args:
         run: folder of a finished run.
@@ -54,7 +54,7 @@ def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
         uids = read_uids(corpus)
         every = Sample(*read_all(corpus), np.zeros(len(uids), np.int16), [len(uids)])
         table = read_scores(run)
-        chosen = facts["targets"][asked[0].name]["filter"]
+        chosen = facts["targets"][asked[0].name].get("filter")
         rules = {name: np.isin(uids, kept) for name, kept in _rules(table, swapped, asked[0].name, chosen).items()}
         rows = _train_and_test(model.heads, every, asked[0], read_all(held_out), rules, config, resources)
         lds = _lds(run, facts, model.heads, corpus, asked, config, resources)
@@ -64,11 +64,11 @@ def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
     return {"rules": rows, "scores": _detection(table, swapped), "lds": lds, "swapped": len(swapped), "pairs": len(uids)}
 
 
-def _rules(table: pa.Table, swapped: set[str], target: str, chosen: dict[str, Any]) -> dict[str, list[str]]:
+def _rules(table: pa.Table, swapped: set[str], target: str, chosen: dict[str, Any] | None) -> dict[str, list[str]]:
     """What each rule keeps: uids."""
     uids = table["uid"].to_pylist()
     kept = 1 - len(swapped) / len(uids)
-    return {
+    rules = {
         "everything": uids,
         "oracle: exactly the swapped": [uid for uid in uids if uid not in swapped],
         "random": [uids[i] for i in permutation(len(uids), "random rule")[: round(kept * len(uids))]],
@@ -76,8 +76,8 @@ def _rules(table: pa.Table, swapped: set[str], target: str, chosen: dict[str, An
         "held-out loss": select(table, "held_out_loss", kept),
         "influence": select(table, f"influence_{target}", kept),
         "misalignment": select(table, "misalignment", kept),
-        "chosen filter": select(table, f"filter_{target}", chosen["keep"]),
     }
+    return rules | ({"chosen filter": select(table, f"filter_{target}", chosen["keep"])} if chosen else {})
 
 
 def _train_and_test(

@@ -28,7 +28,7 @@ from pipeline.pool import written_shards
 from pipeline.progress import say
 from pipeline.prompts import embed_prompts
 from pipeline.sample import draw
-from pipeline.score import score
+from pipeline.score import Left, score
 from pipeline.second_order import prepare
 from pipeline.solve import Directions, solve
 from pipeline.targets import Target, read_targets
@@ -97,7 +97,7 @@ def _columns(plan: Plan, at: int, config: Config, inputs: Inputs, resources: Res
     started.append(time.monotonic())
 
     asked = {name: [d.content(), *config.targets[name].question()] for name, d in clean.items()}
-    directions_id = fingerprint(heads_id, asked, config.solve, config.score.negative)
+    directions_id = fingerprint(heads_id, asked, config.solve, config.score.negative, config.score.repeats)
     plan.note(at, directions=directions_id)
     targets = read_targets(clean, config)
     directions_url = _object(config, "directions", directions_id)
@@ -122,7 +122,7 @@ def _columns(plan: Plan, at: int, config: Config, inputs: Inputs, resources: Res
     scores_id = fingerprint(directions_id, filter_id, config.score, *_beside(corpus, config))
     plan.note(at, scores=scores_id)
     scores = storage.join(config.run, "scores", scores_id)
-    in_score = score(scores, corpus, heads_url, directions_url, filter_url, second_order_url, config, resources)
+    in_score = score(scores, corpus, Left(heads_url, directions_url, filter_url, second_order_url), config, resources)
     started.append(time.monotonic())
 
     ids = {"features": corpus.fingerprint, "heads": heads_id, "directions": directions_id, "scores": scores_id}

@@ -1,7 +1,7 @@
 """Stage `score`: influence columns, shard by shard; a pure function of a shard's features, the heads and the directions."""
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,37 +26,33 @@ from pipeline.solve import read_directions
 HIGH_LEVERAGE = 0.5  # from here on a pair makes up at least half of some direction's curvature
 
 
-def score(
-    folder: str,
-    dataset: Dataset,
-    heads_url: str,
-    directions_url: str,
-    filter_url: str | None,
-    second_order_url: str | None,
-    config: Config,
-    resources: Resources,
-) -> float | None:
+class Left(NamedTuple):
+    """Where the stages before left what scores a pair: URLs."""
+
+    heads: str
+    directions: str
+    filter: str | None  # None for no such column
+    second_order: str | None  # None for the first order
+
+
+def score(folder: str, dataset: Dataset, left: Left, config: Config, resources: Resources) -> float | None:
     """Write the columns of every shard that has none yet below `folder`.
 
     Args:
         folder: of the columns.
         dataset: the corpus's features.
-        heads_url: where `fit` left the heads.
-        directions_url: where `solve` left the directions.
-        filter_url: where `filter` left its choice; None for no such column.
-        second_order_url: where the second order was prepared; None for the first.
+        left: by the stages before.
         config: of the run.
         resources: of the actors.
 
     Returns:
         Seconds of computation a pair; None if there was nothing to do.
     """
-    arguments = (folder, dataset, heads_url, directions_url, filter_url, second_order_url, config)
-    rows = over_shards("score", folder, dataset, ScoreShard, arguments, resources)
+    rows = over_shards("score", folder, dataset, ScoreShard, (folder, dataset, left, config), resources)
     if not rows:
         return None
     pairs = sum(row["pairs"] for row in rows)
-    if second_order_url is not None:
+    if left.second_order is not None:
         high = sum(row["high_leverage"] for row in rows)
         say(f"score    {high / pairs:.1%} of the pairs have a leverage above {HIGH_LEVERAGE:g}")
     return sum(row["seconds"] for row in rows) / pairs
@@ -65,22 +61,13 @@ def score(
 class ScoreShard:
     """Actor: the columns of a shard, written as one Parquet object."""
 
-    def __init__(
-        self,
-        folder: str,
-        dataset: Dataset,
-        heads_url: str,
-        directions_url: str,
-        filter_url: str | None,
-        second_order_url: str | None,
-        config: Config,
-    ):
+    def __init__(self, folder: str, dataset: Dataset, left: Left, config: Config):
         self.device = device()
-        self.heads = [[h.to(self.device) for h in seeds] for seeds in read_heads(heads_url).folds]
-        self.directions = read_directions(directions_url)
+        self.heads = [[h.to(self.device) for h in seeds] for seeds in read_heads(left.heads).folds]
+        self.directions = read_directions(left.directions)
         self.moves = self.directions.folds.to(self.device)
-        self.ranking = read_ranking(filter_url) if filter_url else None
-        self.correct = Corrector(second_order_url, config.score.negative, self.device) if second_order_url else None
+        self.ranking = read_ranking(left.filter) if left.filter else None
+        self.correct = Corrector(left.second_order, config.score.negative, self.device) if left.second_order else None
         self.folder, self.dataset, self.targets, self.config = folder, dataset, list(config.targets), config
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -37,13 +37,13 @@ class OutOfSample(NamedTuple):
     influence: Tensor  # [n, N] on n directions, mean over the checkpoints too
 
 
-class SampleActors:
+class SampleActors(SliceActors):
     """The actors that hold the sample, seen from the reducer."""
 
     def __init__(self, heads: list[Heads], sample: Sample, config: Config, resources: Resources):
         shared = ray.put((sample, heads, loss_of(config)))
         repeats = [sample.batches(repeat) for repeat in range(config.score.repeats)]
-        self.slices = SliceActors(_Slices, (shared,), list(zip(*repeats, strict=True)), resources)
+        super().__init__(_Slices, (shared,), list(zip(*repeats, strict=True)), resources)
         self.repeats = len(repeats)
         self.fold = torch.from_numpy(sample.fold)
         self.heads = heads
@@ -55,7 +55,7 @@ class SampleActors:
         def product(vectors: Tensor) -> Tensor:
             shared = ray.put((systems, vectors.numpy()))
             total = np.zeros(vectors.shape, np.float32)
-            for part in self.slices.each("products", shared):
+            for part in self.each("products", shared):
                 total += part
             progress.advance(1)
             return torch.from_numpy(total)
@@ -65,7 +65,7 @@ class SampleActors:
     def influence(self, system: System, directions: Tensor) -> Tensor:
         """[n, N] influence of every sampled pair on n directions, under one set of heads."""
         shared = ray.put(directions.numpy())
-        scores = [PairScores(*p) for p in self.slices.each("score", system.heads, shared)]
+        scores = [PairScores(*p) for p in self.each("score", system.heads, shared)]
         return torch.cat([s.positive + s.negative for s in scores], 1)
 
     def out_of_sample(self, directions: Tensor, plant: bool = False) -> OutOfSample:
@@ -83,7 +83,7 @@ class SampleActors:
                 at_the_end = (s + 1) % self.checkpoints == 0  # influence is of the whole fit, the others are of its end
                 weights = np.ones(sums.shape[1], np.float32)
                 weights[:2] = self.checkpoints if at_the_end else 0
-                for rows, scores in self.slices.each("out_of_sample", self.checkpoints + f * fits + s, shared, f, plant):
+                for rows, scores in self.each("out_of_sample", self.checkpoints + f * fits + s, shared, f, plant):
                     np.add.at(sums, rows, weights / (fits * self.repeats) * scores)
         loss, cosine, *influence = torch.from_numpy(sums).T
         return OutOfSample(loss, cosine, torch.stack(influence))

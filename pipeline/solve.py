@@ -65,27 +65,41 @@ def solve(
     with Stage("solve", config.solve.iterations + _refits(config)) as progress:
         removed, refitted = _refit(start, sample, config, resources, progress)  # before the actors: they take the CPUs
         every_head = [*fitted.path, *(h for fold in fitted.folds for h in fold)]
-        pool = SampleActors(every_head, sample, config, resources)
-        calibration, crossed = _systems(fitted, targets, config)
-        gradients = [g for g, _ in calibration + crossed]
-        spaces = pool.krylov([s for _, s in calibration + crossed], torch.stack(gradients), config, progress)
-        ours, theirs = _cut(spaces, 0, len(calibration)), _cut(spaces, len(calibration), len(gradients))
-        calibrated, facts = _calibrate(pool, ours, removed, refitted, targets, config)
-        relative = torch.tensor([[facts[t.name]["damping"]] * 2 for t in targets], dtype=torch.float64).flatten()
-        fits = (config.fit.folds, config.fit.fits)
-        answers, residual = theirs.solve(relative.repeat(fits[0] * fits[1]) * theirs.largest_eigenvalue())
-        for target, left in zip(targets, residual.view(-1, len(targets), 2).amax((0, 2)), strict=True):
-            facts[target.name]["residual"] = left.item()
-            facts[target.name]["coverage"] = coverage(fitted.full, target, sample, config)
-        folds = answers.view(*fits, len(targets), 2, -1).sum(3)
-        scores, planted = pool.out_of_sample(answers.view(*fits, 2 * len(targets), -1)), pool.out_of_sample(folds, plant=True)
-        scores = scores._replace(influence=scores.influence.unflatten(0, (len(targets), 2)))
-        misalignment = _misalignment(scores, planted, sample)
-        for of_target in facts.values():
-            of_target["misaligned"] = misalignment.share.item()
-        directions = Directions(folds, misalignment, scores, calibrated, facts)
+        with SampleActors(every_head, sample, config, resources) as pool:
+            directions = _answer(pool, fitted, sample, targets, removed, refitted, config, progress)
         _write(url, directions)
     return directions
+
+
+def _answer(
+    pool: SampleActors,
+    fitted: FittedHeads,
+    sample: Sample,
+    targets: list[Target],
+    removed: Tensor,
+    refitted: list[Heads],
+    config: Config,
+    progress: Stage,
+) -> Directions:
+    """The systems solved, the damping chosen by the refits, and what the sample's own scores say of misalignment."""
+    calibration, crossed = _systems(fitted, targets, config)
+    gradients = [g for g, _ in calibration + crossed]
+    spaces = pool.krylov([s for _, s in calibration + crossed], torch.stack(gradients), config, progress)
+    ours, theirs = _cut(spaces, 0, len(calibration)), _cut(spaces, len(calibration), len(gradients))
+    calibrated, facts = _calibrate(pool, ours, removed, refitted, targets, config)
+    relative = torch.tensor([[facts[t.name]["damping"]] * 2 for t in targets], dtype=torch.float64).flatten()
+    fits = (config.fit.folds, config.fit.fits)
+    answers, residual = theirs.solve(relative.repeat(fits[0] * fits[1]) * theirs.largest_eigenvalue())
+    for target, left in zip(targets, residual.view(-1, len(targets), 2).amax((0, 2)), strict=True):
+        facts[target.name]["residual"] = left.item()
+        facts[target.name]["coverage"] = coverage(fitted.full, target, sample, config)
+    folds = answers.view(*fits, len(targets), 2, -1).sum(3)
+    scores, planted = pool.out_of_sample(answers.view(*fits, 2 * len(targets), -1)), pool.out_of_sample(folds, plant=True)
+    scores = scores._replace(influence=scores.influence.unflatten(0, (len(targets), 2)))
+    misalignment = _misalignment(scores, planted, sample)
+    for of_target in facts.values():
+        of_target["misaligned"] = misalignment.share.item()
+    return Directions(folds, misalignment, scores, calibrated, facts)
 
 
 def _misalignment(real: OutOfSample, planted: OutOfSample, sample: Sample) -> Misalignment:

@@ -1,11 +1,13 @@
-"""Does a damping chosen by a few refits come near the best of the grid? Corpus sizes, training lengths and kinds of targets.
+"""Does a damping chosen by a few refits come near the best of the grid? Corpora, training lengths, losses and kinds of targets.
 
     pytest tests/benchmarks/test_damping.py -m benchmark -s
 
 On the demo corpus with 20 % swapped captions. The damping is chosen as a run does, by its default number of refits; all values
-of the grid are then judged by other ones.
+of the grid, and no curvature at all, are then judged by other ones.
 """
 
+import io
+import tarfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 
 from ecif.curvature import gauss_newton_product
 from ecif.damping import choose_damping
+from ecif.evaluation import linear_datamodeling_score
 from ecif.heads import embed
 from ecif.influence import score
 from ecif.solve import krylov
@@ -24,6 +27,8 @@ from pipeline.config import Config
 from pipeline.embed import embed as embed_shards
 from pipeline.fit import Refit, as_features, fit_all, refit_all
 from pipeline.inputs import load_inputs
+from pipeline.losses import loss_of
+from pipeline.prompts import embed_prompts
 from pipeline.sample import draw
 from pipeline.solve import removals
 from pipeline.targets import gradient, group_losses, groups, read_targets
@@ -37,9 +42,32 @@ SETTINGS = {  # what differs from the demo's configuration
     "a quarter of the corpus": {"fit": {"sample": 600}},
     "4 epochs": {"fit": {"epochs": 4}},
     "16 epochs": {"fit": {"epochs": 16}},
-    "retrieval margin": {"target": {"loss": "retrieval_margin"}},
+    "siglip": {"loss": "siglip"},
+    "dcl": {"loss": "dcl"},
+    "soft_infonce": {"loss": "soft_infonce"},
     "calibrated": {"target": {"calibrated": True}},
+    "retrieval margin": {"target": {"loss": "retrieval_margin"}},
+    "zero-shot": {"target": {"loss": "zero_shot"}},
+    "calibrated zero-shot": {"target": {"loss": "zero_shot", "calibrated": True}},
 }
+
+
+def with_classes(pairs: Path, folder: Path) -> dict[str, str]:
+    """The images of a set of pairs with a class for each caption: a zero-shot target's settings."""
+    folder.mkdir()
+    classes: list[str] = []
+    with tarfile.open(pairs / "00000.tar") as tar, tarfile.open(folder / "00000.tar", "w") as out:
+        for member in tar:
+            data = tar.extractfile(member).read()
+            if member.name.endswith(".txt"):
+                classes.append(data.decode())
+                member.name, data = member.name[:-3] + "cls", str(len(classes) - 1).encode()
+            if not member.name.endswith(".json"):
+                member.size = len(data)
+                out.addfile(member, io.BytesIO(data))
+    (folder / "classes").write_text("\n".join(classes))
+    (folder / "templates").write_text("{c}\nan emoji of {c}")
+    return {"shards": str(folder / "00000.tar"), "classes": str(folder / "classes"), "templates": str(folder / "templates")}
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +77,16 @@ def demo(tmp_path_factory):
     embedded = Path(str(files("jobs.demo") / "corpus"))
     plant(embedded / "corpus", folder / "corpus", folder / "swapped.json", 0.2, 0)
     name = model.build(folder / "model")
+    classified = with_classes(embedded / "target", folder / "classified")
 
     def make(changes) -> Config:
-        target = {"shards": str(embedded / "target")} | changes.get("target", {})
+        asked = changes.get("target", {})
+        changes = {key: value for key, value in changes.items() if key != "target"}
+        place = classified if asked.get("loss") == "zero_shot" else {"shards": str(embedded / "target")}
         base = {"run": str(folder / "run"), "corpus": {"shards": str(folder / "corpus")}, "model": {"name": name}}
-        return Config.model_validate(base | {"targets": {"fluent": target}, "fit": changes.get("fit", {})})
+        return Config.model_validate(base | changes | {"targets": {"fluent": place | asked}})
 
     with session(None) as resources:
-        config = make({})
-        loaded, corpus, clean = load_inputs(config)
-        embed_shards([corpus, *clean.values()], config.model, config.embed, loaded.preprocess, resources)
         yield make, resources
 
 
@@ -67,6 +95,8 @@ def test_the_chosen_damping_is_near_the_best(demo, name):
     make, resources = demo
     config = make(SETTINGS[name])
     loaded, corpus, clean = load_inputs(config)
+    embed_shards([corpus, *clean.values()], config.model, config.embed, loaded.preprocess, resources)
+    embed_prompts(list(clean.values()), config.model, resources)
     sample, (target,) = draw(corpus, config), read_targets(clean, config)
     count = config.solve.refits + JUDGES
     removed = torch.from_numpy(removals(len(sample.fold), count, config, "damping"))
@@ -76,22 +106,29 @@ def test_the_chosen_damping_is_near_the_best(demo, name):
     (path,) = fit_all(loaded.heads, sample, [everything], config, resources, None, config.fit.checkpoints)
     images, texts = as_features(sample.images, CPU), as_features(sample.texts, CPU)
     batches = [torch.from_numpy(rows) for rows in sample.batches()]
-    influence = torch.zeros(len(config.solve.dampings), losses.shape[1], len(sample.fold))
+    grid, loss = config.solve.dampings, loss_of(config)
+    influence = torch.zeros(len(grid) + 1, losses.shape[1], len(sample.fold))  # the last is without curvature
     for heads in path:
         pairs = embed(heads, images, texts)
         gradients = torch.stack([gradient(heads, target, part, config) for part in groups(target, config)])
-        products = lambda v, heads=heads, pairs=pairs: gauss_newton_product(heads, [pairs.take(b) for b in batches], v)  # noqa: E731
+        products = lambda v, heads=heads, pairs=pairs: gauss_newton_product(heads, [pairs.take(b) for b in batches], v, loss)  # noqa: E731
         spaces = krylov(products, gradients, config.solve.iterations)
         top = spaces.largest_eigenvalue().max()
-        for i, damping in enumerate(config.solve.dampings):
-            found = score(heads, pairs, batches, spaces.solve(torch.full_like(spaces.norm, damping) * top)[0])
+        directions = [spaces.solve(torch.full_like(spaces.norm, damping) * top)[0] for damping in grid]
+        for i, direction in enumerate([*directions, gradients]):
+            found = score(heads, pairs, batches, direction, loss)
             influence[i] += (found.positive + found.negative) / len(path)
     few = config.solve.refits
-    chosen, _ = choose_damping(influence, removed[:few], losses[:few])
-    best, lds = choose_damping(influence, removed[few:], losses[few:])
-    grid = config.solve.dampings
-    print(f"\n{name}: {len(sample.fold)} pairs, {config.fit.epochs} epochs; LDS over {JUDGES} refits")
-    print("  " + ", ".join(f"{d:g}: {value:.2f}" for d, value in zip(grid, lds, strict=True)))
+    chosen, _ = choose_damping(influence[:-1], removed[:few], losses[:few])
+    best, lds = choose_damping(influence[:-1], removed[few:], losses[few:])
+    whole, plain = (
+        linear_datamodeling_score(influence[i].sum(0, keepdim=True), removed[few:], losses[few:].sum(1, keepdim=True))
+        for i in (best, -1)
+    )
+    of_parts = linear_datamodeling_score(influence[-1], removed[few:], losses[few:])
+    print(f"\n{name}: {len(sample.fold)} pairs, {config.fit.epochs} epochs; LDS over {JUDGES} refits, {losses.shape[1]} parts")
+    print("  " + ", ".join(f"{d:g}: {value:.2f}" for d, value in zip(grid, lds, strict=True)), end="")
+    print(f"; no curvature: {of_parts:.2f}; of the whole target at the best {whole:.2f}, without curvature {plain:.2f}")
     print(
         f"  chosen by {few} others: {grid[chosen]:g} with {lds[chosen]:.3f}; best {grid[best]:g} with {lds[best]:.3f}",
         flush=True,

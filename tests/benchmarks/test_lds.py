@@ -10,12 +10,13 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
 
 from ecif.curvature import gauss_newton_product, loss_gradient
-from ecif.evaluation import linear_datamodeling_score
+from ecif.evaluation import auroc, linear_datamodeling_score
 from ecif.heads import embed
 from ecif.influence import score
 from ecif.projection import pca_projection, random_projection
@@ -23,6 +24,7 @@ from ecif.sketch import damped, gauss_newton, pair_gradients, project_batch, sam
 from ecif.solve import krylov
 from jobs.demo import model
 from jobs.demo.plant import plant
+from pipeline import storage, tables
 from pipeline.cluster import session
 from pipeline.config import Config
 from pipeline.fit import Refit, as_features, read_heads, refit_all
@@ -103,6 +105,22 @@ def test_leaving_single_pairs_out(truth):
         assert pearson > 0.7
 
 
+def test_self_influence_finds_swapped_captions(truth):
+    """Prints how well it does, unasked, beside what is computed for every pair."""
+    config, *_ = truth
+    swapped = json.loads(Path(config.run).with_name("swapped.json").read_text())
+    own = [tables.read_table(item.url) for item in storage.listing(OpenIndex(config.run).self_influence, ".parquet")]
+    scores = read_scores(config.run)
+    found = {name: (scores["uid"], scores[name]) for name in ("clip_score", "held_out_loss", "misalignment")}
+    found["self_influence"] = tuple(pa.chunked_array([t[name] for t in own]) for name in ("uid", "self_influence"))
+    print("\nAUROC for the swapped captions")
+    for name, (uids, values) in found.items():
+        badness = torch.from_numpy(values.to_numpy().copy()) * (-1 if name == "clip_score" else 1)
+        value = auroc(badness, torch.from_numpy(np.isin(uids.to_pylist(), swapped)))
+        print(f"  {value:.3f}  {name}", flush=True)
+        assert value > 0.9
+
+
 def test_influence_predicts_refits_better_than_what_others_compute(truth):
     config, sample, target, removed, losses = truth
     facts = load_run(config.run)
@@ -138,8 +156,10 @@ def test_influence_predicts_refits_better_than_what_others_compute(truth):
     table["exact projection, no curvature (TracIn)"] = lds(torch.stack(influence["none"]).mean(0))
     heads, (pairs, gradients) = path[-1], at(path[-1])
     index = OpenIndex(config.run)
-    answers = torch.cat([a.influence[:, in_batches(a.pairs, config)] for a in index.ask(index.project(gradients))], 1)
-    table[f"index, {index.projection.size} numbers, default damping"] = lds(answers)
+    answered = [(a, in_batches(a.pairs, config)) for a in index.ask(index.project(gradients))]
+    for field in ("influence", "theta_relatif", "loss_relatif", "relative_influence"):
+        answers = torch.cat([getattr(a, field)[:, order] for a, order in answered], 1)
+        table[f"index, {index.projection.size} numbers, default damping, {field}"] = lds(answers)
     for name, make, ranks in (
         ("random", lambda r: random_projection(heads, r, r, 0), ((16, 16), (32, 32))),
         ("PCA", lambda r: pca_projection(heads, pairs, r, r), ((16, 16), (32, 16), (32, 32), (64, 32))),
