@@ -39,6 +39,7 @@ def session(workers: int | None) -> Iterator[Resources]:
         _connect(os.environ.get("RAY_ADDRESS"))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # not only its text
     context.target_max_block_size = 1 << 20  # a block is one shard part: parts spread over the actors one by one
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised, it need not be logged twice as well
     device()  # the driver, too, sums in one thread
@@ -60,7 +61,10 @@ def _blameless(error: RayError) -> str | None:
     if isinstance(error, RayTaskError):
         if isinstance(error.cause, RunError):
             return str(error.cause).splitlines()[0]
-        return _resumable(error.cause) if isinstance(error.cause, OSError) else None
+        if not isinstance(error.cause, OSError):
+            return None
+        # Ray Data appends advice, as another line, or in place of a file's name.
+        return _resumable(error.cause.strerror or str(error.cause).splitlines()[0])
     if getattr(error, "actor_init_failed", False):  # of the cause there is only the text, in its last line
         last = str(error).strip().splitlines()[-1]
         return _resumable(last) if last.startswith("OSError: ") else None

@@ -1,6 +1,7 @@
 """`ecif` as a user starts it, and what is left of it when it is killed."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -46,7 +47,13 @@ def result(run: Path | str) -> dict[str, bytes]:
     found = [item for suffix in (".parquet", ".safetensors", ".json") for item in storage.listing(folder, suffix)]
     named = {item.url.partition(f"{folder}/")[2]: item for item in found}
     state = ("lease/", "plan.json", "run.json")  # which say when it was, and who it was
-    return {name: storage.read_bytes(item.url) for name, item in named.items() if not name.startswith(state)}
+    read = {name: storage.read_bytes(item.url) for name, item in named.items() if not name.startswith(state)}
+    return {name: data if name.endswith((".parquet", ".safetensors")) else _anywhere(data) for name, data in read.items()}
+
+
+def _anywhere(accounting: bytes) -> bytes:
+    """Without the shard's etag, which each store makes in its own way."""
+    return json.dumps({key: value for key, value in json.loads(accounting).items() if key != "etag"}).encode()
 
 
 class Ended(NamedTuple):

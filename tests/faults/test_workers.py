@@ -55,7 +55,7 @@ def cluster(monkeypatch):
 def test_a_node_is_lost_and_another_is_left(ecif, configure, cluster, tmp_path, pairs, whole, stage):
     run = tmp_path / "run"
     command = ecif("run", configure(run, pairs, workers=2), RAY_ADDRESS=cluster.address)
-    assert command.wait_until(lambda: storage.listing(str(run / stage), ""))
+    assert command.wait_until(lambda: storage.listing(str(run / stage), "")), command.wait()
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     assert command.goes_on()
     ended = command.wait()
