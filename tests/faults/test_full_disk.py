@@ -5,7 +5,7 @@ import subprocess
 import pytest
 from command import result
 
-pytestmark = pytest.mark.slow
+from pipeline import storage
 
 
 @pytest.fixture
@@ -27,6 +27,20 @@ def disk(tmp_path):
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+def test_an_object_that_has_no_room_is_an_error_with_its_name_and_leaves_nothing(disk):
+    folder, resize = disk
+    url, before, after = f"{folder}/run/object.json", b"a" * 1000, b"b" * 2_000_000
+    storage.write_bytes(url, before)
+    with pytest.raises(OSError, match=f"{url}: .*No space left on device"):
+        storage.write_bytes(url, after)
+    assert storage.read_bytes(url) == before
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["object.json"]
+    resize("4m")
+    storage.write_bytes(url, after)
+    assert storage.read_bytes(url) == after
+
+
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(ecif, configure, disk, pairs, whole):
     folder, resize = disk
     run = folder / "run"

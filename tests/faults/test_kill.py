@@ -9,10 +9,10 @@ from command import result
 
 from pipeline import storage
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=slow)])
 def place(request, tmp_path, pairs):
     """Where a run and its corpus are."""
     if request.param == "local":
@@ -38,7 +38,7 @@ EMBEDDING, SOLVING, SCORING = "features", "heads", "scores"  # what is written f
     "stages",
     [
         pytest.param([SOLVING], id="while systems are solved"),
-        pytest.param([EMBEDDING, SOLVING, SCORING], id="in three stages"),
+        pytest.param([EMBEDDING, SOLVING, SCORING], id="in three stages", marks=slow),
     ],
 )
 def test_killed_and_resumed_each_time(ecif, configure, place, whole, stages):
@@ -56,6 +56,7 @@ def test_killed_and_resumed_each_time(ecif, configure, place, whole, stages):
     assert not left, "what a killed command started ends too"
 
 
+@slow
 def test_20_kills_at_random_moments(ecif, configure, tmp_path, pairs, whole, duration):
     draw, hit = random.Random(0), 0
     for i in range(20):
@@ -67,6 +68,7 @@ def test_20_kills_at_random_moments(ecif, configure, tmp_path, pairs, whole, dur
     assert hit >= 15
 
 
+@slow
 def test_kills_at_random_moments_one_after_the_other(ecif, configure, place, whole, duration):
     base, pairs = place
     config, run, draw, hit = configure(f"{base}/run", pairs), f"{base}/run", random.Random(1), 0

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import uuid
 
 import pytest
@@ -29,6 +30,19 @@ def server(tmp_path, monkeypatch):
     finally:
         own.kill()
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_reading_and_writing_wait_for_a_server_that_comes_back(server):
+    storage.write_bytes(f"s3://{BUCKET}/before", b"before")
+    server.kill()
+    back = threading.Timer(1.0, server.start)
+    back.start()
+    try:
+        assert storage.read_bytes(f"s3://{BUCKET}/before") == b"before"
+        storage.write_bytes(f"s3://{BUCKET}/after", b"after")
+    finally:
+        back.join()
+    assert storage.read_bytes(f"s3://{BUCKET}/after") == b"after"
 
 
 @pytest.mark.slow
