@@ -45,9 +45,7 @@ class SampleActors(SliceActors):
         repeats = [sample.batches(repeat) for repeat in range(config.score.repeats)]
         super().__init__(_Slices, (shared,), list(zip(*repeats, strict=True)), resources)
         self.repeats = len(repeats)
-        self.fold = torch.from_numpy(sample.fold)
-        self.heads = heads
-        self.checkpoints = config.fit.checkpoints
+        self.pairs, self.checkpoints = len(sample.fold), config.fit.checkpoints
 
     def krylov(self, systems: list[System], gradients: Tensor, config: Config, progress: Stage) -> KrylovSpaces:
         """Conjugate gradient of all systems together; the products are summed over the slices in their order."""
@@ -76,7 +74,7 @@ class SampleActors(SliceActors):
             plant: score a copy in which the pairs of the fold have each other's captions, see `Sample.partners`.
         """
         fits = directions.shape[1]
-        sums = np.zeros((len(self.fold), 2 + directions.shape[2]), np.float32)
+        sums = np.zeros((self.pairs, 2 + directions.shape[2]), np.float32)
         for f in range(directions.shape[0]):
             for s in range(fits):
                 shared = ray.put(directions[f, s].numpy())
