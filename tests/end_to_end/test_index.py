@@ -55,6 +55,7 @@ def whole(indexed, configure, tmp_path_factory):
     return config
 
 
+@pytest.mark.slow
 def test_the_index_has_the_same_bytes_with_another_number_of_workers(indexed, finished, configure, tmp_path):
     truth = objects(indexed.run, ".parquet", ".safetensors")
     kinds = {name: [n for n in truth if n.startswith(f"{name}/")] for name in ("index", "self_influence")}

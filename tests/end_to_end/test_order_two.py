@@ -49,6 +49,7 @@ def test_only_influence_changes_and_only_what_depends_on_the_order_is_done_again
     assert (leverage > 0).all() and (leverage < 1).all()
 
 
+@pytest.mark.slow
 def test_the_same_bytes_with_another_number_of_workers(second, finished, configure, tmp_path):
     shutil.copytree(finished[0].run, tmp_path, dirs_exist_ok=True)
     run(configure(tmp_path, score=EVERYTHING, workers=2))

@@ -122,6 +122,7 @@ def test_bad_pairs_are_quarantined_with_their_reason_and_counted(configure, corp
     assert sum(map(len, left)) == 0
 
 
+@pytest.mark.slow
 def test_several_targets_have_a_column_set_each(finished, configure, corpus, tmp_path):
     clean = {"shards": str(corpus / "target")}
     outcome = run(configure(tmp_path, targets={"other": {"shards": str(corpus / "corpus/00000.tar")}, "clean": clean}))

@@ -21,7 +21,10 @@ def columns(folder):
     return {name: table[name].to_numpy() for name in table.column_names[6:]}
 
 
-@pytest.mark.parametrize("loss", ["siglip", "dcl", "soft_infonce"])
+SLOW = [pytest.param(loss, marks=pytest.mark.slow) for loss in ("dcl", "soft_infonce")]
+
+
+@pytest.mark.parametrize("loss", ["siglip", *SLOW])
 def test_another_loss_gives_finite_columns_whose_parts_add_up(finished, configure, tmp_path, loss):
     """With the logit scale fitted too."""
     config = configure(tmp_path, loss=loss, fit={"folds": 3, "epochs": 2, "train_logit_scale": True})
