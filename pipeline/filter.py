@@ -28,7 +28,7 @@ from pipeline.solve import Directions
 from pipeline.targets import Target, target_loss
 
 QUANTILES = 1025
-ALIKE = 0.002  # of the loss: what another seed of the fits changes; of budgets that are alike the one that keeps most is taken
+ALIKE = 0.002  # of the loss: what another seed of the fits changes
 ENOUGH_GAIN = 0.02  # share of the judges' loss; on a corpus without a misaligned pair the best candidate seemed to gain 0.012
 
 
@@ -118,7 +118,10 @@ def kept(directions: Directions, target: int, half: int, weight: float, keep: fl
 
 
 def choose(weights: list[float], keep: list[float], everything: float, losses: Tensor) -> dict[str, Any]:
-    """The weight that is best over all budgets, and the budget that is best over all weights: less noisy than the best cell.
+    """The budget that is best over all weights, then the weight that is best at it.
+
+    Of budgets that are alike the one that keeps most is taken; of weights the one that gives influence the least, whose gains
+    the half that asked sees too large.
 
     Args:
         weights: of influence, W candidates.
@@ -130,9 +133,8 @@ def choose(weights: list[float], keep: list[float], everything: float, losses: T
         `weight` and `keep`, 1 if the best is no gain of ENOUGH_GAIN; the losses.
     """
     table = losses.view(len(weights), len(keep))
-    budgets = table.mean(0)
-    alike = [i for i, loss in enumerate(budgets.tolist()) if loss <= (1 + ALIKE) * budgets.min().item()]
-    w, k = int(table.mean(1).argmin()), max(alike, key=lambda i: keep[i])
+    k = max(_alike(table.mean(0)), key=lambda i: keep[i])
+    w = min(_alike(table[:, k]), key=lambda i: weights[i])
     enough = table[w, k] < (1 - ENOUGH_GAIN) * everything
     tried = [
         {"weight": weights[i], "keep": keep[j], "loss": table[i, j].item()}
@@ -141,6 +143,11 @@ def choose(weights: list[float], keep: list[float], everything: float, losses: T
     ]
     chosen = {"weight": weights[w], "keep": keep[k] if enough else 1.0}
     return chosen | {"loss": table[w, k].item() if enough else everything, "loss_of_everything": everything, "tried": tried}
+
+
+def _alike(losses: Tensor) -> list[int]:
+    """Which are as good as the best."""
+    return [i for i, loss in enumerate(losses.tolist()) if loss <= (1 + ALIKE) * losses.min().item()]
 
 
 def _position(values: Tensor) -> Tensor:

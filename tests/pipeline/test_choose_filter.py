@@ -46,10 +46,10 @@ def test_a_candidate_knows_nothing_of_the_half_that_has_not_asked():
         assert not np.array_equal(kept(found, 0, 1, weight + 0.01, 0.7), kept(other, 0, 1, weight + 0.01, 0.7))
 
 
-def test_the_weight_is_best_over_all_budgets_and_the_budget_over_all_weights():
-    losses = torch.tensor([[0.90, 0.80, 0.90], [0.89, 0.81, 0.88], [1.00, 0.70, 1.10]])  # the best cell is an exception
+def test_the_budget_is_best_over_all_weights_and_the_weight_best_at_it():
+    losses = torch.tensor([[0.90, 0.80, 0.90], [0.70, 0.82, 0.90], [1.10, 0.75, 0.90]])  # the best cell is an exception
     chosen = choose([0.0, 0.5, 1.0], [0.9, 0.8, 0.7], 1.0, losses)
-    assert (chosen["weight"], chosen["keep"], chosen["loss"]) == (0.5, 0.8, pytest.approx(0.81))
+    assert (chosen["weight"], chosen["keep"], chosen["loss"]) == (1.0, 0.8, pytest.approx(0.75))
     assert chosen["loss_of_everything"] == 1.0
     assert [(t["weight"], t["keep"]) for t in chosen["tried"]][3:5] == [(0.5, 0.9), (0.5, 0.8)]
 
@@ -57,6 +57,11 @@ def test_the_weight_is_best_over_all_budgets_and_the_budget_over_all_weights():
 def test_of_budgets_that_are_alike_the_one_that_keeps_most_is_taken():
     chosen = choose([0.0], [0.7, 0.8, 0.9], 1.0, torch.tensor([[0.800, 0.801, 0.803]]))
     assert (chosen["keep"], chosen["loss"]) == (0.8, pytest.approx(0.801))
+
+
+def test_of_weights_that_are_alike_the_one_that_trusts_influence_least_is_taken():
+    chosen = choose([1.0, 0.5, 0.0], [0.8], 1.0, torch.tensor([[0.800], [0.801], [0.803]]))
+    assert (chosen["weight"], chosen["loss"]) == (0.5, pytest.approx(0.801))
 
 
 def test_what_gains_next_to_nothing_drops_nothing():
