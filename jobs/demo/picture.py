@@ -29,16 +29,16 @@ def draw(table: pa.Table, corpus: Pairs, config: Config, target: str, out: Path)
     ]
     picked = [table.sort_by([(column, order), ("uid", "ascending")]).slice(0, PER_ROW).to_pylist() for _, column, order in rows]
     images = _load({(p["shard"], p["index"]) for pairs in picked for p in pairs}, corpus, config)
-    figure, axes = plt.subplots(len(rows), PER_ROW, figsize=(1.55 * PER_ROW, 2.35 * len(rows)), dpi=110)
+    figure, axes = plt.subplots(len(rows), PER_ROW, figsize=(1.4 * PER_ROW, 2 * len(rows)), dpi=110)
     for (title, column, _), pairs, line in zip(rows, picked, axes, strict=True):
         for pair, axis in zip(pairs, line, strict=True):
             image, caption = images[pair["shard"], pair["index"]]
             axis.imshow(image)
             axis.set_xticks([])
             axis.set_yticks([])
-            axis.set_xlabel("\n".join(textwrap.wrap(caption, 20)[:3]) + f"\n{pair[column]:+.2f}", fontsize=8)
+            axis.set_xlabel("\n".join(textwrap.wrap(caption, 16)[:3]) + f"\n{pair[column]:+.2f}", fontsize=8)
         line[0].set_title(f"{title} ({column})", loc="left", fontsize=10, fontweight="bold")
-    figure.tight_layout()
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.95, bottom=0.1, wspace=0.15, hspace=0.6)
     figure.savefig(out, metadata={"Software": None})
     plt.close(figure)
 
