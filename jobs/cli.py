@@ -43,7 +43,7 @@ def demo(
 
 @app.command()
 def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see `ecif config`")]) -> None:
-    """Embed, fit, solve, score. The same command resumes."""
+    """Embed, fit, solve, filter, score. The same command resumes."""
     from pipeline.run import run as run_pipeline
 
     with redirect_stdout(sys.stderr):  # where Ray's remarks on lost processes belong

@@ -36,7 +36,10 @@ def session(workers: int | None) -> Iterator[Resources]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     started = not ray.is_initialized()
     if started:
-        _connect(os.environ.get("RAY_ADDRESS"))
+        if "RAY_ADDRESS" in os.environ:
+            _join(os.environ["RAY_ADDRESS"])
+        else:
+            _start()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # not only its text
@@ -77,20 +80,22 @@ def _resumable(what: object) -> str:
     return f"the run failed: {line} (what is written is whole; the same command resumes)"
 
 
-def _connect(address: str | None) -> None:
-    """Start Ray on this machine, or join the cluster at `address`, which can take Ray minutes to give up on."""
-    if address is None:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks on Ray Data's own actors are no news
-        for attempt in range(STARTS):
-            try:
-                with _quiet():
-                    ray.init("local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-                return
-            except Exception as error:  # noqa: BLE001  (Ray has no kind of its own for a machine too busy, full or small)
-                ray.shutdown()
-                if attempt == STARTS - 1:
-                    raise RunError(_resumable(f"Ray can't be started on this machine: {error}")) from None
-        return
+def _start() -> None:
+    """Start Ray on this machine."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks on Ray Data's own actors are no news
+    for left in reversed(range(STARTS)):
+        try:
+            with _quiet():
+                ray.init("local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            return
+        except Exception as error:  # noqa: BLE001  (Ray has no kind of its own for a machine too busy, full or small)
+            ray.shutdown()
+            if not left:
+                raise RunError(_resumable(f"Ray can't be started on this machine: {error}")) from None
+
+
+def _join(address: str) -> None:
+    """Join the cluster at `address`, which can take Ray minutes to give up on."""
     say(f"joining the Ray cluster at {address}")
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False)

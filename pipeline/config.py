@@ -179,7 +179,7 @@ class Score(_Section):
 
 
 class Filter(_Section):
-    """Which pairs to keep for each target: tried by refits on half of it, judged by the other; `filter: null` leaves it out."""
+    """Which pairs to keep for each target: each half of it asks, both judge the refits; `filter: null` leaves it out."""
 
     weights: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         [0.0, 0.25, 0.5, 0.75, 1.0], min_length=1, description="candidates: of influence; the rest is of misalignment"

@@ -21,7 +21,7 @@ from ecif.misalignment import evidence
 from pipeline import heads as stored
 from pipeline.cluster import Resources
 from pipeline.config import Config, Filter
-from pipeline.fit import Refit, fit_all
+from pipeline.fit import Refit, refit_all
 from pipeline.progress import Stage
 from pipeline.sample import Sample
 from pipeline.solve import Directions
@@ -84,7 +84,7 @@ def choose_filter(
     masks = [kept(directions, t, half, *c) for t in range(len(targets)) for half in range(2) for c in candidates]
     jobs = [Refit(mask, config.seed + seed, new_batches=True) for mask in masks for seed in range(settings.seeds)]
     with Stage("filter", len(jobs)) as progress:
-        fitted = [path[-1] for path in fit_all(start, sample, jobs, config, resources, progress, 1)]
+        fitted = refit_all(start, sample, jobs, config, resources, progress)
         halves = [[torch.cat(half) for half in target.halves(config)] for target in targets]
         per_target = len(jobs) // len(targets)
         facts = {}

@@ -102,7 +102,8 @@ class _Slices:
         self.repeated = [[rows for place in places for rows in place] for places in slices]
         for places in slices:
             rows = np.concatenate([place[0] for place in places])
-            self.slices.append([self._embed(h, rows, rows) for h in self.heads])
+            features = self._features(rows, rows)
+            self.slices.append([embed(h, *features) for h in self.heads])
             self.folds.append(torch.from_numpy(self.sample.fold[rows]))
             self.batches.append(_consecutive([place[0] for place in places]))
 
@@ -137,17 +138,15 @@ class _Slices:
         batches = self.repeated[at]
         rows = np.concatenate(batches)
         mine = self.sample.fold[rows] == fold
-        pairs = self._embed(self.heads[heads], rows, np.where(mine, self.partners[rows], rows) if plant else rows)
+        pairs = embed(self.heads[heads], *self._features(rows, np.where(mine, self.partners[rows], rows) if plant else rows))
         moved = torch.tensor(directions).to(self.device)
         scores = score(self.heads[heads], pairs, _consecutive(batches), moved, self.loss)
         found = torch.cat([scores.pair_loss[None], scores.clip_score[None], scores.positive + scores.negative])
         return rows[mine], found.T.cpu().numpy()[mine]
 
-    def _embed(self, heads: Heads, images: NDArray[np.int64], texts: NDArray[np.int64]) -> Embedded:
-        """Rows of the sample, and whose caption each has."""
-        return embed(
-            heads, as_features(self.sample.images[images], self.device), as_features(self.sample.texts[texts], self.device)
-        )
+    def _features(self, images: NDArray[np.int64], texts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Of rows of the sample, and of the rows whose captions they have."""
+        return as_features(self.sample.images[images], self.device), as_features(self.sample.texts[texts], self.device)
 
 
 def _consecutive(batches: list[NDArray[np.int64]]) -> list[Tensor]:

@@ -98,7 +98,9 @@ def _print(summary: dict[str, Any], out: Path) -> None:
     console = Console(width=120)
     column_of = {"CLIP score": "clip_score", "held-out loss": "held_out_loss", "influence": f"influence_{TARGET}"}
     column_of |= {"misalignment": "misalignment", "chosen filter": f"filter_{TARGET}"}
-    table = Table(title=f"{summary['swapped']} of {summary['pairs']} captions swapped; each rule drops as many pairs")
+    table = Table(
+        title=f"{summary['swapped']} of {summary['pairs']} captions swapped; all rules but the chosen filter drop as many"
+    )
     for heading in ("rule", "AUROC", "precision", "test loss", "R@1", "R@5", "target loss", "of oracle's gain"):
         table.add_column(heading, justify="left" if heading == "rule" else "right")
     for row in summary["rules"]:

@@ -63,6 +63,6 @@ def test_the_filter_fuses_the_ranks_of_misalignment_and_influence(finished):
     assert {(t["weight"], t["keep"]) for t in chosen["tried"]} == {(0.0, 0.8), (1.0, 0.8)}
     score = table["filter_clean"].to_numpy()
     by = table["influence_clean"].to_numpy() if chosen["weight"] else -table["misalignment"].to_numpy()
-    # The sample is the whole corpus here; its misalignment is taken in one batch, a column's is the mean of several.
+    # The sample is the whole corpus here, but its pairs share their batches with others than the columns' do.
     assert np.corrcoef(score.argsort().argsort(), by.argsort().argsort())[0, 1] > 0.99
     assert 0 <= score.min() <= score.max() <= 1
