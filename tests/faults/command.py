@@ -19,7 +19,7 @@ from corpora import SETTINGS
 from pipeline import storage
 
 PATIENCE_S = 300
-
+RECONNECT_S = 90  # a Ray worker that is just starting looks for its lost cluster for 60 s
 
 SMALL = {
     "workers": 1,
@@ -122,6 +122,14 @@ class Command:
                 if int(session) == self.process.pid and state not in "ZX":
                     found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
         return found
+
+    def left_behind(self) -> set[str]:
+        """What of a killed command does not end by itself in the time that Ray gives a lost cluster to come back."""
+        agents = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}  # Ray's own: they only watch, and end later still
+        end = time.monotonic() + RECONNECT_S
+        while (left := set(self.processes().values()) - agents) and time.monotonic() < end:
+            time.sleep(0.1)
+        return left
 
     def kill_worker(self, title: str) -> bool:
         """SIGKILL to one of its Ray processes that calls itself so, as soon as there is one; whether there was."""

@@ -51,9 +51,7 @@ def test_killed_and_resumed_each_time(ecif, configure, place, whole, stages):
         assert len(command.processes()) > 5
         assert command.kill()
     assert finish(ecif, config, run) == whole
-    agents = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}  # Ray's own: they only watch, and end later
-    left = set(command.processes().values()) - agents
-    assert not left, "what a killed command started ends too"
+    assert not command.left_behind(), "what a killed command started ends too"
 
 
 @slow
