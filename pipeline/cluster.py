@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -40,6 +42,8 @@ def session(workers: int | None) -> Iterator[Resources]:
             _join(os.environ["RAY_ADDRESS"])
         else:
             _start()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own prints a native trace and dies at once
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # not only its text
@@ -54,6 +58,8 @@ def session(workers: int | None) -> Iterator[Resources]:
         raise
     except OSError as error:
         raise RunError(_resumable(error)) from None
+    except KeyboardInterrupt:
+        raise RunError(_resumable("it was told to stop")) from None
     finally:
         if started:
             ray.shutdown()

@@ -108,6 +108,10 @@ class Command:
         self.process.join()
         return hit
 
+    def terminate(self) -> None:
+        """What schedulers and `kill` send first."""
+        os.kill(self.process.pid, signal.SIGTERM)
+
     def kill_after(self, seconds: float) -> bool:
         """`kill` when it has been at work for so long."""
         self.process.join(max(0.0, self.started + seconds - time.monotonic()))

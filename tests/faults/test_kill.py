@@ -1,5 +1,6 @@
 """A run that is killed, at any moment and any number of times, ends with the same bytes as one that never was."""
 
+import json
 import random
 import shutil
 import uuid
@@ -52,6 +53,20 @@ def test_killed_and_resumed_each_time(ecif, configure, place, whole, stages):
         assert command.kill()
     assert finish(ecif, config, run) == whole
     assert not command.left_behind(), "what a killed command started ends too"
+
+
+def test_told_to_stop_it_ends_in_order(ecif, configure, tmp_path, pairs):
+    run = tmp_path / "run"
+    command = ecif("run", configure(run, pairs))
+    assert command.wait_until(lambda: storage.listing(f"{run}/{EMBEDDING}", ""))
+    command.terminate()
+    ended = command.wait()
+    assert ended.code == 1
+    assert "told to stop" in ended.last, ended
+    assert not [line for line in ended.lines if "SIGTERM" in line or "Traceback" in line], "one line, no traces"
+    assert not command.left_behind()
+    (lease,) = storage.listing(f"{run}/lease", ".json")
+    assert json.loads(storage.read_bytes(lease.url))["released"], "another machine need not wait for it"
 
 
 @slow
