@@ -5,18 +5,14 @@
 On the demo corpus with 20 % swapped captions: parts of the target's concepts, drawn one by one or those nearest to one.
 """
 
-from importlib.resources import files
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from noisy_demo import EMBEDDED, noisy
 
 from ecif.evaluation import calibrated_loss, spearman
-from jobs.demo import model
-from jobs.demo.plant import plant
 from pipeline.cluster import session
-from pipeline.config import Config, Pairs
+from pipeline.config import Pairs
 from pipeline.embed import embed
 from pipeline.fit import Refit, as_features, fit_heads, refit_all
 from pipeline.inputs import as_dataset, load_inputs
@@ -44,18 +40,9 @@ def part_of(target: Target, name: str, draw: int) -> Target:
 
 
 def test_a_target_that_covers_little_filters_badly(tmp_path):
-    embedded = Path(str(files("jobs.demo") / "corpus"))
-    plant(embedded / "corpus", tmp_path / "corpus", tmp_path / "swapped.json", 0.2, 0)
-    config = Config.model_validate(
-        {
-            "run": str(tmp_path / "run"),
-            "corpus": {"shards": str(tmp_path / "corpus")},
-            "model": {"name": model.build(tmp_path / "model")},
-            "targets": {"fluent": {"shards": str(embedded / "target")}},
-        }
-    )
+    config = noisy(tmp_path)
     loaded, corpus, clean = load_inputs(config)
-    pairs = Pairs(shards=str(embedded / "test"))
+    pairs = Pairs(shards=str(EMBEDDED / "test"))
     held_out = as_dataset(f"{config.run}/test", pairs, find(pairs.shards, "test"), config, loaded)
     with session(None) as resources:
         embed([corpus, held_out, *clean.values()], config.model, config.embed, loaded.preprocess, resources)

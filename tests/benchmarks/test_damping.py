@@ -8,11 +8,11 @@ of the grid, and no curvature at all, are then judged by other ones.
 
 import io
 import tarfile
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
+from noisy_demo import EMBEDDED, noisy
 
 from ecif.curvature import gauss_newton_product
 from ecif.damping import choose_damping
@@ -20,8 +20,6 @@ from ecif.evaluation import linear_datamodeling_score
 from ecif.heads import embed
 from ecif.influence import score
 from ecif.solve import krylov
-from jobs.demo import model
-from jobs.demo.plant import plant
 from pipeline.cluster import session
 from pipeline.config import Config
 from pipeline.embed import embed as embed_shards
@@ -74,17 +72,14 @@ def with_classes(pairs: Path, folder: Path) -> dict[str, str]:
 def demo(tmp_path_factory):
     """Makes the configuration of a run on the noisy demo corpus, which is embedded once."""
     folder = tmp_path_factory.mktemp("damping")
-    embedded = Path(str(files("jobs.demo") / "corpus"))
-    plant(embedded / "corpus", folder / "corpus", folder / "swapped.json", 0.2, 0)
-    name = model.build(folder / "model")
-    classified = with_classes(embedded / "target", folder / "classified")
+    base = noisy(folder)
+    classified = with_classes(EMBEDDED / "target", folder / "classified")
 
     def make(changes) -> Config:
         asked = changes.get("target", {})
         changes = {key: value for key, value in changes.items() if key != "target"}
-        place = classified if asked.get("loss") == "zero_shot" else {"shards": str(embedded / "target")}
-        base = {"run": str(folder / "run"), "corpus": {"shards": str(folder / "corpus")}, "model": {"name": name}}
-        return Config.model_validate(base | changes | {"targets": {"fluent": place | asked}})
+        place = classified if asked.get("loss") == "zero_shot" else {"shards": str(EMBEDDED / "target")}
+        return Config.model_validate(base.model_dump() | changes | {"targets": {"clean": place | asked}})
 
     with session(None) as resources:
         yield make, resources

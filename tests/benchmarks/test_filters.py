@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tarfile
 from collections import defaultdict
-from importlib.resources import files
 from itertools import product
 from pathlib import Path
 
@@ -21,12 +20,11 @@ import numpy as np
 import openclipart
 import pytest
 import torch
+from noisy_demo import EMBEDDED, SWAPPED, noisy
 
 from ecif.evaluation import calibrated_loss
-from jobs.demo import model
-from jobs.demo.plant import plant
 from pipeline.cluster import session
-from pipeline.config import Config, Pairs
+from pipeline.config import Pairs
 from pipeline.embed import embed
 from pipeline.filter import kept
 from pipeline.fit import Refit, as_features, refit_all
@@ -40,28 +38,21 @@ from pipeline.solve import read_directions
 from pipeline.targets import read_targets, target_loss
 
 pytestmark = pytest.mark.benchmark
-EMBEDDED = Path(str(files("jobs.demo") / "corpus"))
 FIXED = ("CLIP score", "held-out loss", "influence", "misalignment")
 
 
 def judged(folder: Path, corpus: Path, target: Path, test: Path, noise: float, seed: int) -> dict:
     """The judge's verdict on a run of a corpus with planted swaps, and what the run itself said of them."""
-    plant(corpus, folder / "corpus", folder / "swapped.json", noise, seed)
-    swapped = set(json.loads((folder / "swapped.json").read_text()))
-    config = {
-        "run": str(folder / "run"),
-        "corpus": {"shards": str(folder / "corpus")},
-        "model": {"name": model.build(folder / "model")},
-        "targets": {"clean": {"shards": str(target)}},
-    }
-    run(Config.model_validate(config))
-    verdict = judge(config["run"], Pairs(shards=str(test)), swapped)
-    table = read_scores(config["run"], ["uid", "misalignment"])
+    config = noisy(folder, noise, seed, corpus, target)
+    swapped = set(json.loads((folder / SWAPPED).read_text()))
+    run(config)
+    verdict = judge(config.run, Pairs(shards=str(test)), swapped)
+    table = read_scores(config.run, ["uid", "misalignment"])
     probability = table["misalignment"].to_numpy()
     bad = np.isin(table["uid"].to_pylist(), list(swapped))
     bins = np.minimum((10 * probability).astype(int), 9)
     gaps = [(bins == b).mean() * abs(probability[bins == b].mean() - bad[bins == b].mean()) for b in np.unique(bins)]
-    chosen = load_run(config["run"])["targets"]["clean"]["filter"]
+    chosen = load_run(config.run)["targets"]["clean"]["filter"]
     return verdict | {"expected": probability.mean(), "calibration_error": sum(gaps), "chosen": chosen}
 
 
@@ -145,15 +136,7 @@ def test_on_clip_art_the_chosen_filter_comes_near_the_best_fixed_one(tmp_path, s
 @pytest.mark.parametrize("noise", [0.0, 0.2, 0.4])
 def test_who_judges_a_filter_right(tmp_path, noise):
     """Prints how each judge's verdicts on the candidates go with what they really gain on the test, for the whole target's."""
-    plant(EMBEDDED / "corpus", tmp_path / "corpus", tmp_path / "swapped.json", noise, 0)
-    config = Config.model_validate(
-        {
-            "run": str(tmp_path / "run"),
-            "corpus": {"shards": str(tmp_path / "corpus")},
-            "model": {"name": model.build(tmp_path / "model")},
-            "targets": {"clean": {"shards": str(EMBEDDED / "target")}},
-        }
-    )
+    config = noisy(tmp_path, noise)
     run(config)
     loaded, corpus, clean = load_inputs(config)
     test = Pairs(shards=str(EMBEDDED / "test"))

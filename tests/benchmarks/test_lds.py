@@ -6,7 +6,6 @@ Single-model influence on the demo corpus (20 % swapped captions), target: eight
 """
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from noisy_demo import SWAPPED, noisy
 
 from ecif.curvature import gauss_newton_product, loss_gradient
 from ecif.evaluation import auroc, linear_datamodeling_score
@@ -22,11 +22,8 @@ from ecif.influence import score
 from ecif.projection import pca_projection, random_projection
 from ecif.sketch import damped, gauss_newton, pair_gradients, project_batch, sampled_gauss_newton
 from ecif.solve import krylov
-from jobs.demo import model
-from jobs.demo.plant import plant
 from pipeline import storage, tables
 from pipeline.cluster import session
-from pipeline.config import Config
 from pipeline.fit import Refit, as_features, read_heads, refit_all
 from pipeline.index import largest_eigenvalue
 from pipeline.inputs import load_inputs
@@ -49,18 +46,7 @@ CPU = torch.device("cpu")
 def truth(tmp_path_factory):
     """A finished demo run, its sample and 80 refits without 30 % of it."""
     folder = tmp_path_factory.mktemp("lds")
-    embedded = Path(str(files("jobs.demo") / "corpus"))
-    plant(embedded / "corpus", folder / "corpus", folder / "swapped.json", 0.2, 0)
-    assert len(json.loads((folder / "swapped.json").read_text())) > 400
-    config = Config.model_validate(
-        {
-            "run": str(folder / "run"),
-            "corpus": {"shards": str(folder / "corpus")},
-            "model": {"name": model.build(folder / "model")},
-            "targets": {"fluent": {"shards": str(embedded / "target")}},
-            "index": {},
-        }
-    )
+    config = noisy(folder, index={})
     run(config)
     loaded, corpus, clean = load_inputs(config)
     sample, (target,) = draw(corpus, config), read_targets(clean, config)
@@ -99,7 +85,7 @@ def test_leaving_single_pairs_out(truth):
     change = losses[1:] - losses[0]
     print(f"\n{LEFT_OUT} pairs left out, one at a time; leverage at most {column(second, 'leverage', config)[pairs].max():.2f}")
     for name, table in (("first order", first), ("second order", second)):
-        predicted = column(table, "influence_fluent", config)[pairs].astype(float)
+        predicted = column(table, "influence_clean", config)[pairs].astype(float)
         pearson, slope = np.corrcoef(predicted, change)[0, 1], predicted @ change / (change @ change)
         print(f"  {name:14s} Pearson {pearson:.3f}, slope {slope:.2f}")
         assert pearson > 0.7
@@ -108,7 +94,7 @@ def test_leaving_single_pairs_out(truth):
 def test_self_influence_finds_swapped_captions(truth):
     """Prints how well it does, unasked, beside what is computed for every pair."""
     config, *_ = truth
-    swapped = json.loads(Path(config.run).with_name("swapped.json").read_text())
+    swapped = json.loads(Path(config.run).with_name(SWAPPED).read_text())
     own = [tables.read_table(item.url) for item in storage.listing(OpenIndex(config.run).self_influence, ".parquet")]
     scores = read_scores(config.run)
     found = {name: (scores["uid"], scores[name]) for name in ("clip_score", "held_out_loss", "misalignment")}
