@@ -3,12 +3,10 @@
 make bench
 """
 
-import statistics
-import time
-
 import open_clip
 import pytest
 import torch
+from timing import seconds
 
 from ecif.heads import Heads, embed, standardised
 from ecif.influence import score
@@ -16,31 +14,13 @@ from ecif.projection import random_projection
 from ecif.second_order import correction
 from ecif.sketch import damped, gauss_newton, pair_gradients, project_batch, sampled_gauss_newton
 
-pytestmark = pytest.mark.benchmark
+pytestmark = [pytest.mark.benchmark, pytest.mark.usefixtures("one_thread")]
 D_IMAGE, D_TEXT, WIDTH = 768, 512, 512  # ViT-B/32
 RANK = (32, 32)
 
 
-def seconds(work, repeats=3):
-    """Median wall time of some work after a warm-up."""
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def forward_pass():
+def forward_pass(one_thread):
     """Seconds a pair of ViT-B/32's two towers. Its weights do not matter for the time."""
     model = open_clip.create_model("ViT-B-32").eval()
     images, tokens = torch.randn(8, 3, 224, 224), open_clip.get_tokenizer("ViT-B-32")(["a photo"] * 8)

@@ -3,17 +3,15 @@
 make bench
 """
 
-import statistics
-import time
-
 import open_clip
 import pytest
 import torch
 from open_clip.model import CLIP
+from timing import seconds
 
 from ecif.forward_mode import choose, clip_logits, flatten, gauss_newton_product, loss_gradient, scores
 
-pytestmark = pytest.mark.benchmark
+pytestmark = [pytest.mark.benchmark, pytest.mark.usefixtures("one_thread")]
 CHUNK = 32  # as the pipeline has it
 VISION = {"image_size": 32, "layers": 4, "width": 128, "patch_size": 8, "head_width": 32}
 TEXT = {"context_length": 16, "vocab_size": 4000, "width": 128, "heads": 4, "layers": 4}
@@ -22,24 +20,6 @@ CHOICES = {
     "last blocks": ["visual.transformer.resblocks.3.*", "transformer.resblocks.3.*"],
     "projections": ["visual.proj", "text_projection"],
 }
-
-
-def seconds(work, repeats=2):
-    """Mean processor time of some work after a warm-up: wall time would count what else the machine does."""
-    times = []
-    for _ in range(repeats + 1):
-        started = time.process_time()
-        work()
-        times.append(time.process_time() - started)
-    return statistics.mean(times[1:])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("pairs", [32, 128, 256])
