@@ -1,4 +1,4 @@
-"""What a target that asks about a part of the corpus's concepts is worth as a filter, and what its coverage says about that.
+"""What a target is worth as a filter: when it asks about a part of the corpus's concepts, and by the kind of its loss.
 
     pytest tests/benchmarks/test_coverage.py -m benchmark -s
 
@@ -26,6 +26,7 @@ DRAWS = 2
 SEEDS = 2
 DROPPED = 0.2
 PARTS = {"all": 1, "1/2 drawn": 2, "1/2 nearest": 2, "1/4 drawn": 4, "1/4 nearest": 4, "1/8 drawn": 8, "1/8 nearest": 8}
+KINDS = {"calibrated": {"calibrated": True}, "retrieval margin": {"loss": "retrieval_margin"}}
 
 
 def part_of(target: Target, name: str, draw: int) -> Target:
@@ -50,7 +51,8 @@ def test_a_target_that_covers_little_filters_badly(tmp_path):
         fitted = fit_heads(f"{config.run}/heads.safetensors", loaded.heads, sample, config, resources)
         test = read_all(held_out)
         parts = [part_of(target, name, i) for name in PARTS for i in range(DRAWS)]
-        asked = [*parts, target._replace(name="test", images=test[0], texts=test[1])]
+        kinds = [target._replace(name=kind, settings=target.settings.model_copy(update=KINDS[kind])) for kind in KINDS]
+        asked = [*parts, *kinds, target._replace(name="test", images=test[0], texts=test[1])]
         found = solve(f"{config.run}/directions.safetensors", loaded.heads, fitted, sample, asked, config, resources)
         influence = found.sample.influence.sum(1)
         kept = influence > influence.quantile(DROPPED, dim=1, keepdim=True)
@@ -68,5 +70,7 @@ def test_a_target_that_covers_little_filters_badly(tmp_path):
         alike = np.mean([spearman(influence[r], influence[-1]) for r in rows])
         print(f"  {name:12s} coverage {covered:.2f}  gain {gains[name]:5.2f}", end="")
         print(f"  rank correlation with influence on the test {alike:.2f}", flush=True)
+    for i, kind in enumerate(KINDS, 1 + len(parts)):
+        print(f"  all, {kind:16s}     gain {(losses[0] - losses[i]).item():5.2f}")
     assert gains["all"] > gains["1/8 drawn"]
     assert gains["all"] > gains["1/8 nearest"]
