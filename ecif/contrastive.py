@@ -4,7 +4,7 @@ S [B, B] holds the logits, row = text, column = image; P is its softmax over row
 
     L = sum_i [LSE_j S_ij - S_ii] + sum_j [LSE_i S_ij - S_jj]        (open_clip's ClipLoss is L / 2B)
 
-Deleting pair n deletes row n and column n of S, and exactly (DESIGN of ECIF, arXiv 2411.11667, section 3):
+Deleting pair n deletes row n and column n of S, and exactly (docs/method.md; ECIF, arXiv 2411.11667):
 
     L(B) - L(B without n) = Pos_n + Neg_n
     Pos_n = LSE_j S_nj + LSE_i S_in - 2 S_nn                          as a positive

@@ -38,7 +38,7 @@ def linear_datamodeling_score(influence: Tensor, removed: Tensor, losses: Tensor
 
 
 def auroc(badness: Tensor, bad: Tensor) -> float:
-    """Probability that a bad pair is ranked worse than a good one; badness [N], bad [N] bool."""
+    """Probability that a bad pair is ranked worse than a good one; badness [N], bad [N] bool; NaN where all are bad or none."""
     order = badness.double().sort()
     _, inverse, counts = order.values.unique_consecutive(return_inverse=True, return_counts=True)
     average_rank = (counts.cumsum(0) - (counts - 1) / 2.0)[inverse]
@@ -48,17 +48,32 @@ def auroc(badness: Tensor, bad: Tensor) -> float:
 
 
 def precision_at(badness: Tensor, bad: Tensor, k: int) -> float:
-    """Share of really bad pairs among the k that are ranked worst."""
+    """Share of really bad pairs among the k that are ranked worst; badness [N], bad [N] bool."""
     return bad[badness.argsort(descending=True, stable=True)[:k]].double().mean().item()
 
 
 def target_losses(heads: Heads, images: Tensor, texts: Tensor, groups: list[Tensor], loss: Loss = CLIP) -> Tensor:
-    """[G] summed loss of each group of target pairs."""
+    """[G] loss of each group of target pairs, in its units (nats; sum convention), a group a batch.
+
+    Args:
+        heads: the heads.
+        images: features [N, d_x].
+        texts: features [N, d_t].
+        groups: rows of each, int64.
+        loss: of a batch.
+    """
     return torch.stack([loss.batch_loss(logits(heads, embed(heads, images[g], texts[g]))) for g in groups])
 
 
 def retrieval_recall(heads: Heads, images: Tensor, texts: Tensor, k: int) -> float:
-    """R@k: how often the partner is among the k nearest, mean of text-to-image and image-to-text. Ties count against."""
+    """R@k, 0 to 1: how often the partner is among the k nearest, mean of text-to-image and image-to-text. Ties count against.
+
+    Args:
+        heads: the heads.
+        images: features [N, d_x], pair n with
+        texts: features [N, d_t].
+        k: how many of the N candidates are looked at.
+    """
     similarity = logits(heads, embed(heads, images, texts))
     own = similarity.diagonal()
     text_to_image = (similarity >= own[:, None]).sum(1) <= k
@@ -69,7 +84,8 @@ def retrieval_recall(heads: Heads, images: Tensor, texts: Tensor, k: int) -> flo
 def calibrated_loss(
     heads: Heads, images: Tensor, texts: Tensor, scales: tuple[float, ...] = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0)
 ) -> float:
-    """CLIP's loss per pair (open_clip's convention, one batch of all pairs) at the best of a few temperatures.
+    """CLIP's loss per pair of images [N, d_x] and texts [N, d_t] (nats, open_clip's convention, one batch of all) at the best
+    of a few temperatures.
 
     A measure of ranking, the same whatever loss the heads were trained with.
 

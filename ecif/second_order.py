@@ -33,7 +33,7 @@ A projection sees only a share of each step. Where first-order influence is know
 difference between second and first order within the projection. In the convex test that improved on the exact first order at
 every size of the projection, where the second order of a small projection alone was far below it.
 
-Source: DESIGN.md section 3, "Second order". First order: Koh and Liang, arXiv 1703.04730.
+See docs/method.md, "Second order". First order: Koh and Liang, arXiv 1703.04730.
 """
 
 from collections.abc import Callable

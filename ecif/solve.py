@@ -21,7 +21,7 @@ class KrylovSpaces(NamedTuple):
     norm: Tensor  # [n] |g|, float64
 
     def solve(self, damping: Tensor) -> tuple[Tensor, Tensor]:
-        """q [n, P] of each system with its own damping [n] (> 0), and the relative residuals [n] that are left."""
+        """q [n, P] of each system, and the relative residuals [n] that are left; damping [n] (> 0) in the units of H."""
         steps = self.diagonal.shape[1]
         inner = self.off_diagonal[:, : steps - 1]
         t = torch.diag_embed(self.diagonal + damping.to(self.diagonal)[:, None])

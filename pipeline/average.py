@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline import storage, tables
+from pipeline import sidecar, storage, tables
 from pipeline.dataset import Dataset
 from pipeline.errors import RunError
 from pipeline.pool import as_tasks, written_shards
@@ -51,10 +51,13 @@ def _average(row: dict[str, Any]) -> dict[str, Any]:
     identity = [table.select(IDENTITY) for table in each]
     if not there or any(not identity[0].equals(other) for other in identity):
         return {"shard": row["shard"], "same": False}
-    names = [name for name in each[0].column_names if name not in IDENTITY]
+    carried = [name for name in each[0].column_names if name.startswith(sidecar.PREFIX)]
+    names = [name for name in each[0].column_names if name not in (*IDENTITY, *carried)]
     means: dict[str, Any] = {
         name: np.mean([t[name].to_numpy() for t in each], axis=0, dtype=np.float64).astype(np.float32) for name in names
     }
     table = tables.scores_table({name: identity[0][name].to_pylist() for name in IDENTITY}, means)
+    for name in carried:
+        table = table.append_column(name, each[0][name])
     storage.write_bytes(storage.join(row["folder"], f"{row['shard']}.parquet"), tables.parquet_bytes(table))
     return {"shard": row["shard"], "same": True}

@@ -120,7 +120,10 @@ class Embed(_Section):
     max_pixels: PositiveInt = Field(50_000_000, description="an image with more pixels is quarantined before it is decoded")
     max_member_bytes: PositiveInt = Field(50_000_000, description="a larger image, caption or JSON is quarantined unread")
     max_bad_fraction: float = Field(
-        0.2, ge=0, le=1, description="the run ends if a larger share of the pairs can't be used; judged from 10000 pairs on"
+        0.2,
+        ge=0,
+        le=1,
+        description="the run ends if a larger share of the pairs can't be used; judged from 10000 pairs on, and at the end",
     )
     max_bad_fraction_of_shard: float = Field(1.0, ge=0, le=1, description="the same, of each shard by itself")
 
@@ -182,7 +185,9 @@ class Filter(_Section):
     """Which pairs to keep for each target: each half of it asks, both judge the refits; `filter: null` leaves it out."""
 
     weights: list[Annotated[float, Field(ge=0, le=1)]] = Field(
-        [0.0, 0.25, 0.5, 0.75, 1.0], min_length=1, description="candidates: of influence; the rest is of misalignment"
+        [0.0, 0.25, 0.5, 0.75, 1.0],
+        min_length=1,
+        description="candidates for the weight of influence; misalignment has the rest",
     )
     keep: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         [0.95, 0.9, 0.8, 0.7, 0.6, 0.5], min_length=1, description="candidates: share of the pairs that stay"

@@ -24,7 +24,7 @@ def load_model(model: Model) -> towers.Towers:
         UserError: it is unknown, or its weights can't be had.
     """
     if model.checkpoints:
-        raise UserError("model.checkpoints: only `ecif run`, `select` and `export` know several; use a run with one checkpoint")
+        raise UserError("model.checkpoints: `ecif plan` and judging know one only: use a run with one checkpoint")
     if model.checkpoint is not None and not os.path.isfile(model.checkpoint):
         raise UserError(f"model.checkpoint: no file {model.checkpoint}")
     try:
@@ -34,7 +34,7 @@ def load_model(model: Model) -> towers.Towers:
         raise UserError(f"model {model.name!r} can't be loaded: {first[:300]}") from None
 
 
-FORMAT = 2  # raise it with every change of what is computed: objects of another format are never taken for this one's
+FORMAT = 3  # raise it with every change of what is computed: objects of another format are never taken for this one's
 
 
 class Inputs(NamedTuple):
