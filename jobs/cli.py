@@ -157,6 +157,8 @@ def read_config(path: Path) -> Config:
         text = path.read_text()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
     try:
         return Config.model_validate(yaml.safe_load(text) or {})
     except yaml.YAMLError as error:
@@ -177,8 +179,8 @@ def main() -> None:
     except UserError as error:
         say(f"ecif: {error}")
         sys.exit(2)
-    except RunError as error:
-        say(f"ecif: {error}")
+    except (RunError, OSError) as error:  # of a store that does not answer, or refuses
+        say(f"ecif: {' '.join(str(error).split())}")
         sys.exit(1)
     except RayError as error:
         say(str(error).strip())  # a fault of the program: where it was helps to mend it

@@ -37,20 +37,20 @@ def session(workers: int | None) -> Iterator[Resources]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     started = not ray.is_initialized()
-    if started:
-        if "RAY_ADDRESS" in os.environ:
-            _join(os.environ["RAY_ADDRESS"])
-        else:
-            _start()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own prints a native trace and dies at once
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.raise_original_map_exception = True  # not only its text
-    context.target_max_block_size = 1 << 20  # a block is one shard part: parts spread over the actors one by one
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised, it need not be logged twice as well
-    device()  # the driver, too, sums in one thread
     try:
+        if started:
+            try:
+                _join(os.environ["RAY_ADDRESS"]) if "RAY_ADDRESS" in os.environ else _start()
+            except SystemExit:  # what Ray makes of SIGTERM meanwhile
+                raise KeyboardInterrupt from None
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own prints a native trace and dies at once
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.raise_original_map_exception = True  # not only its text
+        context.target_max_block_size = 1 << 20  # a block is one shard part: parts spread over the actors one by one
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised, it need not be logged twice as well
+        device()  # the driver, too, sums in one thread
         yield _resources(workers)
     except RayError as error:
         if line := _blameless(error):

@@ -59,9 +59,12 @@ class Dataset:
         return self.sidecars.found[shard] if self.sidecars and self.sidecars.uids else None
 
     def content(self) -> list[str]:
-        """What the features are a function of: how they were made, and every shard's bytes."""
+        """What the features are a function of: how they were made, every shard's bytes, and which pairs could not be used.
+
+        The last is no function of the bytes where a device failed: `non_finite_features`.
+        """
         done = self.accounting()
-        digests = {name: [a.sha256, *(a.sidecar or [])[1:]] for name, a in done.items()}
+        digests = {name: [a.sha256, *(a.sidecar or [])[1:], a.unusable] for name, a in done.items()}
         return [self.fingerprint, *(" ".join([name, *digests[name]]) for name in sorted(done))]
 
     def accounting(self) -> dict[str, Accounting]:

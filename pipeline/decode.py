@@ -64,7 +64,7 @@ def decode(batches: list[Members], caption: str, config: Config, preprocess: dic
 def _decode(shard: Shard, batches: list[Members], caption: str, config: Config, resize: Any) -> Iterator[Decoded]:
     """The batches of one shard; the next one is decoded while the caller works on this one."""
     wanted = {i for batch in batches for i in batch.position.tolist()}
-    with storage.local_copy(shard.source) as file, ThreadPoolExecutor(DECODERS) as pool:
+    with storage.local_copy(shard.source, storage.ATTEMPTS) as file, ThreadPoolExecutor(DECODERS) as pool:
         members = {group.index: group for group in groups(file, Contents()) if group.index in wanted}
 
         def read(index: int, uid: str) -> Pair:

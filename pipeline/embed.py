@@ -1,5 +1,6 @@
 """Stage `embed`: shards in, features out. The only stage that touches images: decode once, ask many questions."""
 
+import hashlib
 import json
 import time
 from dataclasses import asdict
@@ -97,6 +98,9 @@ def _finish(dataset: Dataset, accounting: dict[str, Any], parts: list[dict[str, 
     accounting["embedded"] = sum(part["embedded"] for part in parts)
     for _, row in rows:
         accounting["quarantined"][row.reason] = accounting["quarantined"].get(row.reason, 0) + 1
+    if rows:
+        listed = json.dumps([[row.index, row.reason] for _, row in rows])
+        accounting["unusable"] = hashlib.sha256(listed.encode()).hexdigest()
     done = Accounting(**accounting)
     if done.pairs != done.embedded + len(rows):
         raise RunError(f"{done.shard}: {done.pairs} pairs, {done.embedded} embedded, {len(rows)} quarantined")
@@ -107,6 +111,9 @@ def _finish(dataset: Dataset, accounting: dict[str, Any], parts: list[dict[str, 
     url = dataset.quarantine_url(done.shard)
     if rows or storage.exists(url):  # a shard that was mended has an empty table
         storage.write_bytes(url, tables.parquet_bytes(tables.quarantine_table(done.shard, rows)))
+    for part in dataset.parts(done.shard):  # a shard that was replaced before it was done may have had more
+        if part.rpartition("/")[2] not in {tables.part_name(i) for i in range(done.parts)}:
+            storage.delete(part)
     storage.write_bytes(dataset.accounting_url(done.shard), tables.json_bytes(accounting))
     return done
 

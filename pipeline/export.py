@@ -102,7 +102,7 @@ def _copy(row: dict[str, Any]) -> dict[str, Any]:
     kept: dict[int, int] = dict(json.loads(row["kept"]))
     pairs = 0
     with (
-        storage.local_copy(storage.Object(row["url"], row["size"], row["etag"])) as file,
+        storage.local_copy(storage.Object(row["url"], row["size"], row["etag"]), storage.ATTEMPTS) as file,
         tempfile.TemporaryDirectory() as scratch,
     ):
         local = os.path.join(scratch, "shard.tar")

@@ -17,9 +17,6 @@ from pipeline.samples import Pair, Quarantined, read_pair
 from pipeline.tables import Accounting
 from pipeline.tar import Contents, groups
 
-ATTEMPTS = 4
-PAUSE_S = 1.0  # before the second attempt; twice as long before each further one
-
 
 class ReadParts:
     """One shard in, its decoded parts out, a fixed number of consecutive keys each; the last one carries the accounting."""
@@ -38,7 +35,7 @@ class ReadParts:
         """
         torch.set_num_threads(1)
         given = 0
-        for attempt in range(ATTEMPTS):
+        for attempt in range(storage.ATTEMPTS):
             try:
                 for part in islice(self._parts(row), given, None):
                     yield part
@@ -46,9 +43,9 @@ class ReadParts:
                 return
             except OSError as error:
                 failed = f"{row['shard']}: can't be read: {type(error).__name__}: {' '.join(str(error).split())}"
-            if attempt + 1 < ATTEMPTS:
-                time.sleep(PAUSE_S * 2**attempt)
-        raise RunError(f"{failed} ({ATTEMPTS} attempts; the same command takes up what is not done)")
+            if attempt + 1 < storage.ATTEMPTS:
+                time.sleep(storage.PAUSE_S * 2**attempt)
+        raise RunError(f"{failed} ({storage.ATTEMPTS} attempts; the same command takes up what is not done)")
 
     def _parts(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         source = storage.Object(row["url"], row["size"], row["etag"])

@@ -1,6 +1,5 @@
 """Take up what failed for a reason that can pass; what is wrong with a pair's own bytes is not tried again."""
 
-from pipeline import storage
 from pipeline.plan import read_plan
 from pipeline.progress import say
 from pipeline.run import Outcome, run
@@ -29,6 +28,4 @@ def retry(folder: str) -> Outcome | None:
     if not again and not left:
         return None
     say(f"{len(again)} shards are read anew, {left} were not done or have changed")
-    for url in again:
-        storage.delete(url)
-    return run(plan.config)
+    return run(plan.config, again)

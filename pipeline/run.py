@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -57,8 +58,12 @@ class _Columns(NamedTuple):
     seconds_a_pair: dict[str, float | None]
 
 
-def run(config: Config) -> Outcome:
+def run(config: Config, again: Sequence[str] = ()) -> Outcome:
     """Embed, fit, solve, filter, score, once for each checkpoint; on request, index and forward mode. The same call resumes.
+
+    Args:
+        config: of the run.
+        again: accounting objects to forget as soon as the folder is held, so that their shards are read anew.
 
     Raises:
         UserError: a corpus, model or target that can't be had, or another run in the folder, before anything starts.
@@ -70,6 +75,8 @@ def run(config: Config) -> Outcome:
         check(one)
     with hold(config.run), session(config.workers) as resources:
         plan = start_plan(config, inputs)
+        for url in again:
+            storage.delete(url)
         done = [_columns(plan, i, *one, resources) for i, one in enumerate(zip(each, inputs, strict=True))]
         columns = done[0] if len(done) == 1 else _mean(config, done)
         facts = {"config": config.model_dump(), "version": __version__, "targets": columns.targets, **columns.ids}

@@ -1,6 +1,7 @@
 """Which shards a corpus has, and how their pairs fall into batches and folds."""
 
 import hashlib
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,8 @@ def find(shards: str | list[str], what: str = "corpus.shards") -> list[Shard]:
             found |= {item.url: item for item in items}
     if not found:
         raise UserError(f"{what}: no .tar shards at {shards}")
+    if len({url.partition("://")[0] if "://" in url else "" for url in found}) > 1:
+        raise UserError(f"{what}: shards on one kind of storage, please; there are {min(found)} and {max(found)}")
     folders = [folder.split("/") for folder in sorted({url.rpartition("/")[0] for url in found})]
     common = next((i for i, parts in enumerate(zip(*folders, strict=False)) if len(set(parts)) > 1), min(map(len, folders)))
     names = {url: "/".join(url.split("/")[common:]).removesuffix(".tar") for url in found}
@@ -50,6 +53,9 @@ def _objects(url: str, what: str) -> list[storage.Object]:
     try:
         if any(c in url for c in "*?["):
             return [item for item in storage.glob(url) if item.url.endswith(".tar")]
+        if url.endswith(".tar"):  # before anything is listed: a bucket may allow to read what it does not allow to list
+            with suppress(FileNotFoundError):
+                return [storage.describe(url)]
         if storage.is_folder(url):
             return storage.listing(url, ".tar")
         return [storage.describe(url)]

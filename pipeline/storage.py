@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 from fsspec.core import url_to_fs
 
 BUFFER = 1 << 17  # bytes read at once: headers of small members come many to a read
+ATTEMPTS = 4  # to read an object
+PAUSE_S = 1.0  # before the second attempt; twice as long before each further one
 THREADS = 16
 AT_ONCE = 64 * THREADS  # items that threads have taken up: memory does not grow with the number of items
 Item = TypeVar("Item")
@@ -97,12 +100,18 @@ def put_bytes(url: str, data: bytes, new: bool = False) -> None:
         fs.pipe_file(path, data)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    with _whole(path) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _whole(path: str) -> Iterator[str]:
+    """A name beside a local file's to write to, which becomes the file's if that succeeds."""
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
         if os.path.exists(temporary):
@@ -125,19 +134,24 @@ def upload(local: str, url: str) -> None:
         fs, path = filesystem(url)
         if _is_local(fs):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-            shutil.move(local, temporary)
-            os.replace(temporary, path)
+            with _whole(path) as temporary:
+                shutil.move(local, temporary)
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
         else:
             fs.put_file(local, path)
             os.unlink(local)
 
 
 @contextmanager
-def local_copy(source: Object) -> Iterator[BinaryIO]:
+def local_copy(source: Object, attempts: int = 1) -> Iterator[BinaryIO]:
     """The object as a seekable local file: all of it, and as it was when it was listed.
 
     A local file is read where it is; `expect_unchanged` afterwards says whether it stayed what it was.
+
+    Args:
+        source: as it was listed.
+        attempts: to fetch it from another store, with pauses between them.
 
     Raises:
         OSError: it can't be had, has changed since it was listed, or (also while it is read) ends before its size.
@@ -146,13 +160,24 @@ def local_copy(source: Object) -> Iterator[BinaryIO]:
     with tempfile.TemporaryDirectory(prefix="ecif-") as scratch:
         if not _is_local(fs):
             remote, path = path, os.path.join(scratch, "object")
-            with _at(source.url):
-                fs.get_file(remote, path)
-            if os.path.getsize(path) != source.size:
-                raise OSError(f"{source.url}: read {os.path.getsize(path)} bytes of {source.size}")
+            for left in reversed(range(attempts)):
+                try:
+                    _fetch(fs, remote, path, source)
+                    break
+                except OSError:
+                    if not left:
+                        raise
+                    time.sleep(PAUSE_S * 2 ** (attempts - 1 - left))
         expect_unchanged(source)
         with io.BufferedReader(_Whole(path, source.size), BUFFER) as file:
             yield file  # type: ignore[misc]  # typeshed: no BinaryIO, because its write is another
+
+
+def _fetch(fs: Any, remote: str, path: str, source: Object) -> None:
+    with _at(source.url):
+        fs.get_file(remote, path)
+    if os.path.getsize(path) != source.size:
+        raise OSError(f"{source.url}: read {os.path.getsize(path)} bytes of {source.size}")
 
 
 def expect_unchanged(source: Object) -> None:
@@ -208,7 +233,8 @@ def _at(url: str) -> Iterator[None]:
     except (FileNotFoundError, FileExistsError, TypeError):  # which callers tell apart
         raise
     except Exception as error:
-        raise OSError(f"{url}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        kind = PermissionError if isinstance(error, PermissionError) else OSError
+        raise kind(f"{url}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
 
 
 def listing(url: str, suffix: str) -> list[Object]:

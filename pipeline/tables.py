@@ -56,6 +56,7 @@ class Accounting(NamedTuple):
     broken: str | None  # why the tar ended before its end
     successes: int | None = None  # pairs by the shard's _stats.json, where there is one
     sidecar: list[str] | None = None  # etag and sha256 of the sidecar that the uids are from
+    unusable: str = ""  # sha256 of the indices and reasons of its quarantined pairs, where there are any
 
     @property
     def lost(self) -> int:

@@ -1,12 +1,14 @@
 """Read a tar strictly: every member is accounted for, and an end that is no end is an error, never a short corpus."""
 
+import os
 import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 BLOCK = 512
+MAX_HEADER = 16 << 20  # bytes of an extension header: a long name, the records of a PAX header
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by first bytes
 MEMBER_NAME = re.compile(r"^((?:.*/|)[^./]+)\.([^/]*)$")  # the key is the path up to the first dot of the file name
 
@@ -74,16 +76,23 @@ def read_member(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
 
 def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
     """Headers in order. tarfile ends silently at a damaged header: the end is therefore checked here."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     try:
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:  # not the locale's: keys are identities
+        headers: Any = _Headers(file)
+        with tarfile.open(fileobj=headers, mode="r:", encoding="utf-8") as tar:  # not the locale's: keys are identities
             while (member := tar.next()) is not None:
                 if member.size < 0:  # tarfile would go back by it, round and round
                     contents.broken = "a member of negative size"
                     return
                 tar.members.clear()  # type: ignore[attr-defined]  # or a shard of many members stays in memory
+                after = tar.offset
                 yield member
+                if after > size:  # where no file system can seek to
+                    contents.broken = "unexpected end of data"
+                    return
             end = tar.offset
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, IndexError, RecursionError) as error:
         contents.broken = _compression(file) or str(error) or type(error).__name__
         return
     file.seek(end)
@@ -94,6 +103,18 @@ def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
         if any(rest):
             contents.broken = "the tar goes on after its end"
             return
+
+
+class _Headers:
+    """What tarfile sees of a file: it reads headers from it, and none of them is large."""
+
+    def __init__(self, file: BinaryIO):
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_HEADER:
+            raise tarfile.ReadError(f"an extension header of {size} bytes")
+        return self._read(size)
 
 
 def _compression(file: BinaryIO) -> str | None:

@@ -19,6 +19,7 @@ from pipeline.dataset import Dataset, in_folder
 from pipeline.errors import UserError
 from pipeline.plan import read_plan
 from pipeline.run import load_run
+from pipeline.samples import REASONS
 from pipeline.shards import Shard
 from pipeline.tables import Accounting
 
@@ -145,6 +146,8 @@ class _Check:
         rows = dict(Counter(table["reason"].to_pylist()))
         if rows != done.quarantined:
             found.append(Violation(url, f"has rows {_counts(rows)}, the accounting says {_counts(done.quarantined)}"))
+        if unknown := rows.keys() - set(REASONS):
+            found.append(Violation(url, f"has reasons that there are not: {', '.join(sorted(unknown))}"))
         if set(table["shard"].to_pylist()) - {done.shard}:
             found.append(Violation(url, "has rows of another shard"))
         return table["index"].to_numpy()

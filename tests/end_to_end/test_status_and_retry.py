@@ -9,7 +9,8 @@ import pytest
 
 from jobs.cli import main
 from pipeline.config import Config
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UserError
+from pipeline.lease import hold
 from pipeline.retry import retry
 from pipeline.run import load_run, run
 from pipeline.status import duration, status
@@ -91,6 +92,13 @@ def test_a_permanent_reason_is_not_tried_again(given_up):
     before = {path: path.stat().st_mtime_ns for path in given_up.rglob("*")}
     assert retry(str(given_up)) is None
     assert {path: path.stat().st_mtime_ns for path in given_up.rglob("*")} == before
+
+
+def test_a_retry_forgets_nothing_while_another_run_has_the_folder(damaged):
+    accounting = {path: path.read_bytes() for path in damaged.glob("shards/*/*.json")}
+    with hold(str(damaged)), pytest.raises(UserError, match="another run is at work"):
+        retry(str(damaged))
+    assert {path: path.read_bytes() for path in damaged.glob("shards/*/*.json")} == accounting
 
 
 def test_a_mended_shard_is_taken_up_though_no_listing_shows_it_and_no_other(imperfect, damaged, corpus):

@@ -148,6 +148,7 @@ def _one_row(table: pa.Table) -> pa.Table:
     [
         (lambda t: t.slice(1), "the accounting says 1 missing_caption, 1 undecodable_image"),
         (lambda t: t.set_column(0, "shard", pa.array(["00000"] * len(t))), "has rows of another shard"),
+        (lambda t: t.set_column(5, "reason", pa.array(["ugly"] * len(t))), "has reasons that there are not: ugly"),
         (lambda t: t.drop_columns("detail"), "of other names or types"),
     ],
 )

@@ -19,10 +19,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from reading import FULL, collect, read_shard, row_of
 from tars import pair, tar_bytes
 
-from pipeline import read, storage
+from pipeline import storage
 from pipeline.config import Embed
 from pipeline.errors import RunError
-from pipeline.read import ATTEMPTS, ReadParts
+from pipeline.read import ReadParts
+from pipeline.storage import ATTEMPTS
 
 LIMITS = Embed(part_size=3)
 TARS = {
@@ -34,7 +35,7 @@ DATA = TARS[tarfile.USTAR_FORMAT]
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
-    monkeypatch.setattr(read, "PAUSE_S", 0.0)
+    monkeypatch.setattr(storage, "PAUSE_S", 0.0)
 
 
 def end_of(data: bytes) -> int:

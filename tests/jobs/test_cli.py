@@ -150,3 +150,17 @@ def test_targets_are_in_one_order_and_local_paths_absolute(tmp_path, monkeypatch
     assert config.targets["a"].shards == ["s3://bucket/a", f"{tmp_path}/a/{{0..3}}.tar"]
     assert (config.run, config.model.name) == (f"{tmp_path}/run", f"local-dir:{tmp_path}/model")
     assert Config.model_validate(config.model_dump()) == config
+
+
+def test_a_configuration_that_is_no_text(ecif):
+    Path("config.yaml").write_bytes(b"run: \xff")
+    assert ecif("run", "config.yaml")[:2] == (2, ["ecif: config.yaml is not UTF-8 text"])
+
+
+@pytest.mark.parametrize("command", [("status", "run"), ("verify", "run"), ("retry", "run")])
+def test_a_store_that_fails_is_one_line(ecif, command):
+    Path("run/plan.json").mkdir(parents=True)
+    code, errors, _ = ecif(*command)
+    assert code == 1
+    assert len(errors) == 1
+    assert "run/plan.json: IsADirectoryError" in errors[0]

@@ -38,7 +38,7 @@ MEMBERS = st.lists(st.one_of(FILES, FILES, FILES, st.builds(header, NAMES, KINDS
 @pytest.fixture
 def quick(monkeypatch):
     """No pause between attempts."""
-    monkeypatch.setattr(read, "PAUSE_S", 0.0)
+    monkeypatch.setattr(storage, "PAUSE_S", 0.0)
 
 
 @given(members=MEMBERS, format=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]), part_size=st.integers(1, 5))

@@ -58,6 +58,22 @@ def test_the_corpus_moved_as_a_whole_keeps_its_names(corpus, tmp_path_factory):
     assert [shard.name for shard in find(str(moved))] == ["00000", "more/00001"]
 
 
+def test_a_shard_that_is_named_needs_no_listing(corpus, monkeypatch):
+    def forbidden(url):
+        raise PermissionError("no ListBucket here")
+
+    monkeypatch.setattr(storage, "is_folder", forbidden)
+    assert [s.name for s in find(f"{corpus}/a/{{00000,00010}}.tar")] == ["00000", "00010"]
+    with pytest.raises(UserError, match="no ListBucket here"):
+        find(f"{corpus}/a")
+
+
+def test_shards_on_two_kinds_of_storage_are_refused(corpus):
+    storage.write_bytes("memory://ecif-shards/00000.tar", b"")
+    with pytest.raises(UserError, match=r"corpus.shards: shards on one kind of storage.*memory://"):
+        find([f"{corpus}/a", "memory://ecif-shards"])
+
+
 def test_links_are_followed_to_the_shards(corpus):
     (corpus / "links").mkdir()
     for name in ("00000.tar", "00002.tar"):

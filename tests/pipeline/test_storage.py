@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import nullcontext
 
 import pytest
 import s3fs
@@ -91,6 +92,36 @@ def test_an_upload_moves_the_file(base, tmp_path_factory):
     assert not local.exists()
     assert storage.read_bytes(storage.join(base, "d/0.tar")) == b"data"
     assert len(storage.listing(base, "")) == 1
+
+
+def test_an_upload_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "shard.tar").write_bytes(b"data")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.upload(str(tmp_path / "shard.tar"), str(tmp_path / "out" / "0.tar"))
+    assert os.listdir(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("failures", [0, 3, 4])
+def test_an_object_is_fetched_in_as_many_attempts_as_are_allowed(monkeypatch, failures):
+    monkeypatch.setattr(storage, "PAUSE_S", 0.0)
+    storage.write_bytes("memory://ecif-fetch/a", b"data")
+    fetch, left = storage._fetch, [OSError("reset")] * failures
+
+    def flaky(*arguments):
+        if left:
+            raise left.pop()
+        fetch(*arguments)
+
+    monkeypatch.setattr(storage, "_fetch", flaky)
+    listed, expected = storage.describe("memory://ecif-fetch/a"), pytest.raises(OSError, match="reset")
+    with expected if failures == 4 else nullcontext(), storage.local_copy(listed, attempts=4) as file:
+        assert file.read() == b"data"
+    assert not left
 
 
 def test_a_local_copy_is_the_whole_object(base):

@@ -36,7 +36,8 @@ def patched(data: bytes, at: int, new: bytes) -> bytes:
 
 def with_size(data: bytes, start: int, size: int) -> bytes:
     """The size in a header replaced, its checksum right."""
-    field = size.to_bytes(12, "big", signed=True) if size < 0 else b"%011o\0" % size
+    large = size.to_bytes(12, "big", signed=True) if size < 0 else b"\x80" + (size % 2**88).to_bytes(11, "big")
+    field = b"%011o\0" % size if 0 <= size < 8**11 else large
     block = bytearray(patched(data[start : start + BLOCK], 124, field))
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
@@ -144,6 +145,37 @@ def test_a_header_with_an_impossible_size_ends_the_reading(size):
     found, contents = read(with_size(SMALL, second_header(SMALL), size), Impatient)
     assert contents.broken
     assert len(found) == 1
+
+
+def test_a_size_that_no_file_system_can_seek_to_ends_the_reading(tmp_path):
+    (tmp_path / "0.tar").write_bytes(with_size(SMALL, second_header(SMALL), 2**62))
+    contents = Contents()
+    with open(tmp_path / "0.tar", "rb") as file:
+        found = list(groups(file, contents))
+    assert contents.broken == "unexpected end of data"
+    assert shape(found) == [("a/0", ["png", "txt"])]
+
+
+def extension(kind: bytes, data: bytes, size: int | None = None) -> bytes:
+    """A header that belongs to the next one, as long names have; `size` may be a lie."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, len(data)
+    block = info.tobuf(tarfile.GNU_FORMAT)
+    return with_size(block, 0, size if size is not None else len(data)) + data + bytes(-len(data) % BLOCK)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+@pytest.mark.parametrize("size", [2**34, 2**62])
+def test_an_extension_header_that_is_too_large_is_not_read(kind, size):
+    found, contents = read(extension(kind, b"x", size) + SMALL)
+    assert not found
+    assert f"an extension header of {size + -size % BLOCK} bytes" in contents.broken
+
+
+def test_extension_headers_of_extension_headers_end_the_reading():
+    found, contents = read(extension(tarfile.GNUTYPE_LONGNAME, b"x\0") * 2000 + SMALL)
+    assert not found
+    assert "recursion" in contents.broken
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"<html>Access Denied</html>" * 100, image(size=(64, 64)), bytes(BLOCK)])
