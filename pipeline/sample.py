@@ -15,7 +15,6 @@ from pipeline.shards import folds, permutation, segment
 from pipeline.tables import Accounting
 
 READERS = 16
-TURNS = 4  # that planted swaps of a fold take
 
 
 class Sample(NamedTuple):
@@ -31,19 +30,14 @@ class Sample(NamedTuple):
         rows = permutation(len(self.fold), "repeat", repeat) if repeat else np.arange(len(self.fold))
         return np.split(rows, np.cumsum(self.sizes)[:-1])
 
-    def swaps(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where swaps are planted: [N] the pair whose caption each gets, another one of its fold, and [N] in which turn.
-
-        The pairs of a turn form a ring. In each turn all others keep their captions, so that the copy's batches have hardly
-        more misaligned pairs than the corpus's own: the more there are, the worse each of them looks.
-        """
-        partner, turn = np.arange(len(self.fold)), np.zeros(len(self.fold), np.int64)
+    def partners(self) -> NDArray[np.int64]:
+        """[N] For every pair another one of its fold, in a ring: whose caption it gets where swaps are planted."""
+        partner = np.arange(len(self.fold))
         for f in np.unique(self.fold):
             mine = np.flatnonzero(self.fold == f)
             order = mine[permutation(len(mine), "partners", int(f))]
-            for t, ring in enumerate(np.array_split(order, max(1, min(TURNS, len(mine) // 2)))):
-                partner[ring], turn[ring] = np.roll(ring, 1), t
-        return partner, turn
+            partner[order] = np.roll(order, 1)
+        return partner
 
 
 def draw(dataset: Dataset, config: Config) -> Sample:

@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.fit import as_features
 from pipeline.losses import loss_of
 from pipeline.progress import Stage
-from pipeline.sample import TURNS, Sample
+from pipeline.sample import Sample
 
 
 class System(NamedTuple):
@@ -71,9 +71,8 @@ class SampleActors(SliceActors):
 
         Args:
             directions: [K, fits, n, P].
-            plant: score each pair in a copy in which it has another one's caption, see `Sample.swaps`.
+            plant: score a copy in which the pairs of the fold have each other's captions, see `Sample.partners`.
         """
-        turns = range(TURNS) if plant else [None]
         fits = directions.shape[1]
         sums = np.zeros((self.pairs, 2 + directions.shape[2]), np.float32)
         for f in range(directions.shape[0]):
@@ -82,9 +81,8 @@ class SampleActors(SliceActors):
                 at_the_end = (s + 1) % self.checkpoints == 0  # influence is of the whole fit, the others are of its end
                 weights = np.ones(sums.shape[1], np.float32)
                 weights[:2] = self.checkpoints if at_the_end else 0
-                for turn in turns:
-                    for rows, scores in self.each("out_of_sample", self.checkpoints + f * fits + s, shared, f, turn):
-                        np.add.at(sums, rows, weights / (fits * self.repeats) * scores)
+                for rows, scores in self.each("out_of_sample", self.checkpoints + f * fits + s, shared, f, plant):
+                    np.add.at(sums, rows, weights / (fits * self.repeats) * scores)
         loss, cosine, *influence = torch.from_numpy(sums).T
         return OutOfSample(loss, cosine, torch.stack(influence))
 
@@ -97,7 +95,7 @@ class _Slices:
         self.sample, heads, self.loss = shared
         self.device = device()
         self.heads = [h.to(self.device) for h in heads]
-        self.partners, self.turns = self.sample.swaps()
+        self.partners = self.sample.partners()
         self.slices: list[list[Embedded]] = []
         self.folds: list[Tensor] = []
         self.batches: list[list[Tensor]] = []
@@ -129,21 +127,18 @@ class _Slices:
         )
 
     def out_of_sample(
-        self, at: int, heads: int, directions: NDArray[np.float32], fold: int, turn: int | None
+        self, at: int, heads: int, directions: NDArray[np.float32], fold: int, plant: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Loss, cosine and influence of the pairs of a fold in the batches of all repeats.
 
         Returns:
-            [M] rows of the sample, each once a repeat, and their scores [M, 2 + n]; in a turn only the fold's pairs of that
-            turn, with the captions of their partners.
+            [M] rows of the sample, each once a repeat, and their scores [M, 2 + n]; with `plant` those that the fold's pairs
+            have with the captions of their partners.
         """
         batches = self.repeated[at]
         rows = np.concatenate(batches)
-        mine, texts = self.sample.fold[rows] == fold, rows
-        if turn is not None:
-            mine &= self.turns[rows] == turn
-            texts = np.where(mine, self.partners[rows], rows)
-        pairs = embed(self.heads[heads], *self._features(rows, texts))
+        mine = self.sample.fold[rows] == fold
+        pairs = embed(self.heads[heads], *self._features(rows, np.where(mine, self.partners[rows], rows) if plant else rows))
         moved = torch.tensor(directions).to(self.device)
         scores = score(self.heads[heads], pairs, _consecutive(batches), moved, self.loss)
         found = torch.cat([scores.pair_loss[None], scores.clip_score[None], scores.positive + scores.negative])

@@ -104,7 +104,7 @@ def _answer(
 
 def _misalignment(real: OutOfSample, planted: OutOfSample, sample: Sample) -> Misalignment:
     """Learned from the sample and from its copy with planted swaps; a swap of two equal captions is none."""
-    swapped = torch.from_numpy((sample.texts != sample.texts[sample.swaps()[0]]).any(1))
+    swapped = torch.from_numpy((sample.texts != sample.texts[sample.partners()]).any(1))
     if not swapped.any():
         raise RunError("all captions of the sampled pairs are alike: nothing tells which belong to their images")
     whole = evidence(real.held_out_loss, real.clip_score, real.influence.sum(1))

@@ -25,6 +25,11 @@ from pipeline.tables import Accounting
 
 PLACE = ["index", "key", "uid"]  # which pair a row is, within its shard
 NORM = 0.01  # how far from 1 rounding to half precision can take a norm, with room
+INDEX = {  # columns of its tables
+    "index": ["positive", "positive_scale", "negative", "negative_scale"],
+    "self_influence": ["self_influence", "gram_positive", "gram_mixed", "gram_negative"],
+}
+ON_REQUEST = ("directions", "second_order", "parameters", "targets", "index")  # where there may be more tensors
 Read = TypeVar("Read")
 
 
@@ -63,28 +68,52 @@ def verify(folder: str, report: Callable[[Violation], None]) -> dict[str, Checke
     final = plan.scores()
     if final is None or not storage.exists(storage.join(folder, "run.json")):
         raise UserError(f"{folder}: the run is not finished; `ecif status {folder}` says how far it is")
-    if load_run(folder)["scores"] != final:
+    facts = load_run(folder)
+    if facts["scores"] != final:
         report(Violation(storage.join(folder, "run.json"), "is of another configuration than the run that was started last"))
-    checked = {}
+    checked, tensors = {}, list[str]()
     for i, (ids, datasets) in enumerate(zip(plan.checkpoints, plan.datasets(), strict=True)):
-        for kind in ("heads", "directions", *(["filter"] if plan.config.filter else [])):
-            _check_tensors(storage.join(folder, kind, f"{ids[kind]}.safetensors"), report)
+        kinds = ("heads", "directions", *(["filter"] if plan.config.filter else []))
+        tensors += [storage.join(folder, kind, f"{ids[kind]}.safetensors") for kind in kinds]
+        columns = {storage.join(folder, "scores", s): _columns(plan.config) for s in dict.fromkeys((ids["scores"], final))}
+        if plan.config.index and i == 0:  # of the first checkpoint
+            columns |= {storage.join(folder, kind, facts[kind]): asked for kind, asked in INDEX.items()}
         for name, dataset in datasets.items():
-            scores = [storage.join(folder, "scores", s) for s in dict.fromkeys((ids["scores"], final))] * (name == "corpus")
             each = f"{name}, checkpoint {i}" if len(plan.checkpoints) > 1 else name
-            checked[each] = _check_dataset(dataset, scores, plan.config, report)
+            checked[each] = _check_dataset(dataset, columns if name == "corpus" else {}, report)
+    if plan.config.index:
+        tensors += [storage.join(folder, "index", facts["index"], f"{one}.safetensors") for one in ("projection", "curvature")]
+    listed = [item.url for kind in ON_REQUEST for item in storage.listing(storage.join(folder, kind), ".safetensors")]
+    known = {_last_two(url) for url in tensors}
+    for violations in storage.in_threads(_tensors, [*tensors, *(url for url in listed if _last_two(url) not in known)]):
+        for violation in violations:
+            report(violation)
     return checked
 
 
-def _check_dataset(dataset: Dataset, scores: list[str], config: Config, report: Callable[[Violation], None]) -> Checked:
+def _last_two(url: str) -> tuple[str, ...]:
+    """Folder and name, which a listing and a run folder given as a relative path agree on."""
+    return tuple(url.split("/")[-2:])
+
+
+def _columns(config: Config) -> list[str]:
+    """Of a score table, beside identities."""
+    influences = [f"influence_{part}{name}" for name in config.targets for part in ("positive_", "negative_", "")]
+    filters = [f"filter_{name}" for name in config.targets] if config.filter else []
+    leverage = ["leverage"] if config.score.order == 2 else []
+    carried = [sidecar.PREFIX + name for name in config.corpus.sidecar]
+    return ["clip_score", "held_out_loss", *influences, "misalignment", *filters, *leverage, *carried]
+
+
+def _check_dataset(dataset: Dataset, columns: dict[str, list[str]], report: Callable[[Violation], None]) -> Checked:
     """All shards of a dataset, in threads; what is in memory at once is a part of a few shards."""
-    tables_of = [in_folder(folder, ".parquet") for folder in scores]
+    tables_of = [in_folder(folder, ".parquet") for folder in columns]
     names = {shard.name for shard in dataset.shards}
     for of in tables_of:
         for shard in sorted(of.keys() - names):
             report(Violation(of[shard].url, "is of no shard of the corpus"))
     total = Checked()
-    check = _Check(dataset, scores, config)
+    check = _Check(dataset, columns)
     for done, violations in storage.in_threads(check, dataset.shards):
         total = Checked(*map(operator.add, total, done))
         for violation in violations:
@@ -92,24 +121,21 @@ def _check_dataset(dataset: Dataset, scores: list[str], config: Config, report: 
     return total
 
 
-def _check_tensors(url: str, report: Callable[[Violation], None]) -> None:
+def _tensors(url: str) -> list[Violation]:
     found: list[Violation] = []
     if (read := _read(url, lambda _: heads.read(url)[0], found)) is not None:
         infinite = [name for name, tensor in read.items() if not tensor.isfinite().all()]
         if infinite:
             found.append(Violation(url, f"holds NaN or infinity: {', '.join(infinite)}"))
-    for violation in found:
-        report(violation)
+    return found
 
 
 class _Check:
     """What the objects of one shard have to be, held against what they are."""
 
-    def __init__(self, dataset: Dataset, scores: list[str], config: Config):
-        self.dataset, self.scores = dataset, scores
-        influences = [f"influence_{part}{name}" for name in config.targets for part in ("positive_", "negative_", "")]
-        filters = [f"filter_{name}" for name in config.targets] if config.filter else []
-        self.columns = ["clip_score", "held_out_loss", *influences, "misalignment", *filters]
+    def __init__(self, dataset: Dataset, columns: dict[str, list[str]]):
+        """The tables that there are of the dataset's pairs: their folders, and what columns each has."""
+        self.dataset, self.columns = dataset, columns
 
     def __call__(self, shard: Shard) -> tuple[Checked, list[Violation]]:
         found: list[Violation] = []
@@ -126,10 +152,10 @@ class _Check:
             indices = np.sort(np.concatenate([places["index"].to_numpy(), quarantined]))
             if not np.array_equal(indices, np.arange(done.pairs)):
                 found.append(Violation(url, f"its {done.pairs} pairs are not each embedded or quarantined exactly once"))
-        for folder in self.scores:
+        for folder, columns in self.columns.items():
             if places is not None:
-                self._scores(storage.join(folder, f"{shard.name}.parquet"), shard.name, places, found)
-        scored = done.embedded * bool(self.scores)
+                self._of_pairs(storage.join(folder, f"{shard.name}.parquet"), shard.name, places, columns, found)
+        scored = done.embedded * bool(self.columns)
         return Checked(1, done.pairs, done.embedded, scored, Counter(done.quarantined), done.parts), found
 
     def _quarantine(self, done: Accounting, found: list[Violation]) -> NDArray[np.int32] | None:
@@ -172,7 +198,7 @@ class _Check:
             found.append(Violation(folder, f"has {len(together)} pairs, the accounting says {done.embedded} embedded"))
         return together
 
-    def _scores(self, url: str, shard: str, places: pa.Table, found: list[Violation]) -> None:
+    def _of_pairs(self, url: str, shard: str, places: pa.Table, columns: list[str], found: list[Violation]) -> None:
         """The table of a shard that has embedded pairs; there is none of others."""
         if not len(places):
             if storage.exists(url):
@@ -181,7 +207,7 @@ class _Check:
         table = _read(url, _table, found)
         if table is None:
             return
-        missing = [name for name in (*PLACE, "shard", *self.columns) if name not in table.column_names]
+        missing = [name for name in (*PLACE, "shard", *columns) if name not in table.column_names]
         if missing:
             found.append(Violation(url, f"has no column {', '.join(missing)}"))
             return

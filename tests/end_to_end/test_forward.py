@@ -1,12 +1,14 @@
 """Forward mode as a stage: the heads' closed form where only the heads are chosen, and the promises of a run."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_run import COLUMNS, objects
+from test_verify import violations
 
 from ecif.curvature import gauss_newton_product, loss_gradient
 from ecif.heads import Heads, embed
@@ -56,6 +58,7 @@ def closed_form(config):
 
 def test_with_only_the_projections_chosen_it_is_the_closed_form_of_the_heads(forward):
     config, outcome = forward
+    assert violations(Path(config.run)) == []
     table, truth = read_scores(config.run), closed_form(config)
     assert table.column_names == COLUMNS
     # Features in half precision, weights and sums in single: what is left of the digits.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_run import objects
+from test_verify import violations
 
 from ecif.curvature import gauss_newton_product, loss_gradient
 from ecif.heads import embed
@@ -53,6 +54,22 @@ def whole(indexed, configure, tmp_path_factory):
     config = configure(folder, index={"rank": [999, 999], "damping": 0.05})
     run(config)
     return config
+
+
+def test_verify_knows_the_index(indexed, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(indexed.run, run)
+    assert violations(run) == []
+    (cut,) = run.glob("index/*/00000.curvature.safetensors")
+    cut.write_bytes(cut.read_bytes()[:-1])
+    for name in ("self_influence/*/00001.parquet", "index/*/00002.parquet", "index/*/curvature.safetensors"):
+        (gone,) = run.glob(name)
+        gone.unlink()
+    names = ["index/00000.curvature.safetensors", "index/00002.parquet", "index/curvature.safetensors"]
+    found = dict(violations(run))
+    assert sorted(found) == [*names, "self_influence/00001.parquet"]
+    assert "can't be read" in found.pop(names[0])
+    assert set(found.values()) == {"is missing"}
 
 
 @pytest.mark.slow

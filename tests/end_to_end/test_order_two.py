@@ -1,11 +1,13 @@
 """`score.order: 2` on real pairs with a small model."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_run import objects
+from test_verify import violations
 
 from ecif.curvature import gauss_newton_product, loss_gradient
 from ecif.heads import embed
@@ -45,6 +47,7 @@ def test_only_influence_changes_and_only_what_depends_on_the_order_is_done_again
         assert same == (not name.startswith("influence"))
     parts = table["influence_positive_clean"].to_numpy() + table["influence_negative_clean"].to_numpy()
     np.testing.assert_allclose(table["influence_clean"].to_numpy(), parts, rtol=1e-6)
+    assert violations(Path(second.run)) == []
     leverage = table["leverage"].to_numpy()
     assert (leverage > 0).all() and (leverage < 1).all()
 

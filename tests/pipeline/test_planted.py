@@ -7,7 +7,7 @@ import torch
 from ecif.heads import Heads, embed
 from ecif.influence import score
 from ecif.losses import CLIP
-from pipeline.sample import TURNS, Sample
+from pipeline.sample import Sample
 from pipeline.slices import _Slices
 
 RNG = np.random.default_rng(0)
@@ -23,24 +23,16 @@ HEADS = Heads(torch.from_numpy(RNG.standard_normal((8, 4))).float(), torch.from_
 
 
 def test_everybody_has_another_one_of_the_same_fold():
-    partner, turn = SAMPLE.swaps()
+    partner = SAMPLE.partners()
     assert sorted(partner) == list(range(24))
     assert (partner != np.arange(24)).all()
     assert np.array_equal(SAMPLE.fold[partner], SAMPLE.fold)
-    assert np.array_equal(turn[partner], turn)
-    assert set(turn) == set(range(TURNS))
-    assert all(map(np.array_equal, (partner, turn), SAMPLE.swaps()))
-
-
-def test_a_fold_of_three_has_one_turn():
-    partner, turn = SAMPLE._replace(fold=(np.arange(24) % 8).astype(np.int16)).swaps()
-    assert (partner != np.arange(24)).all()
-    assert not turn.any()
+    assert np.array_equal(partner, SAMPLE.partners())
 
 
 def test_a_pair_that_is_alone_in_its_fold_keeps_its_caption():
     alone = SAMPLE._replace(fold=np.arange(24, dtype=np.int16))
-    assert np.array_equal(alone.swaps()[0], np.arange(24))
+    assert np.array_equal(alone.partners(), np.arange(24))
 
 
 def test_repeats_deal_every_pair_once_to_batches_of_the_same_sizes():
@@ -51,23 +43,21 @@ def test_repeats_deal_every_pair_once_to_batches_of_the_same_sizes():
     assert all(map(np.array_equal, again, SAMPLE.batches(1)))
 
 
-@pytest.mark.parametrize("turn", [None, 0, 3])
+@pytest.mark.parametrize("plant", [False, True])
 @pytest.mark.parametrize("fold", [0, 2])
-def test_out_of_sample_scores_are_means_over_repeats_in_a_copy_whose_turn_has_swapped_captions(fold, turn):
+def test_out_of_sample_scores_are_means_over_repeats_in_a_copy_whose_fold_has_swapped_captions(fold, plant):
     repeats = [SAMPLE.batches(repeat) for repeat in range(3)]
     places = list(zip(*repeats, strict=True))
     actor = _Slices((SAMPLE, [HEADS], CLIP), [places[:2], places[2:]])
     directions = RNG.standard_normal((2, HEADS.size)).astype(np.float32)
     ours = np.zeros((24, 4), np.float32)
     for at in range(2):
-        rows, scores = actor.out_of_sample(at, 0, directions, fold, turn)
+        rows, scores = actor.out_of_sample(at, 0, directions, fold, plant)
         np.add.at(ours, rows, scores / 3)
 
     texts, mine = SAMPLE.texts.copy(), SAMPLE.fold == fold
-    if turn is not None:
-        partners, turns = SAMPLE.swaps()
-        mine &= turns == turn
-        texts[mine] = SAMPLE.texts[partners[mine]]
+    if plant:
+        texts[mine] = SAMPLE.texts[SAMPLE.partners()[mine]]
     pairs = embed(HEADS, torch.from_numpy(SAMPLE.images.astype(np.float32)), torch.from_numpy(texts.astype(np.float32)))
     batches = [torch.from_numpy(rows) for batches in repeats for rows in batches]
     theirs = score(HEADS, pairs, batches, torch.from_numpy(directions))
