@@ -111,8 +111,9 @@ def _finish(dataset: Dataset, accounting: dict[str, Any], parts: list[dict[str, 
     url = dataset.quarantine_url(done.shard)
     if rows or storage.exists(url):  # a shard that was mended has an empty table
         storage.write_bytes(url, tables.parquet_bytes(tables.quarantine_table(done.shard, rows)))
+    names = {tables.part_name(i) for i in range(done.parts)}
     for part in dataset.parts(done.shard):  # a shard that was replaced before it was done may have had more
-        if part.rpartition("/")[2] not in {tables.part_name(i) for i in range(done.parts)}:
+        if part.rpartition("/")[2] not in names:
             storage.delete(part)
     storage.write_bytes(dataset.accounting_url(done.shard), tables.json_bytes(accounting))
     return done

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -44,7 +43,7 @@ class ReadParts:
             except OSError as error:
                 failed = f"{row['shard']}: can't be read: {type(error).__name__}: {' '.join(str(error).split())}"
             if attempt + 1 < storage.ATTEMPTS:
-                time.sleep(storage.PAUSE_S * 2**attempt)
+                storage.pause(attempt)
         raise RunError(f"{failed} ({storage.ATTEMPTS} attempts; the same command takes up what is not done)")
 
     def _parts(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -143,6 +143,11 @@ def upload(local: str, url: str) -> None:
             os.unlink(local)
 
 
+def pause(attempt: int) -> None:
+    """Wait after an attempt to read that failed; the first is 0."""
+    time.sleep(PAUSE_S * 2**attempt)
+
+
 @contextmanager
 def local_copy(source: Object, attempts: int = 1) -> Iterator[BinaryIO]:
     """The object as a seekable local file: all of it, and as it was when it was listed.
@@ -167,7 +172,7 @@ def local_copy(source: Object, attempts: int = 1) -> Iterator[BinaryIO]:
                 except OSError:
                     if not left:
                         raise
-                    time.sleep(PAUSE_S * 2 ** (attempts - 1 - left))
+                    pause(attempts - 1 - left)
         expect_unchanged(source)
         with io.BufferedReader(_Whole(path, source.size), BUFFER) as file:
             yield file  # type: ignore[misc]  # typeshed: no BinaryIO, because its write is another
