@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -58,7 +59,8 @@ def session(workers: int | None) -> Iterator[Resources]:
         raise
     except OSError as error:
         raise RunError(_resumable(error)) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as told:
+        traceback.clear_frames(told.__traceback__)  # Ray Data's iterators end while there is a Ray, or complain of it at exit
         raise RunError(_resumable("it was told to stop")) from None
     finally:
         if started:
