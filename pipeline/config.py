@@ -171,7 +171,11 @@ class Solve(_Section):
 class Score(_Section):
     """Columns from features."""
 
-    repeats: PositiveInt = Field(4, description="permutations of the batches that scores are averaged over")
+    repeats: PositiveInt | None = Field(
+        None,
+        description="permutations of the batches that scores are averaged over; by default 4, and fewer for batches above 256: "
+        "a pair meets about 1024 others",
+    )
     negative: Literal["exact", "taylor"] = Field(
         "exact", description="exact -log(1 - P), or the paper's first-order form (loss: clip only)"
     )
@@ -258,6 +262,11 @@ class Config(_Section):
     filter: Filter | None = Filter()
     index: Index | None = Field(None, description="off by default")
     scoring: Scoring = Scoring()
+
+    @property
+    def repeats(self) -> int:
+        """Permutations of the batches that scores are averaged over."""
+        return self.score.repeats or min(4, max(1, 1024 // self.batch_size))
 
     @field_validator("targets")
     @classmethod

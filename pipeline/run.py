@@ -104,7 +104,7 @@ def _columns(plan: Plan, at: int, config: Config, inputs: Inputs, resources: Res
     started.append(time.monotonic())
 
     asked = {name: [d.content(), *config.targets[name].question()] for name, d in clean.items()}
-    directions_id = fingerprint(heads_id, asked, config.solve, config.score.negative, config.score.repeats)
+    directions_id = fingerprint(heads_id, asked, config.solve, config.score.negative, config.repeats)
     plan.note(at, directions=directions_id)
     targets = read_targets(clean, config)
     directions_url = _object(config, "directions", directions_id)

@@ -97,7 +97,7 @@ class ScoreShard:
 
     def _batches(self, shard: str, pairs: int) -> tuple[NDArray[np.int32], list[torch.Tensor]]:
         """The batch that each pair had in the fit, and the batches of all repeats."""
-        repeats = [segment(pairs, self.config.batch_size, shard, self.config.seed, r) for r in range(self.config.score.repeats)]
+        repeats = [segment(pairs, self.config.batch_size, shard, self.config.seed, r) for r in range(self.config.repeats)]
         return batch_numbers(repeats[0]), [torch.from_numpy(rows).to(self.device) for batches in repeats for rows in batches]
 
     def _columns(

@@ -42,7 +42,7 @@ class SampleActors(SliceActors):
 
     def __init__(self, heads: list[Heads], sample: Sample, config: Config, resources: Resources):
         shared = ray.put((sample, heads, loss_of(config)))
-        repeats = [sample.batches(repeat) for repeat in range(config.score.repeats)]
+        repeats = [sample.batches(repeat) for repeat in range(config.repeats)]
         super().__init__(_Slices, (shared,), list(zip(*repeats, strict=True)), resources)
         self.repeats = len(repeats)
         self.pairs, self.checkpoints = len(sample.fold), config.fit.checkpoints

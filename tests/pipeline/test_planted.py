@@ -7,6 +7,7 @@ import torch
 from ecif.heads import Heads, embed
 from ecif.influence import score
 from ecif.losses import CLIP
+from pipeline.config import Config
 from pipeline.sample import Sample
 from pipeline.slices import _Slices
 
@@ -41,6 +42,14 @@ def test_repeats_deal_every_pair_once_to_batches_of_the_same_sizes():
     assert sorted(np.concatenate(again)) == list(range(24))
     assert not np.array_equal(np.concatenate(again), np.concatenate(first))
     assert all(map(np.array_equal, again, SAMPLE.batches(1)))
+
+
+@pytest.mark.parametrize(
+    ("batch", "told", "repeats"), [(16, None, 4), (256, None, 4), (1000, None, 1), (4096, None, 1), (4096, 3, 3)]
+)
+def test_large_batches_are_repeated_less_unless_told(batch, told, repeats):
+    needed = {"run": "run", "corpus": {"shards": "a"}, "model": {"name": "m"}, "targets": {"t": {"shards": "b"}}}
+    assert Config.model_validate(needed | {"batch_size": batch, "score": {"repeats": told}}).repeats == repeats
 
 
 @pytest.mark.parametrize("plant", [False, True])
