@@ -62,7 +62,7 @@ def solve(
         return read_directions(url)
     except FileNotFoundError:
         pass
-    with Stage("solve", config.solve.iterations + _refits(config)) as progress:
+    with Stage("solve", 2 * len(targets) * config.solve.iterations + _refits(config)) as progress:
         removed, refitted = _refit(start, sample, config, resources, progress)  # before the actors: they take the CPUs
         every_head = [*fitted.path, *(h for fold in fitted.folds for h in fold)]
         with SampleActors(every_head, sample, config, resources) as pool:
@@ -81,25 +81,25 @@ def _answer(
     config: Config,
     progress: Stage,
 ) -> Directions:
-    """The systems solved, the damping chosen by the refits, and what the sample's own scores say of misalignment."""
-    calibration, crossed = _systems(fitted, targets, config)
-    gradients = [g for g, _ in calibration + crossed]
-    spaces = pool.krylov([s for _, s in calibration + crossed], torch.stack(gradients), config, progress)
-    ours, theirs = _cut(spaces, 0, len(calibration)), _cut(spaces, len(calibration), len(gradients))
-    calibrated, facts = _calibrate(pool, ours, removed, refitted, targets, config)
-    relative = torch.tensor([[facts[t.name]["damping"]] * 2 for t in targets], dtype=torch.float64).flatten()
-    fits = (config.fit.folds, config.fit.fits)
-    answers, residual = theirs.solve(relative.repeat(fits[0] * fits[1]) * theirs.largest_eigenvalue())
-    for target, left in zip(targets, residual.view(-1, len(targets), 2).amax((0, 2)), strict=True):
-        facts[target.name]["residual"] = left.item()
-        facts[target.name]["coverage"] = coverage(fitted.full, target, sample, config)
-    folds = answers.view(*fits, len(targets), 2, -1).sum(3)
-    scores, planted = pool.out_of_sample(answers.view(*fits, 2 * len(targets), -1)), pool.out_of_sample(folds, plant=True)
+    """The systems solved, the damping chosen by the refits, and what the sample's own scores say of misalignment.
+
+    One target after the other: the bases of the systems are the driver's largest tensors.
+    """
+    halves, calibration, facts = list[Tensor](), list[Tensor](), dict[str, Any]()
+    for target in targets:
+        influence, of_target = _calibrate(pool, fitted, target, removed, refitted, config, progress)
+        answers, residual = _cross(pool, fitted, target, of_target["damping"], config, progress)
+        covered = coverage(fitted.full, target, sample, config)
+        facts[target.name] = {**of_target, "residual": residual, "coverage": covered}
+        halves.append(answers)
+        calibration.append(influence)
+    asked = torch.stack(halves, 2)  # [K, fits, T, 2, P]
+    scores, planted = pool.out_of_sample(asked.flatten(2, 3)), pool.out_of_sample(asked.sum(3), plant=True)
     scores = scores._replace(influence=scores.influence.unflatten(0, (len(targets), 2)))
     misalignment = _misalignment(scores, planted, sample)
     for of_target in facts.values():
         of_target["misaligned"] = misalignment.share.item()
-    return Directions(folds, misalignment, scores, calibrated, facts)
+    return Directions(asked.sum(3), misalignment, scores, torch.cat(calibration), facts)
 
 
 def _misalignment(real: OutOfSample, planted: OutOfSample, sample: Sample) -> Misalignment:
@@ -109,23 +109,6 @@ def _misalignment(real: OutOfSample, planted: OutOfSample, sample: Sample) -> Mi
         raise RunError("all captions of the sampled pairs are alike: nothing tells which belong to their images")
     whole = evidence(real.held_out_loss, real.clip_score, real.influence.sum(1))
     return learn(whole, evidence(*planted)[swapped])
-
-
-def _systems(
-    fitted: FittedHeads, targets: list[Target], config: Config
-) -> tuple[list[tuple[Tensor, System]], list[tuple[Tensor, System]]]:
-    """Right-hand sides: parts of every target under the full heads, and both halves of targets under each fold's heads."""
-    calibration, crossed = [], []
-    for c, heads in enumerate(fitted.path):
-        for target in targets:
-            for group in groups(target, config):
-                calibration.append((gradient(heads, target, group, config), System(c, -1)))
-    for f, fits in enumerate(fitted.folds):
-        for s, heads in enumerate(fits):
-            system = System(len(fitted.path) + f * len(fits) + s, f)
-            for target in targets:
-                crossed += [(gradient(heads, target, half, config), system) for half in target.halves(config)]
-    return calibration, crossed
 
 
 def removals(pairs: int, count: int, config: Config, purpose: str) -> NDArray[np.bool_]:
@@ -150,34 +133,53 @@ def _refit(start: Heads, sample: Sample, config: Config, resources: Resources, p
 
 
 def _calibrate(
-    pool: SampleActors, spaces: KrylovSpaces, removed: Tensor, refitted: list[Heads], targets: list[Target], config: Config
+    pool: SampleActors,
+    fitted: FittedHeads,
+    target: Target,
+    removed: Tensor,
+    refitted: list[Heads],
+    config: Config,
+    progress: Stage,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Per target: the damping whose predicted losses of the refits rank best, and how well (LDS).
+    """The damping whose predicted losses of the refits rank best, and how well (LDS).
 
     Returns:
-        [G, N] influence on every calibration group at the damping chosen for its target, and the facts.
+        [G, N] influence on the target's calibration groups at that damping, and the facts.
     """
-    candidates = config.solve.dampings
-    parts = len(spaces.norm) // config.fit.checkpoints
-    influence = torch.zeros(len(candidates), parts, removed.shape[1])
-    for c in range(config.fit.checkpoints):
-        own = _cut(spaces, c * parts, (c + 1) * parts)
+    candidates, parts = config.solve.dampings, groups(target, config)
+    gradients = [gradient(heads, target, part, config) for heads in fitted.path for part in parts]
+    systems = [System(c, -1) for c in range(len(fitted.path)) for _ in parts]
+    spaces = pool.krylov(systems, torch.stack(gradients), config, progress)
+    influence = torch.zeros(len(candidates), len(parts), removed.shape[1])
+    for c in range(len(fitted.path)):
+        own = KrylovSpaces(*(part[c * len(parts) : (c + 1) * len(parts)] for part in spaces))
         top = own.largest_eigenvalue().max()
         solved = [own.solve(torch.full_like(own.norm, d) * top)[0] for d in candidates]
-        influence += pool.influence(System(c, -1), torch.cat(solved)).view(influence.shape) / config.fit.checkpoints
-    chosen: list[Tensor] = []
-    facts: dict[str, Any] = {}
-    for target in targets:
-        of_target = influence[:, sum(map(len, chosen)) :][:, : len(groups(target, config))]
-        best, lds = 0, list[float]()
-        if refitted:
-            losses = torch.stack([group_losses(heads, target, config) for heads in refitted])
-            best, lds = choose_damping(of_target, removed, losses)
-        agreement = {"lds": lds[best] if lds else None, "refits": len(refitted), "lds_of_dampings": lds}
-        facts[target.name] = {"damping": candidates[best], **agreement}
-        chosen.append(of_target[best])
-    return torch.cat(chosen), facts
+        influence += pool.influence(System(c, -1), torch.cat(solved)).view(influence.shape) / len(fitted.path)
+    best, lds = 0, list[float]()
+    if refitted:
+        losses = torch.stack([group_losses(heads, target, config) for heads in refitted])
+        best, lds = choose_damping(influence, removed, losses)
+    agreement = {"lds": lds[best] if lds else None, "refits": len(refitted), "lds_of_dampings": lds}
+    return influence[best], {"damping": candidates[best], **agreement}
 
 
-def _cut(spaces: KrylovSpaces, first: int, last: int) -> KrylovSpaces:
-    return KrylovSpaces(*(part[first:last] for part in spaces))
+def _cross(
+    pool: SampleActors, fitted: FittedHeads, target: Target, damping: float, config: Config, progress: Stage
+) -> tuple[Tensor, float]:
+    """What the halves of a target ask of each fold's heads, answered without the fold's pairs.
+
+    Args:
+        damping: in units of the curvature's largest eigenvalue.
+
+    Returns:
+        [K, fits, 2, P] directions, and the largest relative residual.
+    """
+    gradients, systems = [], []
+    for f, fits in enumerate(fitted.folds):
+        for s, heads in enumerate(fits):
+            gradients += [gradient(heads, target, half, config) for half in target.halves(config)]
+            systems += [System(len(fitted.path) + f * len(fits) + s, f)] * 2
+    spaces = pool.krylov(systems, torch.stack(gradients), config, progress)
+    answers, residual = spaces.solve(damping * spaces.largest_eigenvalue())
+    return answers.view(config.fit.folds, config.fit.fits, 2, -1), residual.max().item()
