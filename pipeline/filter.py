@@ -29,6 +29,7 @@ from pipeline.targets import Target, target_loss
 
 QUANTILES = 1025
 SPREAD = 0.0027  # standard deviation of a target's loss over seeds of a fit, a share of it; 0.0024 to 0.0030 at 0 to 40 % swaps
+OVERRATED = 0.01  # share of the judges' loss by which another budget may seem better and not be
 ENOUGH_GAIN = 0.02  # share of the judges' loss; on a corpus without a misaligned pair the best candidate seemed to gain 0.012
 
 
@@ -94,7 +95,8 @@ def choose_filter(
                 for heads in fitted[t * per_target : (t + 1) * per_target]
             ]
             judged = torch.tensor(losses, dtype=torch.float64).view(2, len(candidates), settings.seeds, 2).mean((0, 2, 3))
-            facts[target.name] = choose(settings.weights, settings.keep, judged[0].item(), judged[1:], settings.seeds)
+            expected = 1 - directions.misalignment.share.item()
+            facts[target.name] = choose(settings, expected, judged[0].item(), judged[1:])
     loss, cosine, influence = directions.sample._replace(influence=directions.sample.influence.sum(1))
     probability = directions.misalignment.probability(evidence(loss, cosine, influence))
     grid = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
@@ -117,25 +119,27 @@ def kept(directions: Directions, target: int, half: int, weight: float, keep: fl
     return mask
 
 
-def choose(weights: list[float], keep: list[float], everything: float, losses: Tensor, seeds: int = 1) -> dict[str, Any]:
-    """The budget that is best over all weights, then the weight that is best at it.
+def choose(settings: Filter, expected: float, everything: float, losses: Tensor) -> dict[str, Any]:
+    """The budget, over all weights, then the weight at it.
 
-    Of budgets that fits can't tell apart the one that keeps most is taken; of weights the one that gives influence the least,
-    whose gains the half that asked sees too large.
+    Of budgets that are about as good as the best the one nearest to the share that is expected to be aligned is taken: judges
+    overrate dropping more. Of weights that fits can't tell apart the one that gives influence the least, whose gains the half
+    that asked sees too large.
 
     Args:
-        weights: of influence, W candidates.
-        keep: budgets, K candidates.
+        settings: W weights and K budgets.
+        expected: share of the pairs that are aligned.
         everything: the judges' loss when nothing is dropped.
-        losses: [W, K] theirs after each candidate.
-        seeds: fits of each candidate and half.
+        losses: [W x K] theirs after each candidate.
 
     Returns:
         `weight` and `keep`, 1 if the best is no gain of ENOUGH_GAIN; the losses.
     """
+    weights, keep = settings.weights, settings.keep
     table = losses.view(len(weights), len(keep))
-    k = max(_alike(table.mean(0), 2 * seeds * len(weights)), key=lambda i: keep[i])
-    w = min(_alike(table[:, k], 2 * seeds), key=lambda i: weights[i])
+    k = min(_within(OVERRATED, table.mean(0)), key=lambda i: abs(keep[i] - expected))
+    apart = 2 * SPREAD / settings.seeds**0.5  # two standard deviations of the difference of two means over both halves' fits
+    w = min(_within(apart, table[:, k]), key=lambda i: weights[i])
     enough = table[w, k] < (1 - ENOUGH_GAIN) * everything
     tried = [
         {"weight": weights[i], "keep": keep[j], "loss": table[i, j].item()}
@@ -146,10 +150,9 @@ def choose(weights: list[float], keep: list[float], everything: float, losses: T
     return chosen | {"loss": table[w, k].item() if enough else everything, "loss_of_everything": everything, "tried": tried}
 
 
-def _alike(losses: Tensor, fits: int) -> list[int]:
-    """Which are as good as the best: within two standard deviations of the difference of two means over so many fits."""
-    apart = 2 * SPREAD * (2 / fits) ** 0.5
-    return [i for i, loss in enumerate(losses.tolist()) if loss <= (1 + apart) * losses.min().item()]
+def _within(share: float, losses: Tensor) -> list[int]:
+    """Which are at most this much above the least, as a share of it."""
+    return [i for i, loss in enumerate(losses.tolist()) if loss <= (1 + share) * losses.min().item()]
 
 
 def _position(values: Tensor) -> Tensor:

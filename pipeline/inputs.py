@@ -34,7 +34,7 @@ def load_model(model: Model) -> towers.Towers:
         raise UserError(f"model {model.name!r} can't be loaded: {first[:300]}") from None
 
 
-FORMAT = 3  # raise it with every change of what is computed: objects of another format are never taken for this one's
+FORMAT = 4  # raise it with every change of what is computed: objects of another format are never taken for this one's
 
 
 class Inputs(NamedTuple):

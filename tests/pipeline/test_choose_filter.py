@@ -46,29 +46,36 @@ def test_a_candidate_knows_nothing_of_the_half_that_has_not_asked():
         assert not np.array_equal(kept(found, 0, 1, weight + 0.01, 0.7), kept(other, 0, 1, weight + 0.01, 0.7))
 
 
+def chosen(losses: list[list[float]], weights: list[float], keep: list[float], expected: float = 0.8, seeds: int = 1):
+    return choose(Filter(weights=weights, keep=keep, seeds=seeds), expected, 1.0, torch.tensor(losses))
+
+
 def test_the_budget_is_best_over_all_weights_and_the_weight_best_at_it():
-    losses = torch.tensor([[0.90, 0.80, 0.90], [0.70, 0.82, 0.90], [1.10, 0.75, 0.90]])  # the best cell is an exception
-    chosen = choose([0.0, 0.5, 1.0], [0.9, 0.8, 0.7], 1.0, losses)
-    assert (chosen["weight"], chosen["keep"], chosen["loss"]) == (1.0, 0.8, pytest.approx(0.75))
-    assert chosen["loss_of_everything"] == 1.0
-    assert [(t["weight"], t["keep"]) for t in chosen["tried"]][3:5] == [(0.5, 0.9), (0.5, 0.8)]
+    losses = [[0.90, 0.80, 0.90], [0.70, 0.82, 0.90], [1.10, 0.75, 0.90]]  # the best cell is an exception
+    found = chosen(losses, [0.0, 0.5, 1.0], [0.9, 0.8, 0.7])
+    assert (found["weight"], found["keep"], found["loss"]) == (1.0, 0.8, pytest.approx(0.75))
+    assert found["loss_of_everything"] == 1.0
+    assert [(t["weight"], t["keep"]) for t in found["tried"]][3:5] == [(0.5, 0.9), (0.5, 0.8)]
 
 
-def test_of_budgets_that_are_alike_the_one_that_keeps_most_is_taken():
-    chosen = choose([0.0], [0.7, 0.8, 0.9], 1.0, torch.tensor([[0.800, 0.803, 0.806]]))
-    assert (chosen["keep"], chosen["loss"]) == (0.8, pytest.approx(0.803))
+@pytest.mark.parametrize(("expected", "keep"), [(0.93, 0.9), (0.84, 0.8), (0.77, 0.8), (0.5, 0.7)])
+def test_of_budgets_that_are_about_alike_the_one_nearest_to_what_is_expected_is_taken(expected, keep):
+    found = chosen([[0.780, 0.800, 0.802, 0.806]], [0.0], [0.5, 0.7, 0.8, 0.9], expected)
+    assert (found["keep"], found["loss"]) == (0.5, pytest.approx(0.78)), "a budget that is really better is taken"
+    found = chosen([[0.810, 0.800, 0.802, 0.806]], [0.0], [0.5, 0.7, 0.8, 0.9], expected)
+    assert found["keep"] == keep
 
 
 def test_of_weights_that_are_alike_the_one_that_trusts_influence_least_is_taken():
-    losses = torch.tensor([[0.800], [0.803], [0.806]])
-    chosen = choose([1.0, 0.5, 0.0], [0.8], 1.0, losses)
-    assert (chosen["weight"], chosen["loss"]) == (0.5, pytest.approx(0.803))
-    assert choose([1.0, 0.5, 0.0], [0.8], 1.0, losses, seeds=4)["weight"] == 1.0, "more fits tell more apart"
+    losses = [[0.800], [0.803], [0.806]]
+    found = chosen(losses, [1.0, 0.5, 0.0], [0.8])
+    assert (found["weight"], found["loss"]) == (0.5, pytest.approx(0.803))
+    assert chosen(losses, [1.0, 0.5, 0.0], [0.8], seeds=4)["weight"] == 1.0, "more fits tell more apart"
 
 
 def test_what_gains_next_to_nothing_drops_nothing():
-    chosen = choose([0.0], [0.9, 0.8], 1.0, torch.tensor([[0.985, 0.99]]))
-    assert (chosen["keep"], chosen["loss"]) == (1.0, 1.0)
+    found = chosen([[0.985, 0.99]], [0.0], [0.9, 0.8])
+    assert (found["keep"], found["loss"]) == (1.0, 1.0)
 
 
 def test_a_filter_ranks_a_pair_alike_in_whatever_shard_it_is():
