@@ -39,9 +39,9 @@ class Misalignment(NamedTuple):
         return ((evidence.double() - self.centre) / self.spread).asinh()
 
 
-def evidence(held_out_loss: Tensor, clip_score: Tensor, influence: Tensor) -> Tensor:
-    """[N, 2 + T] what tells good pairs from bad: loss [N], cosine [N], and influence [T, N] on every target."""
-    return torch.cat([held_out_loss[None], clip_score[None], influence]).T
+def evidence(held_out_loss: Tensor, clip_score: Tensor, agreement: Tensor, influence: Tensor) -> Tensor:
+    """[N, 3 + T] what tells good pairs from bad: loss, cosine, agreement [N], and influence [T, N] on every target."""
+    return torch.cat([held_out_loss[None], clip_score[None], agreement[None], influence]).T
 
 
 def learn(real: Tensor, planted: Tensor) -> Misalignment:

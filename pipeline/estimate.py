@@ -57,7 +57,7 @@ def plan(config: Config) -> RunPlan:
         _dataset(name, dataset, of_pair, config.embed.part_size)
         for name, dataset in {"corpus": corpus, **{f"target {name}": target for name, target in clean.items()}}.items()
     ]
-    columns = 3 + (4 if config.filter else 3) * len(clean)  # of float32
+    columns = 4 + (4 if config.filter else 3) * len(clean)  # of float32
     head_sets = config.fit.folds * config.fit.fits
     parameters = model.heads.image.numel() + model.heads.text.numel()
     return RunPlan(

@@ -97,8 +97,8 @@ def choose_filter(
             judged = torch.tensor(losses, dtype=torch.float64).view(2, len(candidates), settings.seeds, 2).mean((0, 2, 3))
             expected = 1 - directions.misalignment.share.item()
             facts[target.name] = choose(settings, expected, judged[0].item(), judged[1:])
-    loss, cosine, influence = directions.sample._replace(influence=directions.sample.influence.sum(1))
-    probability = directions.misalignment.probability(evidence(loss, cosine, influence))
+    influence = directions.sample.influence.sum(1)
+    probability = directions.misalignment.probability(evidence(*directions.sample._replace(influence=influence)))
     grid = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
     tensors = {
         "misalignment": probability.quantile(grid),
@@ -110,12 +110,11 @@ def choose_filter(
 
 def kept(directions: Directions, target: int, half: int, weight: float, keep: float) -> NDArray[np.bool_]:
     """[N] the sampled pairs that a candidate keeps, who is ranked by one half of the target alone."""
-    loss, cosine, influence = directions.sample
-    of_half = 2 * influence[:, half]  # as much as the whole
-    probability = directions.misalignment.probability(evidence(loss, cosine, of_half))
+    of_half = 2 * directions.sample.influence[:, half]  # as much as the whole
+    probability = directions.misalignment.probability(evidence(*directions.sample._replace(influence=of_half)))
     score = (1 - weight) * _position(-probability) + weight * _position(of_half[target])
-    mask = np.zeros(len(loss), bool)
-    mask[score.argsort(descending=True, stable=True)[: round(keep * len(loss))].numpy()] = True
+    mask = np.zeros(len(score), bool)
+    mask[score.argsort(descending=True, stable=True)[: round(keep * len(score))].numpy()] = True
     return mask
 
 

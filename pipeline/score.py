@@ -65,7 +65,7 @@ class ScoreShard:
         self.device = device()
         self.heads = [[h.to(self.device) for h in seeds] for seeds in read_heads(left.heads).folds]
         self.directions = read_directions(left.directions)
-        self.moves = self.directions.folds.to(self.device)
+        self.moves, self.bank = self.directions.folds.to(self.device), self.directions.bank.to(self.device)
         self.ranking = read_ranking(left.filter) if left.filter else None
         self.correct = Corrector(left.second_order, config.score.negative, self.device) if left.second_order else None
         self.folder, self.dataset, self.targets, self.config = folder, dataset, list(config.targets), config
@@ -122,14 +122,15 @@ class ScoreShard:
                     parts = self.correct(f, s, heads, pairs, batches, torch.from_numpy(mine).to(self.device))
                     added += torch.cat([*parts[:2], parts[2][None]]).cpu().numpy() / len(seeds)
         positive, negative, held_out_loss, clip_score = sums[:count], sums[count:-2], sums[-2], sums[-1]
-        # Both of the first order, as the sample is that they were learned from.
-        seen = evidence(*map(torch.from_numpy, (held_out_loss, clip_score, positive + negative)))
+        agreement = self.bank.agreement(images, texts, torch.from_numpy(fold).to(self.device)).cpu().numpy()
+        # Of the first order, as the sample is that both were learned from.
+        seen = evidence(*map(torch.from_numpy, (held_out_loss, clip_score, agreement, positive + negative)))
         misaligned = self.directions.misalignment.probability(seen).float().numpy()
         filters = {}
         if self.ranking:
             filters = dict(zip(self.targets, self.ranking.scores(misaligned, positive + negative), strict=True))
         positive, negative, leverage = positive + added[:count], negative + added[count:-1], added[-1]
-        columns = {"clip_score": clip_score, "held_out_loss": held_out_loss}
+        columns = {"clip_score": clip_score, "held_out_loss": held_out_loss, "agreement": agreement}
         for i, name in enumerate(self.targets):
             columns[f"influence_positive_{name}"] = positive[i]
             columns[f"influence_negative_{name}"] = negative[i]

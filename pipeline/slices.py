@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ecif.agreement import Bank
 from ecif.curvature import gauss_newton_product
 from ecif.heads import Embedded, Heads, embed
 from ecif.influence import PairScores, score
@@ -34,6 +35,7 @@ class OutOfSample(NamedTuple):
 
     held_out_loss: Tensor  # [N] of the fitted heads, mean over the seeds
     clip_score: Tensor  # [N] alike
+    agreement: Tensor  # [N] with the bank
     influence: Tensor  # [n, N] on n directions, mean over the checkpoints too
 
 
@@ -66,12 +68,13 @@ class SampleActors(SliceActors):
         scores = [PairScores(*p) for p in self.each("score", system.heads, shared)]
         return torch.cat([s.positive + s.negative for s in scores], 1)
 
-    def out_of_sample(self, directions: Tensor, plant: bool = False) -> OutOfSample:
+    def out_of_sample(self, directions: Tensor, bank: Bank, plant: bool = False) -> OutOfSample:
         """Every sampled pair under the heads that did not see its fold, mean over the fits.
 
         Args:
             directions: [K, fits, n, P].
-            plant: score a copy in which the pairs of the fold have each other's captions, see `Sample.partners`.
+            bank: for the agreement.
+            plant: score a copy in which the pairs of a fold have each other's captions, see `Sample.partners`.
         """
         fits = directions.shape[1]
         sums = np.zeros((self.pairs, 2 + directions.shape[2]), np.float32)
@@ -84,7 +87,8 @@ class SampleActors(SliceActors):
                 for rows, scores in self.each("out_of_sample", self.checkpoints + f * fits + s, shared, f, plant):
                     np.add.at(sums, rows, weights / (fits * self.repeats) * scores)
         loss, cosine, *influence = torch.from_numpy(sums).T
-        return OutOfSample(loss, cosine, torch.stack(influence))
+        agreement = torch.cat(list(self.each("agreement", ray.put(bank), plant)))
+        return OutOfSample(loss, cosine, agreement, torch.stack(influence))
 
 
 class _Slices:
@@ -97,6 +101,7 @@ class _Slices:
         self.heads = [h.to(self.device) for h in heads]
         self.partners = self.sample.partners()
         self.slices: list[list[Embedded]] = []
+        self.rows: list[NDArray[np.int64]] = []
         self.folds: list[Tensor] = []
         self.batches: list[list[Tensor]] = []
         self.repeated = [[rows for place in places for rows in place] for places in slices]
@@ -104,6 +109,7 @@ class _Slices:
             rows = np.concatenate([place[0] for place in places])
             features = self._features(rows, rows)
             self.slices.append([embed(h, *features) for h in self.heads])
+            self.rows.append(rows)
             self.folds.append(torch.from_numpy(self.sample.fold[rows]))
             self.batches.append(_consecutive([place[0] for place in places]))
 
@@ -143,6 +149,12 @@ class _Slices:
         scores = score(self.heads[heads], pairs, _consecutive(batches), moved, self.loss)
         found = torch.cat([scores.pair_loss[None], scores.clip_score[None], scores.positive + scores.negative])
         return rows[mine], found.T.cpu().numpy()[mine]
+
+    def agreement(self, at: int, bank: Bank, plant: bool) -> Tensor:
+        """Of one slice's pairs with a bank, with the captions of their partners if `plant`."""
+        rows = self.rows[at]
+        features = self._features(rows, self.partners[rows] if plant else rows)
+        return bank.to(self.device).agreement(*features, self.folds[at].to(self.device)).cpu()
 
     def _features(self, images: NDArray[np.int64], texts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Of rows of the sample, and of the rows whose captions they have."""

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ecif.agreement import Bank, build
 from ecif.damping import choose_damping
 from ecif.heads import Heads
 from ecif.misalignment import Misalignment, evidence, learn
@@ -19,7 +20,7 @@ from pipeline import heads as stored
 from pipeline.cluster import Resources
 from pipeline.config import Config
 from pipeline.errors import RunError
-from pipeline.fit import FittedHeads, Refit, refit_all
+from pipeline.fit import FittedHeads, Refit, as_features, refit_all
 from pipeline.progress import Stage
 from pipeline.sample import Sample
 from pipeline.shards import permutation
@@ -27,6 +28,7 @@ from pipeline.slices import OutOfSample, SampleActors, System
 from pipeline.targets import Target, coverage, gradient, group_losses, groups
 
 REMOVED = 0.3  # share of the sample that a calibration refit goes without
+BANK = 16_384  # pairs that every pair's neighbours are looked for among
 
 
 class Directions(NamedTuple):
@@ -34,6 +36,7 @@ class Directions(NamedTuple):
 
     folds: Tensor  # [K, seeds x checkpoints, T, P]
     misalignment: Misalignment  # from evidence to a probability
+    bank: Bank  # of the sample's pairs, for the agreement
     sample: OutOfSample  # the sample's scores, influence [T, 2, N]: on each half of the target by itself
     calibration: Tensor  # [G, N] influence of the sample on every calibration group under the full heads, targets in turn
     facts: dict[str, Any]  # damping and the agreement with refits that it reached, per target
@@ -43,13 +46,14 @@ def read_directions(url: str) -> Directions:
     """Directions that an earlier call wrote; FileNotFoundError if there are none."""
     tensors, facts = stored.read(url)
     misalignment = Misalignment(*(tensors[f"misalignment.{field}"] for field in Misalignment._fields))
+    bank = Bank(*(tensors[f"bank.{field}"] for field in Bank._fields))
     sample = OutOfSample(*(tensors[f"sample.{field}"] for field in OutOfSample._fields))
-    return Directions(tensors["folds"], misalignment, sample, tensors["calibration"], facts)
+    return Directions(tensors["folds"], misalignment, bank, sample, tensors["calibration"], facts)
 
 
 def _write(url: str, directions: Directions) -> None:
     tensors = {"folds": directions.folds, "calibration": directions.calibration}
-    for name in ("misalignment", "sample"):
+    for name in ("misalignment", "bank", "sample"):
         tensors |= {f"{name}.{field}": tensor for field, tensor in getattr(directions, name)._asdict().items()}
     stored.write(url, tensors, **directions.facts)
 
@@ -94,12 +98,13 @@ def _answer(
         halves.append(answers)
         calibration.append(influence)
     asked = torch.stack(halves, 2)  # [K, fits, T, 2, P]
-    scores, planted = pool.out_of_sample(asked.flatten(2, 3)), pool.out_of_sample(asked.sum(3), plant=True)
+    bank = _bank(sample, config)
+    scores, planted = pool.out_of_sample(asked.flatten(2, 3), bank), pool.out_of_sample(asked.sum(3), bank, plant=True)
     scores = scores._replace(influence=scores.influence.unflatten(0, (len(targets), 2)))
     misalignment = _misalignment(scores, planted, sample)
     for of_target in facts.values():
         of_target["misaligned"] = misalignment.share.item()
-    return Directions(asked.sum(3), misalignment, scores, torch.cat(calibration), facts)
+    return Directions(asked.sum(3), misalignment, bank, scores, torch.cat(calibration), facts)
 
 
 def _misalignment(real: OutOfSample, planted: OutOfSample, sample: Sample) -> Misalignment:
@@ -107,8 +112,15 @@ def _misalignment(real: OutOfSample, planted: OutOfSample, sample: Sample) -> Mi
     swapped = torch.from_numpy((sample.texts != sample.texts[sample.partners()]).any(1))
     if not swapped.any():
         raise RunError("all captions of the sampled pairs are alike: nothing tells which belong to their images")
-    whole = evidence(real.held_out_loss, real.clip_score, real.influence.sum(1))
+    whole = evidence(*real._replace(influence=real.influence.sum(1)))
     return learn(whole, evidence(*planted)[swapped])
+
+
+def _bank(sample: Sample, config: Config) -> Bank:
+    """Of all sampled pairs, or of BANK of them."""
+    rows = np.sort(permutation(len(sample.fold), "bank", config.seed)[:BANK])
+    to = torch.device("cpu")
+    return build(as_features(sample.images[rows], to), as_features(sample.texts[rows], to), torch.from_numpy(sample.fold[rows]))
 
 
 def removals(pairs: int, count: int, config: Config, purpose: str) -> NDArray[np.bool_]:

@@ -102,7 +102,7 @@ def _columns(config: Config) -> list[str]:
     filters = [f"filter_{name}" for name in config.targets] if config.filter else []
     leverage = ["leverage"] if config.score.order == 2 else []
     carried = [sidecar.PREFIX + name for name in config.corpus.sidecar]
-    return ["clip_score", "held_out_loss", *influences, "misalignment", *filters, *leverage, *carried]
+    return ["clip_score", "held_out_loss", "agreement", *influences, "misalignment", *filters, *leverage, *carried]
 
 
 def _check_dataset(dataset: Dataset, columns: dict[str, list[str]], report: Callable[[Violation], None]) -> Checked:

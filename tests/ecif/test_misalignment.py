@@ -103,4 +103,7 @@ def test_evidence_that_is_not_finite_is_an_error():
 
 
 def test_evidence_has_a_row_a_pair():
-    assert evidence(torch.zeros(4), torch.ones(4), torch.full((2, 4), 3.0)).tolist() == [[0, 1, 3, 3]] * 4
+    assert (
+        evidence(torch.zeros(4), torch.ones(4), torch.full((4,), 2.0), torch.full((2, 4), 3.0)).tolist()
+        == [[0, 1, 2, 3, 3]] * 4
+    )

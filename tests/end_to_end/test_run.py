@@ -17,7 +17,7 @@ from pipeline.errors import RunError
 from pipeline.run import run
 from pipeline.select import read_scores
 
-COLUMNS = ["shard", "index", "key", "uid", "batch", "fold", "clip_score", "held_out_loss"]
+COLUMNS = ["shard", "index", "key", "uid", "batch", "fold", "clip_score", "held_out_loss", "agreement"]
 COLUMNS += ["influence_positive_clean", "influence_negative_clean", "influence_clean", "misalignment", "filter_clean"]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ecif.agreement import build
 from ecif.misalignment import evidence, learn
 from pipeline.config import Filter
 from pipeline.filter import Ranking, choose, kept
@@ -13,15 +14,17 @@ from pipeline.solve import Directions
 N = 200
 G = torch.Generator().manual_seed(0)
 BAD = torch.arange(N) % 5 == 0
+BANK = build(torch.eye(4), torch.eye(4), torch.arange(4))
 
 
 def directions(influence: torch.Tensor | None = None) -> Directions:
     """Of one target: bad pairs have a high loss; influence [1, 2, N] is nothing of that."""
     loss, cosine = 3 + 4 * BAD + torch.randn(N, generator=G), 0.5 - 0.3 * BAD + 0.1 * torch.randn(N, generator=G)
     influence = torch.randn(1, 2, N, generator=torch.Generator().manual_seed(1)) if influence is None else influence
-    planted = evidence(7 + torch.randn(N, generator=G), 0.2 + 0.1 * torch.randn(N, generator=G), torch.zeros(1, N))
-    model = learn(evidence(loss, cosine, influence.sum(1)), planted)
-    return Directions(torch.zeros(0), model, OutOfSample(loss, cosine, influence), torch.zeros(0), {})
+    none = torch.zeros(N)
+    planted = evidence(7 + torch.randn(N, generator=G), 0.2 + 0.1 * torch.randn(N, generator=G), none, none[None])
+    model = learn(evidence(loss, cosine, none, influence.sum(1)), planted)
+    return Directions(torch.zeros(0), model, BANK, OutOfSample(loss, cosine, none, influence), torch.zeros(0), {})
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.9, 0.997, 1.0])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ecif.agreement import build
 from ecif.heads import Heads, embed
 from ecif.influence import score
 from ecif.losses import CLIP
@@ -73,3 +74,13 @@ def test_out_of_sample_scores_are_means_over_repeats_in_a_copy_whose_fold_has_sw
     expected = torch.cat([theirs.pair_loss[None], theirs.clip_score[None], theirs.positive + theirs.negative]).T.numpy()
     assert np.allclose(ours[mine], expected[mine], atol=1e-4)
     assert not ours[~mine].any()
+
+
+@pytest.mark.parametrize("plant", [False, True])
+def test_agreement_is_that_of_a_copy_in_which_everybody_has_the_caption_of_a_partner(plant):
+    images, texts, fold = (torch.from_numpy(part.copy()) for part in SAMPLE[:3])
+    bank = build(images.float(), texts.float(), fold)
+    actor = _Slices((SAMPLE, [HEADS], CLIP), [[(rows,) for rows in SAMPLE.batches()[:2]], [(SAMPLE.batches()[2],)]])
+    ours = torch.cat([actor.agreement(at, bank, plant) for at in range(2)])
+    captions = texts[torch.from_numpy(SAMPLE.partners())] if plant else texts
+    assert torch.allclose(ours, bank.agreement(images.float(), captions.float(), fold), atol=1e-5)
