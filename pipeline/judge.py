@@ -74,6 +74,7 @@ def _rules(table: pa.Table, swapped: set[str], target: str, chosen: dict[str, An
         "random": [uids[i] for i in permutation(len(uids), "random rule")[: round(kept * len(uids))]],
         "CLIP score": select(table, "clip_score", kept),
         "held-out loss": select(table, "held_out_loss", kept),
+        "agreement": select(table, "agreement", kept),
         "influence": select(table, f"influence_{target}", kept),
         "misalignment": select(table, "misalignment", kept),
     }

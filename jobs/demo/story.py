@@ -97,7 +97,7 @@ def _time(outcome: Outcome, total: float) -> dict[str, float | None]:
 def _print(summary: dict[str, Any], out: Path) -> None:
     console = Console(width=120)
     column_of = {"CLIP score": "clip_score", "held-out loss": "held_out_loss", "influence": f"influence_{TARGET}"}
-    column_of |= {"misalignment": "misalignment", "chosen filter": f"filter_{TARGET}"}
+    column_of |= {"agreement": "agreement", "misalignment": "misalignment", "chosen filter": f"filter_{TARGET}"}
     table = Table(
         title=f"{summary['swapped']} of {summary['pairs']} captions swapped; all rules but the chosen filter drop as many"
     )

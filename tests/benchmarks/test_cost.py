@@ -8,11 +8,13 @@ import pytest
 import torch
 from timing import seconds
 
+from ecif.agreement import build
 from ecif.heads import Heads, embed, standardised
 from ecif.influence import score
 from ecif.projection import random_projection
 from ecif.second_order import correction
 from ecif.sketch import damped, gauss_newton, pair_gradients, project_batch, sampled_gauss_newton
+from pipeline.solve import BANK
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.usefixtures("one_thread")]
 D_IMAGE, D_TEXT, WIDTH = 768, 512, 512  # ViT-B/32
@@ -41,6 +43,19 @@ def test_score_is_at_most_three_percent_of_the_forward_pass(batch, forward_pass)
     direction, rows = torch.randn(1, heads.size), [torch.arange(batch)]
     cost = seconds(lambda: score(heads, embed(heads, images, texts), rows, direction)) / batch
     print(f"\nscore, batch {batch}: {1e3 * cost:.2f} ms a pair, {cost / forward_pass:.2%} of the forward pass")
+    assert cost < 0.03 * forward_pass
+
+
+def test_agreement_is_at_most_three_percent_of_the_forward_pass(forward_pass):
+    g = torch.Generator().manual_seed(0)
+    images, texts, fold = (
+        torch.randn(BANK, D_IMAGE, generator=g),
+        torch.randn(BANK, D_TEXT, generator=g),
+        torch.arange(BANK) % 5,
+    )
+    bank, some = build(images, texts, fold), slice(0, 1024)
+    cost = seconds(lambda: bank.agreement(images[some], texts[some], fold[some])) / 1024
+    print(f"\nagreement with {BANK} pairs: {1e3 * cost:.2f} ms a pair, {cost / forward_pass:.2%} of the forward pass")
     assert cost < 0.03 * forward_pass
 
 

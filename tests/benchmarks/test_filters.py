@@ -39,7 +39,7 @@ from pipeline.targets import read_targets, target_loss
 
 pytestmark = pytest.mark.benchmark
 SEEDS = 3
-FIXED = ("CLIP score", "held-out loss", "influence", "misalignment")
+FIXED = ("CLIP score", "held-out loss", "agreement", "influence", "misalignment")
 
 
 def judged(folder: Path, corpus: Path, target: Path, test: Path, noise: float, seed: int) -> dict:
@@ -66,7 +66,7 @@ def show(title: str, verdict: dict) -> dict[str, float]:
     print(f"  calibration error {verdict['calibration_error']:.3f};", end="")
     print(f" it chose influence {chosen['weight']:g}, keep {chosen['keep']:g}")
     columns = {"CLIP score": "clip_score", "held-out loss": "held_out_loss", "influence": "influence_clean"}
-    columns |= {"misalignment": "misalignment", "chosen filter": "filter_clean"}
+    columns |= {"agreement": "agreement", "misalignment": "misalignment", "chosen filter": "filter_clean"}
     gains = {}
     for row in verdict["rules"]:
         name = row["rule"]
