@@ -8,6 +8,7 @@ from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.inputs import load_inputs
 from pipeline.shards import Shard
+from pipeline.solve import BANK
 from pipeline.tar import Contents, groups
 
 SAMPLED = 8  # shards that a dataset's density of pairs is taken from
@@ -52,7 +53,8 @@ def plan(config: Config) -> RunPlan:
         UserError: a corpus, model or target that can't be had.
     """
     model, corpus, clean = load_inputs(config)
-    of_pair = 2 * (model.heads.image.shape[0] + model.heads.text.shape[0]) + IDENTITY_BYTES
+    feature_bytes = 2 * (model.heads.image.shape[0] + model.heads.text.shape[0])
+    of_pair = feature_bytes + IDENTITY_BYTES
     datasets = [
         _dataset(name, dataset, of_pair, config.embed.part_size)
         for name, dataset in {"corpus": corpus, **{f"target {name}": target for name, target in clean.items()}}.items()
@@ -63,7 +65,8 @@ def plan(config: Config) -> RunPlan:
     return RunPlan(
         datasets,
         datasets[0].pairs * (4 * columns + IDENTITY_BYTES),
-        4 * parameters * (config.fit.checkpoints + head_sets + head_sets * len(clean)),
+        4 * parameters * (config.fit.checkpoints + head_sets + head_sets * len(clean))
+        + feature_bytes * min(datasets[0].pairs, config.fit.sample, BANK),
     )
 
 
