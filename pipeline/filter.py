@@ -28,8 +28,7 @@ from pipeline.solve import Directions
 from pipeline.targets import Target, target_loss
 
 QUANTILES = 1025
-SPREAD = 0.0027  # standard deviation of a target's loss over seeds of a fit, a share of it; 0.0024 to 0.0030 at 0 to 40 % swaps
-OVERRATED = 0.01  # share of the judges' loss by which another budget may seem better and not be
+OVERRATED = 0.01  # share of the judges' loss by which a candidate may seem better and not be
 ENOUGH_GAIN = 0.02  # share of the judges' loss; on a corpus without a misaligned pair the best candidate seemed to gain 0.012
 
 
@@ -121,9 +120,8 @@ def kept(directions: Directions, target: int, half: int, weight: float, keep: fl
 def choose(settings: Filter, expected: float, everything: float, losses: Tensor) -> dict[str, Any]:
     """The budget, over all weights, then the weight at it.
 
-    Of budgets that are about as good as the best the one nearest to the share that is expected to be aligned is taken: judges
-    overrate dropping more. Of weights that fits can't tell apart the one that gives influence the least, whose gains the half
-    that asked sees too large.
+    The half that asked overrates what it asked for. So what is about as good as the best gives way to what is known without
+    it: of budgets the one nearest to the share that is expected to be aligned, of weights the one that gives influence least.
 
     Args:
         settings: W weights and K budgets.
@@ -136,9 +134,8 @@ def choose(settings: Filter, expected: float, everything: float, losses: Tensor)
     """
     weights, keep = settings.weights, settings.keep
     table = losses.view(len(weights), len(keep))
-    k = min(_within(OVERRATED, table.mean(0)), key=lambda i: abs(keep[i] - expected))
-    apart = 2 * SPREAD / settings.seeds**0.5  # two standard deviations of the difference of two means over both halves' fits
-    w = min(_within(apart, table[:, k]), key=lambda i: weights[i])
+    k = min(_alike(table.mean(0)), key=lambda i: abs(keep[i] - expected))
+    w = min(_alike(table[:, k]), key=lambda i: weights[i])
     enough = table[w, k] < (1 - ENOUGH_GAIN) * everything
     tried = [
         {"weight": weights[i], "keep": keep[j], "loss": table[i, j].item()}
@@ -149,9 +146,9 @@ def choose(settings: Filter, expected: float, everything: float, losses: Tensor)
     return chosen | {"loss": table[w, k].item() if enough else everything, "loss_of_everything": everything, "tried": tried}
 
 
-def _within(share: float, losses: Tensor) -> list[int]:
-    """Which are at most this much above the least, as a share of it."""
-    return [i for i, loss in enumerate(losses.tolist()) if loss <= (1 + share) * losses.min().item()]
+def _alike(losses: Tensor) -> list[int]:
+    """Which are about as good as the best."""
+    return [i for i, loss in enumerate(losses.tolist()) if loss <= (1 + OVERRATED) * losses.min().item()]
 
 
 def _position(values: Tensor) -> Tensor:
