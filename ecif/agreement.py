@@ -5,9 +5,9 @@ pairs of the corpus, each within its own modality, as in stochastic neighbour em
 
     a_nm = softmax_m(s_x <x_n, x_m>),   b_nm = softmax_m(s_t <t_n, t_m>),   agreement_n = log( M sum_m a_nm b_nm )
 
-the log of how many times likelier than chance both name the same pair. Comparing two modalities by their similarities to known
-pairs is ASIF's idea (Norelli et al., arXiv 2210.01738). Features are enough: no head, no fit, and nothing that a fit could
-memorise. x and t are centred on the bank and have unit length; a pair never meets the bank's pairs of its own fold.
+the log of how many times likelier than chance both name the same one of the M pairs that are not of the pair's own fold. x and
+t are centred on the bank and have unit length. To compare two modalities by their likeness to known pairs is ASIF's idea
+(Norelli et al., arXiv 2210.01738). Features are enough: no head, no fit, and nothing that a fit could memorise.
 """
 
 from typing import NamedTuple
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-NEIGHBOURS = 30.0  # perplexity of an image's or a caption's neighbours, the median over the bank
-PROBES = 512  # pairs of the bank that it is measured on
-CHUNK = 1024  # pairs that meet the bank at once
+NEIGHBOURS = 30.0  # perplexity of an image's or a caption's neighbours, the median over those of the bank
+PROBES = 512  # of them that it is measured on
+LOG2_SHARPNESS, HALVINGS = (-5.0, 10.0), 16  # where it is searched for, and to 2e-4 of its logarithm
+CHUNK = 256  # pairs that meet the bank at once
 
 
 class Bank(NamedTuple):
@@ -49,13 +50,11 @@ class Bank(NamedTuple):
 
     def _agreement(self, images: Tensor, texts: Tensor, fold: Tensor) -> Tensor:
         own = fold[:, None] == self.fold[None]
-        sides = [(images, self.image_centre, self.images), (texts, self.text_centre, self.texts)]
-        named = 0.0
-        for (features, centre, known), sharpness in zip(sides, self.sharpness.tolist(), strict=True):
-            likeness = sharpness * (normalize(features - centre, dim=1) @ known.float().T)
-            named = named + likeness.masked_fill(own, -torch.inf).log_softmax(1)
+        sharp_x, sharp_t = self.sharpness.tolist()
+        by_image = _named(images - self.image_centre, self.images, sharp_x, own)
+        by_text = _named(texts - self.text_centre, self.texts, sharp_t, own)
         others = (~own).sum(1)
-        return (torch.as_tensor(named).logsumexp(1) + others.log()).where(others > 0, 0.0)
+        return ((by_image + by_text).logsumexp(1) + others.log()).where(others > 0, 0.0)
 
 
 def build(images: Tensor, texts: Tensor, fold: Tensor) -> Bank:
@@ -66,23 +65,28 @@ def build(images: Tensor, texts: Tensor, fold: Tensor) -> Bank:
         texts: [M, d_t] alike.
         fold: [M] of each pair.
     """
-    sides, sharpness = [], []
-    for features in (images, texts):
-        centre = features.mean(0)
-        unit = normalize(features - centre, dim=1).half()
-        likeness = (unit[:PROBES].float() @ unit.float().T).masked_fill(fold[:PROBES, None] == fold[None], -torch.inf)
-        low, high = -5.0, 10.0  # of its logarithm
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if _perplexity(likeness * 2**middle) > min(NEIGHBOURS, len(fold) / 4) else (low, middle)
-        sides.append((unit, centre))
-        sharpness.append(2**low)
-    (known_images, image_centre), (known_texts, text_centre) = sides
-    exact = torch.tensor(sharpness, dtype=torch.float64, device=images.device)
-    return Bank(known_images, known_texts, image_centre, text_centre, fold, exact)
+    image_centre, text_centre = images.mean(0), texts.mean(0)
+    known = [normalize(features, dim=1).half() for features in (images - image_centre, texts - text_centre)]
+    sharpness = torch.tensor([_sharpness(side) for side in known], dtype=torch.float64, device=images.device)
+    return Bank(known[0], known[1], image_centre, text_centre, fold, sharpness)
 
 
-def _perplexity(logits: Tensor) -> float:
-    """Median over rows of how many columns the softmax names."""
-    p = logits.softmax(1)
-    return (-torch.special.xlogy(p, p).sum(1)).exp().nanmedian().item()
+def _named(centred: Tensor, known: Tensor, sharpness: float, own: Tensor) -> Tensor:
+    """[N, M] log-probability that each names each pair of the bank as its neighbour."""
+    likeness = sharpness * (normalize(centred, dim=1) @ known.float().T)
+    return likeness.masked_fill(own, -torch.inf).log_softmax(1)
+
+
+def _sharpness(known: Tensor) -> float:
+    """At which half of the distinct rows name more than the wanted number of others; copies of a caption would need none."""
+    distinct = known.unique(dim=0).float()
+    probes = torch.arange(0, len(distinct), -(-len(distinct) // PROBES), device=known.device)
+    likeness = distinct[probes] @ distinct.T
+    likeness[torch.arange(len(probes)), probes] = -torch.inf
+    low, high = LOG2_SHARPNESS
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        p = (2**middle * likeness).softmax(1)
+        perplexity = (-torch.special.xlogy(p, p).sum(1)).exp().nanmedian().item()
+        low, high = (middle, high) if perplexity > min(NEIGHBOURS, len(distinct) / 4) else (low, middle)
+    return float(2**low)

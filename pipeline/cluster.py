@@ -146,8 +146,6 @@ def room(resources: Resources) -> int:
 
 
 def device() -> torch.device:
-    """The GPU that Ray gave this process, else the CPU with one thread: sums must not depend on how many cores are free."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
+    """The GPU that Ray gave this process, else the CPU, with one thread: sums must not depend on how many cores are free."""
     torch.set_num_threads(1)
-    return torch.device("cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -5,7 +5,7 @@ keep, belongs to the corpus. Every candidate ranks the sample by misalignment an
 the worst, and has the heads fitted anew on what is left, from where they began. No label is seen, and no test set.
 
 Both halves judge. The half that asked is too kind: what it asked for was kept. The other one is too harsh: of what only it asks
-about, much was dropped, as it would not be if the whole target asked. Their mean is about right (docs/method.md).
+about, much was dropped, as it would not be if the whole target asked. Their mean is nearer, and a little kind (docs/method.md).
 """
 
 from itertools import product
@@ -136,7 +136,7 @@ def choose(settings: Filter, expected: float, everything: float, losses: Tensor)
     table = losses.view(len(weights), len(keep))
     k = min(_alike(table.mean(0)), key=lambda i: abs(keep[i] - expected))
     w = min(_alike(table[:, k]), key=lambda i: weights[i])
-    enough = table[w, k] < (1 - ENOUGH_GAIN) * everything
+    enough = table[:, k].min() < (1 - ENOUGH_GAIN) * everything
     tried = [
         {"weight": weights[i], "keep": keep[j], "loss": table[i, j].item()}
         for i in range(len(weights))

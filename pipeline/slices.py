@@ -31,11 +31,11 @@ class System(NamedTuple):
 
 
 class OutOfSample(NamedTuple):
-    """Scores of the sampled pairs under heads that never saw them, mean over as many batches a pair as a run's columns."""
+    """Of the sampled pairs, as in a run's columns: under heads that never saw them, mean over as many batches a pair."""
 
     held_out_loss: Tensor  # [N] of the fitted heads, mean over the seeds
     clip_score: Tensor  # [N] alike
-    agreement: Tensor  # [N] with the bank
+    agreement: Tensor  # [N] with the bank, under no heads
     influence: Tensor  # [n, N] on n directions, mean over the checkpoints too
 
 

@@ -1,7 +1,7 @@
 """Stage `solve`: the shared inverse-Hessian system, q = (H + damping I)^-1 grad L_T for every target and set of heads.
 
 Actors hold slices of the sampled features and return Gauss-Newton products; the reducer sums them in fixed order and takes the
-conjugate gradient steps of all systems together. The damping is the one whose predictions agree best with real refits.
+conjugate gradient steps of a target's systems together. The damping is the one whose predictions agree best with real refits.
 """
 
 from typing import Any, NamedTuple
@@ -89,6 +89,8 @@ def _answer(
 
     One target after the other: the bases of the systems are the driver's largest tensors.
     """
+    for target in targets:
+        gradient(fitted.full, target, target.batches(config), config)  # nothing to improve ends the run before the work
     halves, calibration, facts = list[Tensor](), list[Tensor](), dict[str, Any]()
     for target in targets:
         influence, of_target = _calibrate(pool, fitted, target, removed, refitted, config, progress)
@@ -97,14 +99,14 @@ def _answer(
         facts[target.name] = {**of_target, "residual": residual, "coverage": covered}
         halves.append(answers)
         calibration.append(influence)
-    asked = torch.stack(halves, 2)  # [K, fits, T, 2, P]
-    bank = _bank(sample, config)
-    scores, planted = pool.out_of_sample(asked.flatten(2, 3), bank), pool.out_of_sample(asked.sum(3), bank, plant=True)
+    asked, bank = torch.stack(halves, 2), _bank(sample, config)  # [K, fits, T, 2, P]
+    folds = asked.sum(3)
+    scores, planted = pool.out_of_sample(asked.flatten(2, 3), bank), pool.out_of_sample(folds, bank, plant=True)
     scores = scores._replace(influence=scores.influence.unflatten(0, (len(targets), 2)))
     misalignment = _misalignment(scores, planted, sample)
     for of_target in facts.values():
         of_target["misaligned"] = misalignment.share.item()
-    return Directions(asked.sum(3), misalignment, bank, scores, torch.cat(calibration), facts)
+    return Directions(folds, misalignment, bank, scores, torch.cat(calibration), facts)
 
 
 def _misalignment(real: OutOfSample, planted: OutOfSample, sample: Sample) -> Misalignment:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.errors import RunError
-from pipeline.run import run
+from pipeline.run import load_run, run
 from pipeline.select import read_scores
+from pipeline.solve import read_directions
 
 COLUMNS = ["shard", "index", "key", "uid", "batch", "fold", "clip_score", "held_out_loss", "agreement"]
 COLUMNS += ["influence_positive_clean", "influence_negative_clean", "influence_clean", "misalignment", "filter_clean"]
@@ -44,6 +45,9 @@ def test_every_pair_is_scored_and_joins_back(finished, corpus):
     parts = table["influence_positive_clean"].to_numpy() + table["influence_negative_clean"].to_numpy()
     assert np.allclose(parts, table["influence_clean"].to_numpy(), rtol=1e-5)
     assert 0 <= min(table["misalignment"].to_pylist()) <= max(table["misalignment"].to_pylist()) <= 1
+    directions = read_directions(f"{config.run}/directions/{load_run(config.run)['directions']}.safetensors")
+    learned_from = directions.sample.agreement  # of all pairs: the sample is the corpus
+    assert np.allclose(np.sort(table["agreement"].to_numpy()), np.sort(learned_from.numpy()), atol=1e-4)
 
 
 def test_the_same_run_with_another_number_of_workers_gives_the_same_bytes(finished, configure, tmp_path):

@@ -77,6 +77,8 @@ def test_of_weights_that_are_alike_the_one_that_trusts_influence_least_is_taken(
 def test_what_gains_next_to_nothing_drops_nothing():
     found = chosen([[0.985, 0.99]], [0.0], [0.9, 0.8])
     assert (found["keep"], found["loss"]) == (1.0, 1.0)
+    found = chosen([[0.984, 0.976], [0.978, 0.970]], [0.0, 0.5], [0.9, 0.7], expected=0.92)
+    assert (found["weight"], found["keep"]) == (0.0, 0.9), "the best of what is alike gains enough"
 
 
 def test_a_filter_ranks_a_pair_alike_in_whatever_shard_it_is():

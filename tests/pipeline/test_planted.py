@@ -11,6 +11,7 @@ from ecif.losses import CLIP
 from pipeline.config import Config
 from pipeline.sample import Sample
 from pipeline.slices import _Slices
+from pipeline.solve import _bank
 
 RNG = np.random.default_rng(0)
 
@@ -84,3 +85,16 @@ def test_agreement_is_that_of_a_copy_in_which_everybody_has_the_caption_of_a_par
     ours = torch.cat([actor.agreement(at, bank, plant) for at in range(2)])
     captions = texts[torch.from_numpy(SAMPLE.partners())] if plant else texts
     assert torch.allclose(ours, bank.agreement(images.float(), captions.float(), fold), atol=1e-5)
+
+
+def test_a_bank_of_some_pairs_has_their_images_captions_and_folds(monkeypatch):
+    monkeypatch.setattr("pipeline.solve.BANK", 10)
+    needed = {"run": "run", "corpus": {"shards": "a"}, "model": {"name": "m"}, "targets": {"t": {"shards": "b"}}}
+    bank = _bank(SAMPLE, Config.model_validate(needed))
+    found = []
+    for known, centre, features in ((bank.images, bank.image_centre, SAMPLE[0]), (bank.texts, bank.text_centre, SAMPLE[1])):
+        every = torch.nn.functional.normalize(torch.from_numpy(features.astype(np.float32)) - centre, dim=1)
+        found.append((known.float() @ every.T).argmax(1).tolist())
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 10
+    assert bank.fold.tolist() == SAMPLE.fold[found[0]].tolist()
