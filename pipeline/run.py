@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
     lost: int  # pairs that a shard's _stats.json counts and its tar does not hold
     targets: dict[str, Any]  # per target: the damping chosen, its agreement with real refits (LDS), its coverage, its filter
     seconds: dict[str, float]  # wall time of each stage in this call
-    seconds_a_pair: dict[str, float | None]  # of one actor: the model's forward pass, and the projection on all directions
+    seconds_a_pair: dict[str, float | None]  # of one actor: the model's forward pass, and all columns of it
 
 
 class _Columns(NamedTuple):
