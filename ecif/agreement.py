@@ -45,8 +45,7 @@ class Bank(NamedTuple):
             fold: [N] of each pair; 0 for a pair whose fold has every pair of the bank.
         """
         parts = zip(images.split(CHUNK), texts.split(CHUNK), fold.split(CHUNK), strict=True)
-        found = [self._agreement(*part) for part in parts]
-        return torch.cat(found) if found else images.new_zeros(0)
+        return torch.cat([self._agreement(*part) for part in parts])
 
     def _agreement(self, images: Tensor, texts: Tensor, fold: Tensor) -> Tensor:
         own = fold[:, None] == self.fold[None]
@@ -82,7 +81,7 @@ def _sharpness(known: Tensor) -> float:
     distinct = known.unique(dim=0).float()
     probes = torch.arange(0, len(distinct), -(-len(distinct) // PROBES), device=known.device)
     likeness = distinct[probes] @ distinct.T
-    likeness[torch.arange(len(probes)), probes] = -torch.inf
+    likeness.scatter_(1, probes[:, None], -torch.inf)
     low, high = LOG2_SHARPNESS
     for _ in range(HALVINGS):
         middle = (low + high) / 2

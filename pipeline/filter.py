@@ -86,7 +86,7 @@ def choose_filter(
     with Stage("filter", len(jobs)) as progress:
         fitted = refit_all(start, sample, jobs, config, resources, progress)
         halves = [[torch.cat(half) for half in target.halves(config)] for target in targets]
-        per_target = len(jobs) // len(targets)
+        per_target, expected = len(jobs) // len(targets), 1 - directions.misalignment.share.item()
         facts = {}
         for t, target in enumerate(targets):
             losses = [
@@ -94,10 +94,9 @@ def choose_filter(
                 for heads in fitted[t * per_target : (t + 1) * per_target]
             ]
             judged = torch.tensor(losses, dtype=torch.float64).view(2, len(candidates), settings.seeds, 2).mean((0, 2, 3))
-            expected = 1 - directions.misalignment.share.item()
             facts[target.name] = choose(settings, expected, judged[0].item(), judged[1:])
     influence = directions.sample.influence.sum(1)
-    probability = directions.misalignment.probability(evidence(*directions.sample._replace(influence=influence)))
+    probability = _probability(directions, influence)
     grid = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
     tensors = {
         "misalignment": probability.quantile(grid),
@@ -110,8 +109,7 @@ def choose_filter(
 def kept(directions: Directions, target: int, half: int, weight: float, keep: float) -> NDArray[np.bool_]:
     """[N] the sampled pairs that a candidate keeps, who is ranked by one half of the target alone."""
     of_half = 2 * directions.sample.influence[:, half]  # as much as the whole
-    probability = directions.misalignment.probability(evidence(*directions.sample._replace(influence=of_half)))
-    score = (1 - weight) * _position(-probability) + weight * _position(of_half[target])
+    score = (1 - weight) * _position(-_probability(directions, of_half)) + weight * _position(of_half[target])
     mask = np.zeros(len(score), bool)
     mask[score.argsort(descending=True, stable=True)[: round(keep * len(score))].numpy()] = True
     return mask
@@ -149,6 +147,11 @@ def choose(settings: Filter, expected: float, everything: float, losses: Tensor)
 def _alike(losses: Tensor) -> list[int]:
     """Which are about as good as the best."""
     return [i for i, loss in enumerate(losses.tolist()) if loss <= (1 + OVERRATED) * losses.min().item()]
+
+
+def _probability(directions: Directions, influence: Tensor) -> Tensor:
+    """[N] that each sampled pair is misaligned, with influence [T, N] for its own."""
+    return directions.misalignment.probability(evidence(*directions.sample._replace(influence=influence)))
 
 
 def _position(values: Tensor) -> Tensor:

@@ -174,8 +174,8 @@ def _calibrate(
     if refitted:
         losses = torch.stack([group_losses(heads, target, config) for heads in refitted])
         best, lds = choose_damping(influence, removed, losses)
-    agreement = {"lds": lds[best] if lds else None, "refits": len(refitted), "lds_of_dampings": lds}
-    return influence[best], {"damping": candidates[best], **agreement}
+    reached = {"lds": lds[best] if lds else None, "refits": len(refitted), "lds_of_dampings": lds}
+    return influence[best], {"damping": candidates[best], **reached}
 
 
 def _cross(
