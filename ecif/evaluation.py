@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ecif.contrastive import batch_loss
 from ecif.heads import Heads, embed, logits
 from ecif.losses import CLIP, Loss
+from ecif.losses.contrastive import batch_loss
 
 
 def ranks(values: Tensor) -> Tensor:

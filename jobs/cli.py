@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from ray.exceptions import RayError
 
 from pipeline.config import Config
+from pipeline.console import aligned, say
 from pipeline.errors import RunError, UserError
-from pipeline.progress import aligned, say
 
 if TYPE_CHECKING:
     from pipeline.run import Outcome
@@ -54,7 +54,7 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file
 @app.command()
 def plan(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see `ecif config`")]) -> None:
     """What a run would read, do and store; nothing is started."""
-    from pipeline import estimate
+    from pipeline.operate import plan as estimate
 
     planned = estimate.plan(read_config(config))
     typer.echo(aligned([estimate.HEADER, *(dataset.cells() for dataset in planned.datasets)]))
@@ -65,7 +65,7 @@ def plan(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML fil
 @app.command()
 def status(run: RunFolder) -> None:
     """How far a run is, also while it goes on elsewhere."""
-    from pipeline import status
+    from pipeline.operate import status
 
     typer.echo(aligned([status.HEADER, *(stage.cells() for stage in status.status(run))]))
 
@@ -73,7 +73,7 @@ def status(run: RunFolder) -> None:
 @app.command()
 def verify(run: RunFolder) -> None:
     """Check that a finished run is whole; a violation is exit code 1."""
-    from pipeline.verify import Violation, verify
+    from pipeline.operate.verify import Violation, verify
 
     wrong = 0
 
@@ -96,8 +96,8 @@ def verify(run: RunFolder) -> None:
 @app.command()
 def retry(run: RunFolder) -> None:
     """Read anew the shards that failed for a reason that can pass, and run the folder's configuration again."""
-    from pipeline.retry import retry
-    from pipeline.samples import TRANSIENT
+    from pipeline.corpus.reasons import TRANSIENT
+    from pipeline.operate.retry import retry
 
     with redirect_stdout(sys.stderr):
         outcome = retry(run)
@@ -115,7 +115,7 @@ def select(
     by: Annotated[str | None, typer.Option(help="the column to rank by; by default the run's filter")] = None,
 ) -> None:
     """Keep the best share of the pairs by one column: a DataComp subset file."""
-    from pipeline.select import chosen_filter, read_scores, select, write_subset
+    from pipeline.results.select import chosen_filter, read_scores, select, write_subset
 
     by, keep = chosen_filter(run, by, keep)
     uids = select(read_scores(run, ["uid", by]), by, keep)
@@ -131,7 +131,7 @@ def export(
     out: Annotated[str, typer.Option(help="folder for the new shards")],
 ) -> None:
     """Write the selected pairs as WebDataset shards."""
-    from pipeline.export import export
+    from pipeline.results.export import export
 
     done = export(run, subset, out)
     say(f"{done['pairs']} pairs in {done['shards']} shards; to train on them with open_clip:")

@@ -1,20 +1,18 @@
 """What a run starts from, checked before anything is started: the model, the corpus, the targets."""
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-from pydantic import BaseModel
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ecif import towers
-from pipeline import shards, sidecar, storage
+from pipeline import storage
 from pipeline.config import Config, Model, Pairs
-from pipeline.dataset import Dataset
+from pipeline.corpus import shards, sidecar
+from pipeline.corpus.shards import Shard
 from pipeline.errors import UserError
-from pipeline.prompts import read_prompts
-from pipeline.shards import Shard
+from pipeline.run_folder.artifacts import fingerprint
+from pipeline.run_folder.dataset import Dataset
+from pipeline.stages.embed.prompts import read_prompts
 
 
 def load_model(model: Model) -> towers.Towers:
@@ -32,9 +30,6 @@ def load_model(model: Model) -> towers.Towers:
     except Exception as error:  # noqa: BLE001  (open_clip raises whatever its parts raise)
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"model {model.name!r} can't be loaded: {first[:300]}") from None
-
-
-FORMAT = 4  # raise it with every change of what is computed: objects of another format are never taken for this one's
 
 
 class Inputs(NamedTuple):
@@ -85,9 +80,3 @@ def as_dataset(
     uids = ["sidecar"] if sidecars and sidecars.uids else []
     made_by = [model.fingerprint, pairs.caption, limits, *uids, *([prompts] if prompts else [])]
     return Dataset(folder, fingerprint(*made_by), found, pairs.caption, prompts, sidecars)
-
-
-def fingerprint(*parts: Any) -> str:
-    """16 hex digits of everything that an output depends on, the format of this version's objects included."""
-    plain: Callable[[Any], Any] = lambda value: value.model_dump() if isinstance(value, BaseModel) else str(value)  # noqa: E731
-    return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True, default=plain).encode()).hexdigest()[:16]

@@ -9,30 +9,33 @@ from typing import Any, NamedTuple
 
 from ecif import __version__
 from ecif.targets import ENOUGH_COVERAGE
-from pipeline import storage, tables
-from pipeline.average import average
-from pipeline.cluster import Resources, session
+from pipeline import storage
 from pipeline.config import Config
-from pipeline.dataset import Dataset
-from pipeline.embed import embed
+from pipeline.console import say
 from pipeline.errors import RunError, UserError
-from pipeline.filter import choose_filter
-from pipeline.fit import fit_heads
-from pipeline.forward import check, fit_parameters
-from pipeline.forward_score import score_forward
-from pipeline.forward_solve import solve_forward
-from pipeline.index import IndexFolders, index
-from pipeline.inputs import Inputs, fingerprint, load_inputs
-from pipeline.lease import hold
-from pipeline.plan import Plan, start_plan
-from pipeline.pool import written_shards
-from pipeline.progress import say
-from pipeline.prompts import embed_prompts
-from pipeline.sample import draw
-from pipeline.score import Left, score
-from pipeline.second_order import prepare
-from pipeline.solve import Directions, solve
-from pipeline.targets import Target, read_targets
+from pipeline.inputs import Inputs, load_inputs
+from pipeline.run_folder import tables
+from pipeline.run_folder.artifacts import fingerprint
+from pipeline.run_folder.dataset import Dataset
+from pipeline.run_folder.started import Plan, start_plan
+from pipeline.stages.average import average
+from pipeline.stages.embed.prompts import embed_prompts
+from pipeline.stages.embed.stage import embed
+from pipeline.stages.filter import choose_filter
+from pipeline.stages.fit.sample import draw
+from pipeline.stages.fit.stage import fit_heads
+from pipeline.stages.forward.fit import fit_parameters
+from pipeline.stages.forward.model import check
+from pipeline.stages.forward.score import score_forward
+from pipeline.stages.forward.solve import solve_forward
+from pipeline.stages.index import IndexFolders, index
+from pipeline.stages.score import Left, score
+from pipeline.stages.solve.second_order import prepare
+from pipeline.stages.solve.stage import Directions, solve
+from pipeline.stages.solve.targets import Target, read_targets
+from pipeline.storage.lease import hold
+from pipeline.workers.cluster import Resources, session
+from pipeline.workers.shards import written_shards
 
 
 class Outcome(NamedTuple):
@@ -74,7 +77,13 @@ def run(config: Config, again: Sequence[str] = ()) -> Outcome:
     for one in each:
         check(one)
     with hold(config.run), session(config.workers) as resources:
-        plan = start_plan(config, inputs)
+        plan = start_plan(
+            config,
+            [
+                {"features": one.corpus.fingerprint, "target_features": {n: d.fingerprint for n, d in one.targets.items()}}
+                for one in inputs
+            ],
+        )
         for url in again:
             storage.delete(url)
         done = [_columns(plan, i, *one, resources) for i, one in enumerate(zip(each, inputs, strict=True))]

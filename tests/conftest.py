@@ -4,8 +4,9 @@ import multiprocessing
 import os
 
 import pytest
-from s3_server import BUCKET, S3Server
-from small_models import TINY, write_model
+
+from tests.support.s3_server import BUCKET, S3Server
+from tests.support.small_models import TINY, write_model
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes with spinning threads crawl on few cores
 os.environ.setdefault("RAY_worker_niceness", "0")  # or a busy machine leaves them nothing
@@ -22,7 +23,7 @@ def tiny_model(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def local_ray(s3):
     """Ray on this machine for the session; runs started meanwhile use it. Its workers inherit the S3 server's credentials."""
-    from pipeline.cluster import session
+    from pipeline.workers.cluster import session
 
     with session(None) as resources:
         yield resources

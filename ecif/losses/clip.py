@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ecif import contrastive
-from ecif.contrastive import Negative
+from ecif.losses import contrastive
 from ecif.losses.contract import Loss
+from ecif.losses.contrastive import Negative
 
 
 @dataclass(frozen=True)
 class Clip(Loss):
-    """The closed forms of `ecif.contrastive`; open_clip's ClipLoss is L / 2B."""
+    """The closed forms of `ecif.losses.contrastive`; open_clip's ClipLoss is L / 2B."""
 
     negative: Negative = "exact"  # -log(1 - P), or ECIF's first-order (Taylor) form P
 

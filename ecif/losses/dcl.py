@@ -5,7 +5,7 @@
 The paper's unweighted form, for two towers: its negatives within a view have no counterpart in S [B, B] and are left out. A
 pair alone in its batch has no negative, and the formula gives log 0: its loss is 0 here, as InfoNCE's is.
 
-With M = S, minus infinity on the diagonal, every formula is CLIP's (`ecif.contrastive`) with M in the softmax.
+With M = S, minus infinity on the diagonal, every formula is CLIP's (`ecif.losses.contrastive`) with M in the softmax.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ecif import contrastive
+from ecif.losses import contrastive
 from ecif.losses.contract import Loss
 
 

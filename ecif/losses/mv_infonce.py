@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
-from ecif.contrastive import removed_from_rows, removed_from_rows_derivative
 from ecif.losses.contract import Loss
+from ecif.losses.contrastive import removed_from_rows, removed_from_rows_derivative
 
 
 @dataclass(frozen=True)

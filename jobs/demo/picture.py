@@ -12,10 +12,12 @@ import matplotlib.pyplot as plt
 import pyarrow as pa
 from PIL import Image
 
-from pipeline import shards, storage
+from pipeline import storage
 from pipeline.config import Config, Pairs
-from pipeline.samples import caption_of, image_bytes
-from pipeline.tar import Contents, groups
+from pipeline.corpus import shards
+from pipeline.corpus.captions import caption_of
+from pipeline.corpus.pairs import image_bytes
+from pipeline.corpus.tar import Contents, groups
 
 PER_ROW = 8
 

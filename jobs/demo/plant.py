@@ -8,8 +8,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline import storage, tables
-from pipeline.shards import permutation
+from pipeline import storage
+from pipeline.corpus.batches import permutation
+from pipeline.run_folder import tables
 
 
 def plant(source: Path, out: Path, truth: Path, share: float, seed: int) -> int:

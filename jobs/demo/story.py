@@ -12,14 +12,15 @@ from rich.table import Table
 
 from jobs.demo import model, picture
 from jobs.demo.plant import plant
-from pipeline import storage, tables
+from pipeline import storage
 from pipeline.config import Config, Pairs
+from pipeline.console import say
 from pipeline.errors import UserError
-from pipeline.export import export
-from pipeline.judge import judge
-from pipeline.progress import say
+from pipeline.results.export import export
+from pipeline.results.judge import judge
+from pipeline.results.select import chosen_filter, read_scores, select, write_subset
 from pipeline.run import Outcome, run
-from pipeline.select import chosen_filter, read_scores, select, write_subset
+from pipeline.run_folder import tables
 
 TARGET = "fluent"
 

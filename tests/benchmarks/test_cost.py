@@ -6,15 +6,15 @@ make bench
 import open_clip
 import pytest
 import torch
-from timing import seconds
 
-from ecif.agreement import build
+from ecif.columns.agreement import build
 from ecif.heads import Heads, embed, standardised
-from ecif.influence import score
-from ecif.projection import random_projection
-from ecif.second_order import correction
-from ecif.sketch import damped, gauss_newton, pair_gradients, project_batch, sampled_gauss_newton
-from pipeline.solve import BANK
+from ecif.heads.influence import score
+from ecif.projected.gradients import damped, gauss_newton, pair_gradients, project_batch, sampled_gauss_newton
+from ecif.projected.projection import random_projection
+from ecif.projected.second_order import correction
+from pipeline.stages.solve.stage import BANK
+from tests.benchmarks.support.timing import seconds
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.usefixtures("one_thread")]
 D_IMAGE, D_TEXT, WIDTH = 768, 512, 512  # ViT-B/32

@@ -8,18 +8,19 @@ On the demo corpus with 20 % swapped captions: parts of the target's concepts, d
 import numpy as np
 import pytest
 import torch
-from noisy_demo import EMBEDDED, noisy
 
 from ecif.evaluation import calibrated_loss, spearman
-from pipeline.cluster import session
 from pipeline.config import Pairs
-from pipeline.embed import embed
-from pipeline.fit import Refit, as_features, fit_heads, refit_all
+from pipeline.corpus.batches import permutation
+from pipeline.corpus.shards import find
 from pipeline.inputs import as_dataset, load_inputs
-from pipeline.sample import draw, read_all
-from pipeline.shards import find, permutation
-from pipeline.solve import solve
-from pipeline.targets import Target, read_targets
+from pipeline.stages.embed.stage import embed
+from pipeline.stages.fit.sample import draw, read_all
+from pipeline.stages.fit.stage import Refit, as_features, fit_heads, refit_all
+from pipeline.stages.solve.stage import solve
+from pipeline.stages.solve.targets import Target, read_targets
+from pipeline.workers.cluster import session
+from tests.benchmarks.support.noisy_demo import EMBEDDED, noisy
 
 pytestmark = pytest.mark.benchmark
 DRAWS = 2

@@ -12,24 +12,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from noisy_demo import EMBEDDED, noisy
 
-from ecif.curvature import gauss_newton_product
 from ecif.damping import choose_damping
 from ecif.evaluation import linear_datamodeling_score
 from ecif.heads import embed
-from ecif.influence import score
+from ecif.heads.curvature import gauss_newton_product
+from ecif.heads.influence import score
 from ecif.solve import krylov
-from pipeline.cluster import session
 from pipeline.config import Config
-from pipeline.embed import embed as embed_shards
-from pipeline.fit import Refit, as_features, fit_all, refit_all
 from pipeline.inputs import load_inputs
-from pipeline.losses import loss_of
-from pipeline.prompts import embed_prompts
-from pipeline.sample import draw
-from pipeline.solve import removals
-from pipeline.targets import gradient, group_losses, groups, read_targets
+from pipeline.stages.embed.prompts import embed_prompts
+from pipeline.stages.embed.stage import embed as embed_shards
+from pipeline.stages.fit.sample import draw
+from pipeline.stages.fit.stage import Refit, as_features, fit_all, refit_all
+from pipeline.stages.losses import loss_of
+from pipeline.stages.solve.stage import removals
+from pipeline.stages.solve.targets import gradient, group_losses, groups, read_targets
+from pipeline.workers.cluster import session
+from tests.benchmarks.support.noisy_demo import EMBEDDED, noisy
 
 pytestmark = pytest.mark.benchmark
 JUDGES = 48

@@ -10,17 +10,17 @@ import statistics
 from pathlib import Path
 
 import pytest
-from bare_loop import BareLoop, Took
 from PIL import Image
-from processes import Watch
-from tars import write_tar
 
 from jobs.demo import model as demo
 from pipeline import storage
-from pipeline.cluster import Resources, session
 from pipeline.config import Config
-from pipeline.embed import embed
 from pipeline.inputs import load_inputs
+from pipeline.stages.embed.stage import embed
+from pipeline.workers.cluster import Resources, session
+from tests.benchmarks.support.bare_loop import BareLoop, Took
+from tests.benchmarks.support.processes import Watch
+from tests.support.tars import write_tar
 
 pytestmark = pytest.mark.benchmark
 EMBEDDED = Path(demo.__file__).parent / "corpus"

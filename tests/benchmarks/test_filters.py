@@ -17,25 +17,25 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import openclipart
 import pytest
 import torch
-from noisy_demo import EMBEDDED, SWAPPED, noisy
 
 from ecif.evaluation import calibrated_loss
-from pipeline.cluster import session
 from pipeline.config import Pairs
-from pipeline.embed import embed
-from pipeline.filter import kept
-from pipeline.fit import Refit, as_features, refit_all
+from pipeline.corpus.shards import find
 from pipeline.inputs import as_dataset, load_inputs
-from pipeline.judge import judge
+from pipeline.results.judge import judge
+from pipeline.results.select import read_scores
 from pipeline.run import load_run, run
-from pipeline.sample import draw, read_all
-from pipeline.select import read_scores
-from pipeline.shards import find
-from pipeline.solve import read_directions
-from pipeline.targets import read_targets, target_loss
+from pipeline.stages.embed.stage import embed
+from pipeline.stages.filter import kept
+from pipeline.stages.fit.sample import draw, read_all
+from pipeline.stages.fit.stage import Refit, as_features, refit_all
+from pipeline.stages.solve.stage import read_directions
+from pipeline.stages.solve.targets import read_targets, target_loss
+from pipeline.workers.cluster import session
+from tests.benchmarks.support import openclipart
+from tests.benchmarks.support.noisy_demo import EMBEDDED, SWAPPED, noisy
 
 pytestmark = pytest.mark.benchmark
 SEEDS = 3

@@ -7,9 +7,9 @@ import open_clip
 import pytest
 import torch
 from open_clip.model import CLIP
-from timing import seconds
 
-from ecif.forward_mode import choose, clip_logits, flatten, gauss_newton_product, loss_gradient, scores
+from ecif.forward.mode import choose, clip_logits, flatten, gauss_newton_product, loss_gradient, scores
+from tests.benchmarks.support.timing import seconds
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.usefixtures("one_thread")]
 CHUNK = 32  # as the pipeline has it

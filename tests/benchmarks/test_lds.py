@@ -13,27 +13,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
-from noisy_demo import SWAPPED, noisy
 
-from ecif.curvature import gauss_newton_product, loss_gradient
 from ecif.evaluation import auroc, linear_datamodeling_score
 from ecif.heads import embed
-from ecif.influence import score
-from ecif.projection import pca_projection, random_projection
-from ecif.sketch import damped, gauss_newton, pair_gradients, project_batch, sampled_gauss_newton
+from ecif.heads.curvature import gauss_newton_product, loss_gradient
+from ecif.heads.influence import score
+from ecif.projected.gradients import damped, gauss_newton, pair_gradients, project_batch, sampled_gauss_newton
+from ecif.projected.projection import pca_projection, random_projection
 from ecif.solve import krylov
-from pipeline import storage, tables
-from pipeline.cluster import session
-from pipeline.fit import Refit, as_features, read_heads, refit_all
-from pipeline.index import largest_eigenvalue
+from pipeline import storage
+from pipeline.corpus.batches import permutation, segment
 from pipeline.inputs import load_inputs
-from pipeline.query import OpenIndex
+from pipeline.results.query import OpenIndex
+from pipeline.results.select import read_scores
 from pipeline.run import load_run, run
-from pipeline.sample import draw
-from pipeline.select import read_scores
-from pipeline.shards import permutation, segment
-from pipeline.solve import read_directions, removals
-from pipeline.targets import group_losses, groups, read_targets
+from pipeline.run_folder import tables
+from pipeline.stages.fit.sample import draw
+from pipeline.stages.fit.stage import Refit, as_features, read_heads, refit_all
+from pipeline.stages.index import largest_eigenvalue
+from pipeline.stages.solve.stage import read_directions, removals
+from pipeline.stages.solve.targets import group_losses, groups, read_targets
+from pipeline.workers.cluster import session
+from tests.benchmarks.support.noisy_demo import SWAPPED, noisy
 
 pytestmark = pytest.mark.benchmark
 REFITS = 80

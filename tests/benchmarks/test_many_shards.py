@@ -3,7 +3,8 @@ tests/pipeline/test_estimate.py). `pytest tests/benchmarks/test_many_shards.py -
 """
 
 import pytest
-from test_back_pressure import waited
+
+from tests.benchmarks.test_back_pressure import waited
 
 pytestmark = pytest.mark.benchmark
 SHARDS = 100_000

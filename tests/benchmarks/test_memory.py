@@ -10,12 +10,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from processes import Watch
-from small_models import TINY, write_model
-from tars import write_tar
 
 from jobs.demo import model as demo
 from pipeline import storage
+from tests.benchmarks.support.processes import Watch
+from tests.support.small_models import TINY, write_model
+from tests.support.tars import write_tar
 
 pytestmark = pytest.mark.benchmark
 EMBEDDED = Path(demo.__file__).parent / "corpus"

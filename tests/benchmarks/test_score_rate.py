@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_models import TINY, write_model
 
 from jobs.demo import model as demo
-from pipeline import storage, tables
+from pipeline import storage
 from pipeline.config import Config
+from pipeline.corpus.pairs import Pair
 from pipeline.inputs import load_inputs
 from pipeline.run import run
-from pipeline.samples import Pair
-from pipeline.tables import Accounting
+from pipeline.run_folder import tables
+from pipeline.run_folder.tables import Accounting
+from tests.support.small_models import TINY, write_model
 
 pytestmark = pytest.mark.benchmark
 TARGET = Path(demo.__file__).parent / "corpus" / "target" / "00000.tar"

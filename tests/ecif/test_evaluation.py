@@ -1,18 +1,10 @@
 import pytest
 import torch
-from problems import random_features, random_heads
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from ecif.evaluation import (
-    auroc,
-    calibrated_loss,
-    linear_datamodeling_score,
-    precision_at,
-    ranks,
-    retrieval_recall,
-    spearman,
-)
+from ecif.evaluation import auroc, calibrated_loss, linear_datamodeling_score, precision_at, ranks, retrieval_recall, spearman
+from tests.support.problems import random_features, random_heads
 
 VALUES = torch.tensor([3.0, 1.0, 1.0, -2.0, 7.0, 3.0, 3.0])
 BAD = torch.tensor([True, False, True, False, True, False, False])

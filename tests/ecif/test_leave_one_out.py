@@ -8,7 +8,7 @@ import torch
 from scipy.stats import spearmanr
 from torch.func import grad, hessian
 
-from ecif.contrastive import batch_loss, pair_derivatives
+from ecif.losses.contrastive import batch_loss, pair_derivatives
 
 TRAIN, HELD_OUT, D_IMAGE, D_TEXT, DAMPING = 48, 24, 7, 6, 1.0
 

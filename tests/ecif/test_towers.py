@@ -8,10 +8,10 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_models import PREPROCESS, TINY, write_model
 
 from ecif import towers
 from ecif.heads import embed, logits
+from tests.support.small_models import PREPROCESS, TINY, write_model
 
 CAPTIONS = ["a red square", "nothing of the kind", "two cats"]
 TIMM = {"timm_model_name": "tf_efficientnet_lite0", "timm_model_pretrained": False, "timm_pool": "", "image_size": 32}

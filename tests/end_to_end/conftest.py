@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from corpora import EMBEDDED, SETTINGS, read_tar, write_tar
 
 from pipeline.config import Config
 from pipeline.run import Outcome, run
+from tests.support.corpora import EMBEDDED, SETTINGS, read_tar, write_tar
 
 
 @pytest.fixture(scope="session")

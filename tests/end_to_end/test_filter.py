@@ -5,11 +5,11 @@ import sys
 import numpy as np
 import pytest
 import webdataset
-from corpora import read_tar
 
 from jobs.cli import main
+from pipeline.results.select import read_scores, read_subset
 from pipeline.run import load_run
-from pipeline.select import read_scores, read_subset
+from tests.support.corpora import read_tar
 
 
 def ecif(monkeypatch, *arguments) -> None:

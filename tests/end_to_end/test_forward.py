@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_run import COLUMNS, objects
-from test_verify import violations
 
-from ecif.curvature import gauss_newton_product, loss_gradient
 from ecif.heads import Heads, embed
-from ecif.influence import score
+from ecif.heads.curvature import gauss_newton_product, loss_gradient
+from ecif.heads.influence import score
+from pipeline.corpus.batches import segment
 from pipeline.errors import UserError
 from pipeline.inputs import load_inputs
+from pipeline.results.select import read_scores
 from pipeline.run import load_run, run
-from pipeline.sample import read_all
-from pipeline.select import read_scores
-from pipeline.shards import segment
-from pipeline.targets import read_targets
+from pipeline.stages.fit.sample import read_all
+from pipeline.stages.solve.targets import read_targets
+from tests.end_to_end.test_run import COLUMNS, objects
+from tests.end_to_end.test_verify import violations
 
 HEADS = {"mode": "forward", "parameters": ["visual.proj", "text_projection"], "damping": 0.1, "tolerance": 1e-5}
 
@@ -34,7 +34,7 @@ def forward(tmp_path_factory, finished, configure):
 
 
 def closed_form(config):
-    """Influence [pairs] of the model's own heads from `ecif.influence`, with explicit matrices, in the order of the table."""
+    """Influence [pairs] of the model's own heads from `ecif.heads.influence`, with explicit matrices, in the table's order."""
     inputs = load_inputs(config)
     weights = load_file(f"{config.model.name.removeprefix('local-dir:')}/open_clip_model.safetensors")
     heads = Heads(weights["visual.proj"].double(), weights["text_projection"].double(), inputs.model.heads.logit_scale)

@@ -5,21 +5,22 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_run import objects
-from test_verify import violations
 
-from ecif.curvature import gauss_newton_product, loss_gradient
 from ecif.heads import embed
-from ecif.influence import score
-from pipeline import storage, tables
+from ecif.heads.curvature import gauss_newton_product, loss_gradient
+from ecif.heads.influence import score
+from pipeline import storage
+from pipeline.corpus.batches import segment
 from pipeline.errors import RunError, UserError
-from pipeline.fit import as_features
-from pipeline.index import read_curvature
 from pipeline.inputs import load_inputs
-from pipeline.query import OpenIndex
+from pipeline.results.query import OpenIndex
 from pipeline.run import load_run, run
-from pipeline.sample import draw, read_all
-from pipeline.shards import segment
+from pipeline.run_folder import tables
+from pipeline.stages.fit.sample import draw, read_all
+from pipeline.stages.fit.stage import as_features
+from pipeline.stages.index import read_curvature
+from tests.end_to_end.test_run import objects
+from tests.end_to_end.test_verify import violations
 
 SMALL = {"rank": [8, 6], "damping": 0.05}
 CPU = torch.device("cpu")

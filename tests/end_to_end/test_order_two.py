@@ -6,22 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_run import objects
-from test_verify import violations
 
-from ecif.curvature import gauss_newton_product, loss_gradient
 from ecif.heads import embed
-from ecif.projection import identity_projection
-from ecif.second_order import removal_steps, target_change
-from ecif.sketch import damped, pair_gradients, project_batch
-from pipeline import tables
-from pipeline.fit import as_features, read_heads
+from ecif.heads.curvature import gauss_newton_product, loss_gradient
+from ecif.projected.gradients import damped, pair_gradients, project_batch
+from ecif.projected.projection import identity_projection
+from ecif.projected.second_order import removal_steps, target_change
+from pipeline.corpus.batches import folds, segment
 from pipeline.inputs import load_inputs
+from pipeline.results.select import read_scores
 from pipeline.run import load_run, run
-from pipeline.sample import draw
-from pipeline.select import read_scores
-from pipeline.shards import folds, segment
-from pipeline.targets import read_targets
+from pipeline.run_folder import tables
+from pipeline.stages.fit.sample import draw
+from pipeline.stages.fit.stage import as_features, read_heads
+from pipeline.stages.solve.targets import read_targets
+from tests.end_to_end.test_run import objects
+from tests.end_to_end.test_verify import violations
 
 CPU = torch.device("cpu")
 EVERYTHING = {"repeats": 2, "order": 2, "order_rank": [999, 999]}

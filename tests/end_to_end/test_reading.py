@@ -7,13 +7,13 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpora import read_tar
 
 from pipeline import storage
 from pipeline.errors import RunError
+from pipeline.results.select import read_scores
 from pipeline.run import run
-from pipeline.select import read_scores
-from pipeline.tables import parquet_bytes
+from pipeline.run_folder.tables import parquet_bytes
+from tests.support.corpora import read_tar
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,14 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from corpora import read_tar, write_tar
 from PIL import Image
 
 from pipeline import storage
 from pipeline.errors import RunError
+from pipeline.results.select import read_scores
 from pipeline.run import load_run, run
-from pipeline.select import read_scores
-from pipeline.solve import read_directions
+from pipeline.stages.solve.stage import read_directions
+from tests.support.corpora import read_tar, write_tar
 
 COLUMNS = ["shard", "index", "key", "uid", "batch", "fold", "clip_score", "held_out_loss", "agreement"]
 COLUMNS += ["influence_positive_clean", "influence_negative_clean", "influence_clean", "misalignment", "filter_clean"]

@@ -10,11 +10,11 @@ import pytest
 from jobs.cli import main
 from pipeline.config import Config
 from pipeline.errors import RunError, UserError
-from pipeline.lease import hold
-from pipeline.retry import retry
+from pipeline.operate.retry import retry
+from pipeline.operate.status import duration, status
+from pipeline.operate.verify import verify
 from pipeline.run import load_run, run
-from pipeline.status import duration, status
-from pipeline.verify import verify
+from pipeline.storage.lease import hold
 
 
 def stages(folder: Path) -> dict:

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import storage
 from pipeline.errors import RunError
-from pipeline.fit import read_heads
+from pipeline.results.select import read_scores
 from pipeline.run import load_run, run
-from pipeline.select import read_scores
+from pipeline.stages.fit.stage import read_heads
 
 
 def columns(folder):

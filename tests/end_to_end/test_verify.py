@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.tables import parquet_bytes
-from pipeline.verify import Violation, verify
+from pipeline.operate.verify import Violation, verify
+from pipeline.run_folder.tables import parquet_bytes
 
 
 def violations(folder: Path) -> list[tuple[str, str]]:

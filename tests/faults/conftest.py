@@ -5,11 +5,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from command import Command, result, write_config
-from corpora import EMBEDDED, read_tar, write_tar
 
 from jobs.cli import read_config
 from pipeline.run import run
+from tests.support.command import Command, result, write_config
+from tests.support.corpora import EMBEDDED, read_tar, write_tar
 
 
 @pytest.fixture(scope="session")

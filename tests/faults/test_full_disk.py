@@ -3,9 +3,9 @@
 import subprocess
 
 import pytest
-from command import result
 
 from pipeline import storage
+from tests.support.command import result
 
 
 @pytest.fixture

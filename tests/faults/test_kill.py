@@ -6,9 +6,9 @@ import shutil
 import uuid
 
 import pytest
-from command import result
 
 from pipeline import storage
+from tests.support.command import result
 
 slow = pytest.mark.slow
 

@@ -9,11 +9,11 @@ import uuid
 
 import pytest
 import s3fs
-from command import result
-from s3_server import BUCKET, S3Server
 
 from jobs.cli import main
 from pipeline import storage
+from tests.support.command import result
+from tests.support.s3_server import BUCKET, S3Server
 
 
 @pytest.fixture

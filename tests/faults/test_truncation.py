@@ -16,14 +16,14 @@ import fsspec
 import pytest
 import s3fs
 from fsspec.implementations.memory import MemoryFileSystem
-from reading import FULL, collect, read_shard, row_of
-from tars import pair, tar_bytes
 
-from pipeline import storage
 from pipeline.config import Embed
 from pipeline.errors import RunError
-from pipeline.read import ReadParts
-from pipeline.storage import ATTEMPTS
+from pipeline.stages.embed.read import ReadParts
+from pipeline.storage import objects as storage
+from pipeline.storage.objects import ATTEMPTS
+from tests.support.reading import FULL, collect, read_shard, row_of
+from tests.support.tars import pair, tar_bytes
 
 LIMITS = Embed(part_size=3)
 TARS = {

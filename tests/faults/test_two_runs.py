@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from command import Command, Ended, result, write_config
 
 from pipeline import storage
+from tests.support.command import Command, Ended, result, write_config
 
 pytestmark = pytest.mark.slow
 

@@ -4,9 +4,9 @@ import shutil
 import tempfile
 
 import pytest
-from command import result
 
 from pipeline import storage
+from tests.support.command import result
 
 pytestmark = pytest.mark.slow
 ACTORS = ["ray::MapWorker(Map(EmbedPart))", "ray::_fit", "ray::_Slices", "ray::MapWorker(Map(ScoreShard))"]

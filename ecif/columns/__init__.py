@@ -1,0 +1,1 @@
+"""Scores of a pair beside its influence."""

@@ -1,0 +1,1 @@
+"""Influence on any parameters, by forward-mode differentiation."""

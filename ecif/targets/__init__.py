@@ -1,0 +1,19 @@
+"""Clean sets whose improvement counts: what each kind asks of the model."""
+
+from ecif.targets.contract import TEMPERATURES, OfPairs, TargetLoss, best_temperature
+from ecif.targets.contrastive import Contrastive
+from ecif.targets.coverage import ENOUGH_COVERAGE, coverage
+from ecif.targets.retrieval_margin import RetrievalMargin
+from ecif.targets.zero_shot import ZeroShot
+
+__all__ = [
+    "ENOUGH_COVERAGE",
+    "TEMPERATURES",
+    "Contrastive",
+    "OfPairs",
+    "RetrievalMargin",
+    "TargetLoss",
+    "ZeroShot",
+    "best_temperature",
+    "coverage",
+]

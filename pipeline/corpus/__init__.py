@@ -1,0 +1,1 @@
+"""From a URL to an image and its caption: no Ray, no model, nothing is written."""

@@ -1,0 +1,1 @@
+"""Stage `embed`: shards in, features out."""

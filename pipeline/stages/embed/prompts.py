@@ -1,0 +1,84 @@
+"""The prompts of a zero-shot target: read from its two text files, embedded once by the model's text tower."""
+
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from ecif import towers
+from pipeline import storage
+from pipeline.config import Model, Target
+from pipeline.errors import RunError, UserError
+from pipeline.run_folder import tensors as stored
+from pipeline.run_folder.dataset import Dataset
+from pipeline.workers.cluster import Resources, device
+
+TEMPLATE = "a photo of a {c}."
+FORWARD_BATCH = {"cpu": 32, "cuda": 256}
+
+
+def read_prompts(target: Target, what: str) -> list[list[str]]:
+    """The filled templates of each class, in the order of the files; none for a target without classes.
+
+    Raises:
+        UserError: a file that can't be read, fewer than two classes, an empty line, a template without a place for the class.
+    """
+    if target.classes is None:
+        return []
+    classes = _lines(target.classes, f"{what}.classes")
+    if len(classes) < 2:
+        raise UserError(f"{what}.classes: {target.classes} names {len(classes)} classes, there is nothing to tell apart")
+    templates = [TEMPLATE] if target.templates is None else _lines(target.templates, f"{what}.templates")
+    for i, template in enumerate(templates):
+        if "{c}" not in template and "{}" not in template:
+            raise UserError(f"{what}.templates: line {i + 1} of {target.templates} has no {{c}}: {template[:80]!r}")
+    return [[template.replace("{c}", name).replace("{}", name) for template in templates] for name in classes]
+
+
+def embed_prompts(datasets: list[Dataset], model: Model, resources: Resources) -> None:
+    """Embed the prompts of every dataset that has some and no features of them yet.
+
+    Raises:
+        RunError: the model gave NaN or infinity.
+    """
+    todo = [dataset for dataset in datasets if dataset.prompts and not storage.exists(dataset.prompts_url())]
+    embed: Any = ray.remote(**resources.actor, max_retries=2, max_calls=0)(_embed)
+    pending = [embed.remote(model, [p for templates in dataset.prompts for p in templates]) for dataset in todo]
+    for dataset, features in zip(todo, ray.get(pending), strict=True):
+        if not np.isfinite(features).all():
+            raise RunError(f"{dataset.folder}: the model gave NaN or infinity for a prompt")
+        shaped = torch.tensor(features).view(len(dataset.prompts), len(dataset.prompts[0]), -1)
+        stored.write(dataset.prompts_url(), {"text_features": shaped})
+
+
+def read_prompt_features(dataset: Dataset) -> NDArray[np.float16]:
+    """[C, M, d_t] unit-norm trunk features of M templates for each of C classes; FileNotFoundError if not embedded yet."""
+    return stored.read(dataset.prompts_url())[0]["text_features"].numpy()
+
+
+def _embed(model: Model, prompts: list[str]) -> NDArray[np.float16]:
+    to = device()
+    tower = towers.load(model.name, model.checkpoint).to(to)
+    size = FORWARD_BATCH[to.type]
+    parts = [tower.text_features(prompts[i : i + size]).half().cpu() for i in range(0, len(prompts), size)]
+    return torch.cat(parts).numpy()
+
+
+def _lines(url: str, what: str) -> list[str]:
+    """The lines of a text file; a line's number is its meaning, so an empty one is an error."""
+    try:
+        lines = [line.strip() for line in storage.read_bytes(url).decode().splitlines()]
+    except UnicodeDecodeError:
+        raise UserError(f"{what}: {url} is not UTF-8") from None
+    except Exception as error:  # noqa: BLE001  (each store has errors of its own)
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{what}: can't read {url}: {' '.join(reason.split())[:300]}") from None
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines:
+        raise UserError(f"{what}: line {lines.index('') + 1} of {url} is empty")
+    if not lines:
+        raise UserError(f"{what}: {url} is empty")
+    return lines

@@ -1,0 +1,1 @@
+"""Stage `fit`: heads at a minimum on a sample of the corpus."""

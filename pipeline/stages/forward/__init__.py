@@ -1,0 +1,1 @@
+"""Forward mode: influence on parameters other than the heads."""

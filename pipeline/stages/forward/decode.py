@@ -1,0 +1,83 @@
+"""Pairs that `embed` accepted, decoded again: forward mode differentiates through the pixels, which no stage keeps."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecif import towers
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.corpus.pairs import Pair, read_pair
+from pipeline.corpus.shards import Shard
+from pipeline.corpus.tar import Contents, groups
+from pipeline.errors import RunError
+from pipeline.run_folder import tables
+from pipeline.run_folder.dataset import Dataset
+
+DECODERS = 4  # threads an actor: one batch is decoded while another one is in the model
+
+
+class Members(NamedTuple):
+    """Some accepted pairs of one shard."""
+
+    shard: Shard
+    position: NDArray[np.int32]  # [B] index in the tar
+    uid: list[str]
+
+    def take(self, rows: NDArray[np.int64]) -> "Members":
+        """The pairs at `rows`, in that order."""
+        return Members(self.shard, self.position[rows], [self.uid[i] for i in rows])
+
+
+class Decoded(NamedTuple):
+    """Pairs as the model's preprocessing takes them."""
+
+    pixels: NDArray[np.uint8]  # [B, 3, H, W]
+    captions: list[str]
+
+
+def accepted(dataset: Dataset, shard: Shard, parts: int) -> Members:
+    """Every pair of a shard that has features, in the order of the tar."""
+    features = tables.read_features(dataset.features_folder(shard.name), parts)
+    return Members(shard, features.position, features.uid)
+
+
+def decode(batches: list[Members], caption: str, config: Config, preprocess: dict[str, Any]) -> Iterator[Decoded]:
+    """Decode batch after batch by the rules of `embed`; of each shard one local copy at a time, of the pixels two batches.
+
+    Args:
+        batches: each within one shard; those of a shard follow each other.
+        caption: `txt`, or the JSON field that holds the caption.
+        config: its limits.
+        preprocess: of the model.
+
+    Raises:
+        RunError: a pair is not what `embed` accepted: its shard has changed under the run.
+    """
+    for shard, of_shard in groupby(batches, key=lambda batch: batch.shard):
+        yield from _decode(shard, list(of_shard), caption, config, towers.resize_transform(preprocess))
+
+
+def _decode(shard: Shard, batches: list[Members], caption: str, config: Config, resize: Any) -> Iterator[Decoded]:
+    """The batches of one shard; the next one is decoded while the caller works on this one."""
+    wanted = {i for batch in batches for i in batch.position.tolist()}
+    with storage.local_copy(shard.source, storage.ATTEMPTS) as file, ThreadPoolExecutor(DECODERS) as pool:
+        members = {group.index: group for group in groups(file, Contents()) if group.index in wanted}
+
+        def read(index: int, uid: str) -> Pair:
+            with open(file.name, "rb") as own:  # a position of its own: threads share the file
+                pair = index in members and read_pair(own, members[index], shard.name, caption, config.embed, resize)
+            if not isinstance(pair, Pair) or pair.uid != uid:
+                raise RunError(f"{shard.source.url}: pair {index} is not what `embed` read: the shard has changed; run again")
+            return pair
+
+        ahead = [pool.map(read, batch.position.tolist(), batch.uid) for batch in batches[:1]]
+        for following in [*batches[1:], None]:
+            if following:
+                ahead.append(pool.map(read, following.position.tolist(), following.uid))
+            pairs = list(ahead.pop(0))
+            yield Decoded(np.stack([p.pixels for p in pairs]), [p.caption for p in pairs])

@@ -1,0 +1,1 @@
+"""Stage `solve`: the shared inverse-Hessian system."""

@@ -1,0 +1,1 @@
+"""Ray: the session, pools of actors, progress."""

@@ -1,0 +1,150 @@
+"""Stages with readers and models that wait instead of computing: what Ray and the driver do, whatever the cores are busy with.
+
+Run as a program, in a Ray of its own: python stand_ins.py '{"shards": 8, ...}', the fields of `Asked`; prints `Found`, as JSON.
+"""
+
+import json
+import resource
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+
+from pipeline import storage
+from pipeline.config import Config, Embed, Model
+from pipeline.corpus.shards import Shard
+from pipeline.run_folder.dataset import Dataset
+from pipeline.run_folder.tables import Accounting
+from pipeline.stages.embed import stage as stage
+from pipeline.stages.fit.sample import choose_batches
+from pipeline.workers.cluster import Resources, session
+from pipeline.workers.shards import over_shards
+
+WARM_UP = 10  # parts before the model's waiting for input is counted: reading processes have to start
+
+
+class Asked(NamedTuple):
+    """A corpus that is not there, and how fast it is read and embedded."""
+
+    run: str
+    shards: int
+    parts: int = 1  # of a shard
+    part_bytes: int = 100  # of a part's pixels
+    read_s: float = 0.0  # that a reader takes for a part
+    embed_s: float = 0.0  # that the model takes for a part
+    store: int = 200_000_000  # bytes of Ray's object store
+    cpus: int = 2  # as Ray is told: waiting takes none
+    gpus: int = 0
+
+
+class Found(NamedTuple):
+    """What became of it."""
+
+    before: int  # bytes of the driver before the stages, without the files of libraries
+    peak: int  # the same, at most
+    resident: int  # with these files, at most
+    seconds: float  # of the stages
+    stored: int  # bytes of Ray's object store in use, at most
+    spilled: int  # files that Ray wrote for want of room in it
+    busy: float  # share of its time that the model was at work
+
+
+class Reader:
+    """A shard in, its parts out, after a while each."""
+
+    def __init__(self, asked: Asked):
+        self.asked = asked
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        parts = self.asked.parts
+        done = Accounting(row["shard"], row["size"], row["etag"], "0" * 64, parts, parts, 0, parts, 0, {}, parts, None)
+        for part in range(parts):
+            time.sleep(self.asked.read_s)
+            last = part + 1 == parts
+            yield {
+                "dataset": row["dataset"],
+                "shard": row["shard"],
+                "bytes": row["size"] if last else 0,
+                "pixels": bytes(self.asked.part_bytes),
+                "accounting": json.dumps(done._asdict()) if last else "",
+            }
+
+
+class Actor:
+    """A part in, what the driver counts out, after a while; `seconds` are those since the part before."""
+
+    def __init__(self, folders: list[str], model: Model):
+        self.seconds, self.parts, self.ended = float(model.name), 0, 0.0
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(self.seconds)
+        before, self.ended, self.parts = self.ended, time.perf_counter(), self.parts + 1
+        seconds = self.ended - before if self.parts > WARM_UP else 0.0
+        return {k: row[k] for k in ("dataset", "shard", "bytes", "accounting")} | {
+            "embedded": 1,
+            "seconds": seconds,
+            "quarantined": "[]",
+        }
+
+
+class Worker:
+    """What `score` does to Ray: a row for each shard."""
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"pairs": 1}
+
+
+def stages(dataset: Dataset, asked: Asked, resources: Resources) -> float:
+    """What a run does in the driver with all shards, from listing to scores; returns the model's seconds a part."""
+    stage.ReadParts, stage.EmbedPart = lambda *_: Reader(asked), Actor
+    seconds = stage.embed([dataset], Model(name=str(asked.embed_s)), Embed(), {}, resources)
+    dataset.content()
+    choose_batches(dataset.accounting(), Config.model_construct(batch_size=256, seed=0), 65_536)
+    over_shards("score", storage.join(asked.run, "scores"), dataset, Worker, (), resources)
+    return seconds
+
+
+def main(asked: Asked) -> Found:
+    """All stages on the corpus that is not there."""
+    started = ray.init(
+        "local",
+        num_cpus=asked.cpus,
+        num_gpus=asked.gpus,
+        object_store_memory=asked.store,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    room = ray.cluster_resources()["object_store_memory"]
+    used, own, end = [0.0], [_own()], threading.Event()
+
+    def look() -> None:
+        while not end.wait(0.2):
+            used.append(room - ray.available_resources().get("object_store_memory", 0.0))
+            own.append(_own())
+
+    then = time.perf_counter()
+    shards = [Shard(f"{i:06d}", storage.Object(f"none/{i:06d}.tar", 10_240, f"10240-{i}")) for i in range(asked.shards)]
+    with session(None) as resources:
+        threading.Thread(target=look, daemon=True).start()
+        seconds = stages(Dataset(asked.run, "0" * 16, shards, "txt"), asked, resources)
+        end.set()
+    took = time.perf_counter() - then
+    parts = asked.shards * asked.parts
+    busy = asked.embed_s * (parts - WARM_UP * resources.workers) / max(1e-9, parts * seconds)
+    spilled = sum(1 for folder in Path(started.address_info["session_dir"]).rglob("*spill*") for _ in folder.rglob("*"))
+    resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return Found(own[0], max(own), resident, took, int(max(used)), spilled, busy)
+
+
+def _own() -> int:
+    """Bytes of this process that are not those of a file."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Asked(**json.loads(sys.argv[1])))._asdict()))

@@ -1,0 +1,109 @@
+"""Probabilities of misalignment: a maximum of the presence-only likelihood, calibrated, and right about how many there are."""
+
+import pytest
+import torch
+
+from ecif.columns.misalignment import evidence, learn
+from ecif.evaluation import auroc
+
+N = 4000
+
+
+def mixture(share: float, seed: int = 0):
+    """Evidence of real pairs, which of them are bad, and evidence of planted swaps: three numbers a pair, with outliers."""
+    g = torch.Generator().manual_seed(seed)
+    bad = torch.rand(N, generator=g) < share
+    shift = torch.tensor([2.0, -1.5, -1.0])
+    real = torch.randn(N, 3, generator=g) + bad[:, None] * shift
+    planted = torch.randn(N, 3, generator=g) + shift
+    real[:3] *= 1e4
+    return real, bad, planted
+
+
+def log_likelihood(weights: torch.Tensor, share: torch.Tensor, z: torch.Tensor, planted: torch.Tensor) -> torch.Tensor:
+    """Of planted and real pairs, up to a constant, where p_planted / p_good = exp(w . z + c) and c makes it a density.
+
+    Which side a pair came from, given its evidence: p_good, whatever it is, drops out.
+    """
+    odds = z @ weights[:-1] + weights[-1]
+    of_planted = planted @ weights[:-1] + weights[-1]
+    n, m = len(z), len(planted)
+    # p(real or planted | z): real pairs have density (1 - share) + share e^odds, planted ones e^odds, times p_good.
+    rest = lambda o: torch.logaddexp((n * (1 - share)).log(), (n * share + m).log() + o)  # noqa: E731
+    real = torch.logaddexp((1 - share).log(), share.log() + odds) - rest(odds)
+    return real.sum() + (of_planted - rest(of_planted)).sum()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.4])
+def test_the_share_is_found_and_probabilities_are_calibrated(share):
+    real, bad, planted = mixture(share)
+    model = learn(real, planted)
+    probability = model.probability(real)
+    assert model.share.item() == pytest.approx(bad.double().mean().item(), abs=0.02)
+    for low, high in ((0.0, 0.1), (0.1, 0.3), (0.3, 0.7), (0.7, 0.9), (0.9, 1.0)):
+        inside = (probability >= low) & (probability <= high)
+        of_them = bad[inside].double().mean().item()
+        # Three standard errors of the share among so many.
+        allowed = 3 * (0.25 / inside.sum().item()) ** 0.5
+        assert of_them == pytest.approx(probability[inside].mean().item(), abs=min(allowed, 0.1))
+
+
+def test_it_ranks_as_well_as_one_who_knows_which_are_bad():
+    real, bad, planted = mixture(0.2)
+    ideal = real[3:] @ torch.tensor([2.0, -1.5, -1.0])
+    assert auroc(learn(real, planted).probability(real)[3:], bad[3:]) > auroc(ideal, bad[3:]) - 0.002
+
+
+def test_it_is_a_maximum_of_the_likelihood():
+    real, _, planted = mixture(0.2)
+    model = learn(real, planted)
+    z, of_planted = model._standardised(real), model._standardised(planted)
+    shift = torch.zeros_like(model.weights)
+    shift[-1] = (model.share / (1 - model.share)).log()
+    at = log_likelihood(model.weights - shift, model.share, z, of_planted)
+    for i in range(len(shift) + 1):
+        for step in (-0.1, 0.1):
+            moved = model.weights - shift
+            share = model.share.clone()
+            if i < len(shift):
+                moved = moved + step * torch.eye(len(shift), dtype=torch.float64)[i]
+            else:
+                share = share + step * 0.2
+            assert log_likelihood(moved, share, z, of_planted) < at
+
+
+def test_a_corpus_without_bad_pairs_has_next_to_none():
+    real, _, planted = mixture(0.0)
+    model = learn(real, planted)
+    assert model.share < 0.01
+    assert (model.probability(real)[3:] < 0.5).all()
+
+
+def test_outliers_stay_distinct_and_finite():
+    real, _, planted = mixture(0.2)
+    far = torch.tensor([[1e3, 0.0, 0.0], [1e4, 0.0, 0.0], [1e30, 0.0, 0.0], [-1e30, 0.0, 0.0]])
+    found = learn(real, planted).probability(far)
+    assert found.isfinite().all()
+    assert (found[:-1].diff() >= 0).all()
+    assert found[3] < 0.01 < found[0]
+
+
+def test_evidence_that_is_constant_says_nothing():
+    real, _, planted = mixture(0.2)
+    same = torch.ones(N, 1)
+    with_it = learn(torch.cat([real, same], 1), torch.cat([planted, same], 1))
+    assert torch.allclose(with_it.probability(torch.cat([real, same], 1)), learn(real, planted).probability(real), atol=1e-6)
+
+
+def test_evidence_that_is_not_finite_is_an_error():
+    real, _, planted = mixture(0.2)
+    real[5, 1] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        learn(real, planted)
+
+
+def test_evidence_has_a_row_a_pair():
+    assert (
+        evidence(torch.zeros(4), torch.ones(4), torch.full((4,), 2.0), torch.full((2, 4), 3.0)).tolist()
+        == [[0, 1, 2, 3, 3]] * 4
+    )

@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from ecif.evaluation import target_losses
+from ecif.heads import Heads, embed, standardised
+from ecif.heads.curvature import loss_gradient
+from ecif.heads.fit import fit, fixed_batches, reshuffled
+from ecif.losses import TWO_TOWER, SigLip
+from tests.support.problems import flat, random_features, random_heads, slow_logits, slow_loss
+
+START = standardised(random_heads())
+IMAGES, TEXTS = random_features(40)
+BATCHES = list(torch.arange(40).split(10))
+SETTINGS = {"batch_size": 10, "epochs": 5, "learning_rate": 0.02, "seed": 0}
+
+
+def test_fit_is_adam_with_cosine_decay_on_the_mean_loss():
+    weights = flat(START).clone().requires_grad_()
+    optimiser = torch.optim.Adam([weights], lr=0.02)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 20)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        for i in torch.randperm(4, generator=order).tolist():
+            optimiser.zero_grad()
+            rows = BATCHES[i]
+            (slow_loss(slow_logits(START, weights, IMAGES[rows], TEXTS[rows])) / 20).backward()
+            optimiser.step()
+            decay.step()
+    fitted = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)[-1]
+    assert torch.allclose(flat(fitted), weights.detach(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", TWO_TOWER)
+def test_every_loss_is_lowered(name):
+    start = START._replace(train_logit_scale=True, train_logit_bias=name == "siglip")
+    fitted = fit(start, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS, loss=TWO_TOWER[name])[-1]
+    before, after = (target_losses(h, IMAGES, TEXTS, BATCHES, TWO_TOWER[name]).sum() for h in (start, fitted))
+    assert after < before - 0.1 * before.abs()
+    assert fitted.logit_scale != start.logit_scale
+    assert (fitted.logit_bias != 0) == (name == "siglip")
+
+
+def test_the_sigmoid_loss_is_fitted_to_the_minimum_in_its_bias_whatever_the_checkpoints_own():
+    fitted = []
+    for own in (0.0, -10.0):
+        start = START._replace(logit_bias=own, train_logit_bias=True)
+        fitted.append(fit(start, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS, loss=SigLip())[-1])
+        pairs = [embed(fitted[-1], IMAGES[rows], TEXTS[rows]) for rows in BATCHES]
+        assert loss_gradient(fitted[-1], pairs, SigLip())[-1].abs() < 1e-6
+    assert fitted[0].logit_bias == pytest.approx(fitted[1].logit_bias)
+    assert torch.allclose(fitted[0].image, fitted[1].image)
+
+
+def test_fit_lowers_the_loss_and_leaves_the_start_alone():
+    before = flat(START).clone()
+    fitted = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)[-1]
+    assert target_losses(fitted, IMAGES, TEXTS, BATCHES).sum() < 0.9 * target_losses(START, IMAGES, TEXTS, BATCHES).sum()
+    assert torch.equal(flat(START), before)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    first, again = (fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)[-1] for _ in range(2))
+    other = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS | {"seed": 1})[-1]
+    assert torch.equal(flat(first), flat(again))
+    assert not torch.equal(flat(first), flat(other))
+
+
+def test_a_pair_taken_out_of_its_batch_takes_out_its_own_terms_only():
+    # One step of plain gradient: the difference is the gradient of Pos_n + Neg_n over the nominal batch size.
+    rows, rest = torch.arange(10), torch.arange(1, 10)
+    weights = flat(START).requires_grad_()
+    whole, less = (slow_loss(slow_logits(START, weights, IMAGES[r], TEXTS[r])) / 20 for r in (rows, rest))
+    difference = torch.autograd.grad(whole - less, weights)[0]
+    with_n, without_n = (loss_gradient(START, [embed(START, IMAGES[r], TEXTS[r])]) / 20 for r in (rows, rest))
+    assert torch.allclose(with_n - without_n, difference)
+
+
+def test_reshuffled_gives_as_many_full_batches_as_asked_and_no_pair_twice_in_a_round():
+    order = torch.Generator().manual_seed(0)
+    batches = reshuffled(25, 8, 7)(order)
+    assert [len(b) for b in batches] == [8] * 7
+    first_round = torch.cat(batches[:3])
+    assert len(first_round.unique()) == 24
+    assert len(reshuffled(5, 8, 2)(order)) == 2  # fewer pairs than a batch: one small batch a round
+
+
+def test_emptied_batches_do_no_harm():
+    batches = [torch.arange(10), torch.tensor([], dtype=torch.long), torch.tensor([3])]
+    fitted = fit(START, IMAGES, TEXTS, fixed_batches(batches), **SETTINGS)[-1]
+    assert isinstance(fitted, Heads)
+    assert flat(fitted).isfinite().all()

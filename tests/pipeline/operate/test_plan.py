@@ -1,0 +1,102 @@
+"""What a run would take, without starting it: against what is really there."""
+
+import json
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.corpus.shards import Shard
+from pipeline.errors import UserError
+from pipeline.inputs import load_inputs
+from pipeline.operate import plan as estimate
+from pipeline.operate.plan import plan, size
+from pipeline.run_folder.tables import Accounting, json_bytes
+from tests.support.tars import pair, tar_bytes
+
+EMBEDDED = Path(str(files("jobs.demo") / "corpus"))
+
+
+def configure(tmp_path, tiny_model, shards) -> Config:
+    clean = {"clean": {"shards": str(EMBEDDED / "target")}}
+    return Config.model_validate(
+        {"run": str(tmp_path / "run"), "corpus": {"shards": str(shards)}, "model": {"name": tiny_model}, "targets": clean}
+    )
+
+
+def test_pairs_are_those_of_stats_json(tmp_path, tiny_model):
+    found = plan(configure(tmp_path, tiny_model, EMBEDDED / "corpus"))
+    truth = sum(json.loads(path.read_text())["successes"] for path in (EMBEDDED / "corpus").glob("*_stats.json"))
+    (corpus, target) = found.datasets
+    assert (corpus.name, corpus.shards, corpus.done_shards, corpus.pairs) == ("corpus", 3, 0, truth)
+    assert corpus.bytes == sum(path.stat().st_size for path in (EMBEDDED / "corpus").glob("*.tar"))
+    assert target.name == "target clean"
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_stats_pairs_are_counted_in_the_beginning_of_some_shards(tmp_path, monkeypatch):
+    data = tar_bytes([m for i in range(100) for m in pair(f"{i:03d}", f"caption {i}", n=i)])
+    storage.write_bytes(str(tmp_path / "0.tar"), data)
+    shard = Shard("0", storage.describe(str(tmp_path / "0.tar")))
+    assert estimate._count(shard) == (100, len(data))
+    monkeypatch.setattr(estimate, "HEAD", len(data) // 3)
+    pairs, count = estimate._count(shard)
+    assert 25 < pairs < 40
+    assert pairs * len(data) / count == pytest.approx(100, rel=0.1)
+
+
+def test_what_is_done_is_not_estimated(tmp_path, tiny_model):
+    for i in range(20):
+        storage.write_bytes(str(tmp_path / "corpus" / f"{i:02d}.tar"), tar_bytes(pair("0") + pair("1")))
+    config = configure(tmp_path, tiny_model, tmp_path / "corpus")
+    corpus = load_inputs(config).corpus
+    for shard in corpus.shards[:5]:
+        fields = {"sha256": "", "members": 9, "in_pairs": 9, "ignored": 0, "pairs": 1000, "embedded": 1000, "quarantined": {}}
+        done = Accounting(shard.name, shard.source.size, shard.source.etag, **fields, parts=4, broken=None)
+        storage.write_bytes(corpus.accounting_url(shard.name), json_bytes(done._asdict()))
+    found = plan(config).datasets[0]
+    assert (found.shards, found.done_shards, found.pairs) == (20, 5, 5 * 1000 + 15 * 2)
+    assert found.done_bytes * 4 == found.bytes
+
+
+def test_what_can_not_be_had_is_said(tmp_path, tiny_model):
+    with pytest.raises(UserError, match=r"corpus\.shards: no shard or folder"):
+        plan(configure(tmp_path, tiny_model, tmp_path / "none"))
+
+
+def test_sizes():
+    assert [size(n) for n in (0, 999, 1500, 12.3e6, 5e15)] == ["0 B", "999 B", "1.5 kB", "12.3 MB", "5e+03 TB"]
+
+
+MANY = """
+import json, resource, sys, ray
+from pipeline.config import Config
+from pipeline.operate.plan import plan
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+few, many = (Config.model_validate(config) for config in json.load(sys.stdin))
+plan(few)
+before = peak()
+found = plan(many).datasets[0]
+print(found.shards, found.pairs, ray.is_initialized(), peak(), before)
+"""
+
+
+@pytest.mark.slow
+def test_100000_shards_are_planned_in_little_memory(tmp_path, tiny_model):
+    data = tar_bytes(pair("0"))
+    for i in range(100):
+        (tmp_path / "corpus" / f"{i:02d}").mkdir(parents=True)
+        for j in range(1000):
+            (tmp_path / "corpus" / f"{i:02d}" / f"{j:03d}.tar").write_bytes(data)
+    configs = [configure(tmp_path, tiny_model, shards) for shards in (EMBEDDED / "corpus", tmp_path / "corpus")]
+    asked = json.dumps([config.model_dump() for config in configs])
+    done = subprocess.run([sys.executable, "-c", MANY], input=asked, capture_output=True, text=True, check=True)
+    shards, pairs, started, *peaks = done.stdout.split()
+    peak, before = map(int, peaks)
+    print(f"{peak / 1e6:.0f} MB, {before / 1e6:.0f} MB of them for what is imported and the model")
+    assert (shards, pairs, started) == ("100000", "100000", "False")
+    assert peak - before < 300e6

@@ -1,0 +1,171 @@
+"""Exactly the best share is selected, and a subset file is what DataComp takes."""
+
+import io
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.results.select import SUBSET, chosen_filter, read_scores, read_subset, select, write_subset
+from pipeline.run_folder import tables
+from tests.support.finished import write_scores
+from tests.support.tars import npy
+
+UIDS = [f"{i:032x}" for i in range(10)]
+
+
+def table(scores: list[float | None], by: str = "clip_score", uids: list[str] = UIDS) -> pa.Table:
+    return pa.table({"uid": uids[: len(scores)], by: pa.array(scores, pa.float32())})
+
+
+@pytest.mark.parametrize(
+    ("pairs", "keep", "count"),
+    [(10, 0.3, 3), (10, 1, 10), (10, 0.25, 2), (10, 0.35, 4), (10, 0.01, 0), (3, 0.5, 2), (1, 0.4, 0)],
+)
+def test_exactly_the_rounded_share_is_kept(pairs, keep, count):
+    assert len(select(table([float(i) for i in range(pairs)]), "clip_score", keep)) == count
+
+
+@pytest.mark.parametrize("by", ["clip_score", "influence_clean", "influence_positive_clean", "influence_negative_clean"])
+def test_high_is_good(by):
+    assert select(table([-3, 5, math.inf, -1], by), by, 0.5) == [UIDS[2], UIDS[1]]
+
+
+@pytest.mark.parametrize("by", ["held_out_loss", "misalignment"])
+def test_of_a_loss_and_of_misalignment_low_is_good(by):
+    assert select(table([-3, 5, -math.inf, -1], by), by, 0.5) == [UIDS[2], UIDS[0]]
+
+
+def test_ties_are_broken_by_uid_whatever_the_order_of_the_rows():
+    for uids in (UIDS, UIDS[::-1]):
+        for by in ("clip_score", "misalignment"):
+            assert select(table([1.0] * 10, by, uids), by, 0.3) == UIDS[:3]
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    rows = table([3, 1, 1, 2, math.nan, 1, 0, 2, 2, 1])
+    for seed in range(5):
+        assert select(rows.take(np.random.default_rng(seed).permutation(10)), "clip_score", 0.5) == [
+            UIDS[i] for i in (0, 3, 7, 8, 1)
+        ]
+
+
+@pytest.mark.parametrize("by", ["clip_score", "misalignment"])
+def test_what_has_no_score_is_never_kept_but_counts_in_the_share(by):
+    scores = [math.nan, 1, None, 2, math.nan, 3, None, 4, None, None]
+    assert sorted(select(table(scores, by), by, 0.3)) == sorted(select(table([1, 2, 3, 4], by, UIDS[1::2]), by, 0.75))
+    assert sorted(select(table(scores, by), by, 1)) == UIDS[1:9:2]
+
+
+@pytest.mark.parametrize("keep", [0, -0.1, 1.1, math.nan])
+def test_a_share_is_between_0_and_1(keep):
+    with pytest.raises(UserError, match="a share of the pairs"):
+        select(table([1.0]), "clip_score", keep)
+
+
+@pytest.mark.parametrize("by", ["uid", "shard", "fold"])
+def test_what_identifies_a_pair_is_no_score(by):
+    with pytest.raises(UserError, match=by):
+        select(pa.table({"uid": UIDS, "shard": UIDS, "fold": range(10)}), by, 0.5)
+
+
+def test_scores_of_all_shards_by_name(tmp_path):
+    shards = {f"b/{i}": {"uid": UIDS[2 * i : 2 * i + 2], "clip_score": [i, i + 0.5]} for i in (2, 0, 1)}
+    run = write_scores(tmp_path, shards).folder
+    assert read_scores(run)["uid"].to_pylist() == UIDS[:6]
+    assert read_scores(run, ["clip_score"]).to_pydict() == {"clip_score": [0, 0.5, 1, 1.5, 2, 2.5]}
+    with pytest.raises(UserError, match=r"no column 'clip' .*: there are clip_score$"):
+        read_scores(run, ["uid", "clip"])
+    with pytest.raises(UserError, match="no finished run there"):
+        read_scores(str(tmp_path / "none"))
+
+
+def test_a_subset_is_sorted_pairs_of_64_bits(tmp_path):
+    uids = ["f" * 32, "0" * 16 + "f" * 16, "8" + "0" * 31, "0" * 31 + "1", "0" * 15 + "1" + "0" * 16]
+    write_subset(str(tmp_path / "s.npy"), uids)
+    halves = np.load(tmp_path / "s.npy", allow_pickle=False)
+    assert halves.dtype == np.dtype("u8,u8") == SUBSET
+    assert halves.tolist() == [(int(uid[:16], 16), int(uid[16:32], 16)) for uid in sorted(uids)]
+
+
+def test_datacomp_finds_every_uid_in_a_subset(tmp_path):
+    uids = [np.random.default_rng(i).bytes(16).hex() for i in range(500)]
+    write_subset(str(tmp_path / "s.npy"), uids[::2])
+    halves = np.load(tmp_path / "s.npy")
+
+    def there(uid: str) -> bool:  # as its resharder looks a uid up
+        key = np.array([(int(uid[:16], 16), int(uid[16:32], 16))], SUBSET)[0]
+        return np.searchsorted(halves, key, "right") - np.searchsorted(halves, key, "left") == 1
+
+    assert [there(uid) for uid in uids] == [True, False] * 250
+
+
+def test_a_subset_comes_back_with_how_often_each_uid_is_in_it(tmp_path):
+    for uids in ([UIDS[3], UIDS[1], UIDS[3], UIDS[3]], [], ["f" * 32]):
+        write_subset(str(tmp_path / "s.npy"), uids)
+        assert read_subset(str(tmp_path / "s.npy")) == {uid: uids.count(uid) for uid in uids}
+
+
+def npz() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, np.zeros(3, SUBSET))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "is no .npy file"),
+        (b"uid\n0\n", "is no .npy file"),
+        (npz(), "is no .npy file"),
+        (npy(np.zeros(9, SUBSET))[:-1], "is no .npy file"),
+        (npy(np.array([None])), "is no .npy file"),
+        (npy(np.zeros(3)), "holds float64"),
+        (npy(np.zeros(3, "u8")), "holds uint64"),
+        (npy(np.zeros(3, "<i8,<i8")), "a DataComp subset holds"),
+    ],
+)
+def test_another_file_is_no_subset(tmp_path, data, says):
+    storage.write_bytes(str(tmp_path / "s.npy"), data)
+    with pytest.raises(UserError, match=says):
+        read_subset(str(tmp_path / "s.npy"))
+
+
+def test_a_subset_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="no subset"):
+        read_subset(str(tmp_path / "s.npy"))
+
+
+def chose(folder, **keeps: float | None) -> str:
+    """A run with these targets, and what its filters keep."""
+    targets = {name: {} if keep is None else {"filter": {"keep": keep}} for name, keep in keeps.items()}
+    storage.write_bytes(f"{folder}/run.json", tables.json_bytes({"targets": targets}))
+    return str(folder)
+
+
+def test_what_is_left_open_is_what_the_run_chose(tmp_path):
+    assert chosen_filter(chose(tmp_path, a=0.7), None, None) == ("filter_a", 0.7)
+    assert chosen_filter(chose(tmp_path, a=0.7), None, 0.5) == ("filter_a", 0.5)
+    assert chosen_filter(chose(tmp_path, a=0.7, b=0.9), "filter_b", None) == ("filter_b", 0.9)
+    assert chosen_filter("nowhere", "clip_score", 0.3) == ("clip_score", 0.3)
+
+
+def test_of_several_checkpoints_the_mean_budget_is_kept(tmp_path):
+    run = chose(tmp_path, **{"a, checkpoint 0": 0.7, "a, checkpoint 1": 0.9})
+    assert chosen_filter(run, None, None) == ("filter_a", pytest.approx(0.8))
+
+
+@pytest.mark.parametrize(
+    ("keeps", "by", "said"),
+    [
+        ({"a": None}, None, "has no filter of its own"),
+        ({"a": 0.7, "b": 0.9}, None, "give --by filter_a or filter_b"),
+        ({"a": 0.7}, "clip_score", "--by clip_score needs --keep"),
+    ],
+)
+def test_what_the_run_has_not_chosen_has_to_be_said(tmp_path, keeps, by, said):
+    with pytest.raises(UserError, match=said):
+        chosen_filter(chose(tmp_path, **keeps), by, None)

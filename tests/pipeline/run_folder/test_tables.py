@@ -1,0 +1,103 @@
+"""Tables keep what is put in, and equal tables are equal bytes."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import storage
+from pipeline.corpus.pairs import Pair, Quarantined
+from pipeline.run_folder import tables
+
+BLANK = np.empty((3, 0, 0), np.uint8)
+
+
+def part(start: int, count: int) -> tuple[list[Pair], np.ndarray, np.ndarray]:
+    """Some pairs, their image features [N, 4] and text features [N, 3]."""
+    rng = np.random.default_rng(start)
+    pairs = [Pair(2 * i, f"d/{i}é", f"{i:032x}", "a caption", BLANK) for i in range(start, start + count)]
+    return pairs, rng.normal(size=(count, 4)).astype(np.float16), rng.normal(size=(count, 3)).astype(np.float16)
+
+
+@pytest.mark.parametrize("counts", [(5,), (4, 4, 1), (3, 0, 2), (0,), (0, 0)])
+def test_features_come_back_as_they_were(tmp_path, counts):
+    parts = [part(10 * i, count) for i, count in enumerate(counts)]
+    for i, content in enumerate(parts):
+        storage.write_bytes(str(tmp_path / tables.part_name(i)), tables.parquet_bytes(tables.features_table(*content)))
+    features = tables.read_features(str(tmp_path), len(parts))
+    pairs = [pair for content in parts for pair in content[0]]
+    assert features.position.tolist() == [pair.index for pair in pairs]
+    assert (features.key, features.uid) == ([pair.key for pair in pairs], [pair.uid for pair in pairs])
+    for read, column in ((features.images, 1), (features.texts, 2)):
+        written = np.concatenate([content[column] for content in parts])
+        assert read.dtype == np.float16
+        assert np.array_equal(read, written)
+
+
+def test_a_part_that_is_missing_is_an_error(tmp_path):
+    storage.write_bytes(str(tmp_path / tables.part_name(0)), tables.parquet_bytes(tables.features_table(*part(0, 2))))
+    with pytest.raises(FileNotFoundError):
+        tables.read_features(str(tmp_path), 2)
+
+
+def test_the_same_table_gives_the_same_bytes():
+    one, two = (tables.parquet_bytes(tables.features_table(*part(0, 7))) for _ in range(2))
+    assert one == two
+    assert one != tables.parquet_bytes(tables.features_table(*part(1, 7)))
+
+
+def test_json_is_the_same_bytes_whatever_the_order():
+    assert tables.json_bytes({"b": 1, "a": [1, 2]}) == tables.json_bytes({"a": [1, 2], "b": 1})
+    assert tables.json_bytes({}).endswith(b"\n")
+
+
+def test_quarantine_has_one_schema_with_and_without_rows():
+    rows = [("read", Quarantined(3, "d/3", "0" * 32, "bad_json", "why")), ("embed", Quarantined(4, "", "", "bad_json", ""))]
+    for content in (rows, []):
+        table = pq.read_table(io.BytesIO(tables.parquet_bytes(tables.quarantine_table("a/00000", content))))
+        assert table.schema == tables.QUARANTINE
+        assert len(table) == len(content)
+    assert tables.quarantine_table("a/00000", rows).to_pylist()[0] == {
+        "shard": "a/00000",
+        "index": 3,
+        "key": "d/3",
+        "uid": "0" * 32,
+        "stage": "read",
+        "reason": "bad_json",
+        "detail": "why",
+    }
+
+
+def test_scores_are_float32_beside_the_identity():
+    identity = {"shard": ["0"], "index": np.array([4], np.int32), "key": ["k"], "uid": ["u"], "batch": [0], "fold": [1]}
+    table = tables.scores_table(identity, {"clip_score": np.array([0.5], np.float32)})
+    assert table.schema == pa.schema(
+        [
+            ("shard", pa.string()),
+            ("index", pa.int32()),
+            ("key", pa.string()),
+            ("uid", pa.string()),
+            ("batch", pa.int32()),
+            ("fold", pa.int16()),
+            ("clip_score", pa.float32()),
+        ]
+    )
+
+
+def test_gradients_of_any_size_come_back_to_eleven_bits_of_their_largest_number(tmp_path):
+    size = 10.0 ** np.array([-30, -7, 0, 5, 30])  # fp16 alone holds the third
+    parts = [np.random.default_rng(i).normal(size=(5, 6)).astype(np.float32) * size[:, None].astype(np.float32) for i in (0, 1)]
+    parts[1][2] = 0
+    halves = [tables.Halves.empty(5, 6), tables.Halves.empty(5, 6)]
+    for half, part in zip(halves, parts, strict=True):
+        for rows in (np.array([3, 0]), np.array([1, 2, 4])):
+            half.put(rows, part[rows])
+    identity = {"shard": ["a"] * 5, "index": range(5), "key": list("abcde"), "uid": list("fghij"), "batch": [0] * 5}
+    url = str(tmp_path / "a.parquet")
+    storage.write_bytes(url, tables.parquet_bytes(tables.index_table(identity, *halves)))
+    table = tables.read_table(url)
+    assert table.column_names[:5] == tables.IDENTITY
+    for read, part in zip(tables.read_gradients(table), parts, strict=True):
+        assert (np.abs(read - part) <= 2.0**-11 * np.abs(part).max(1, keepdims=True)).all()

@@ -1,0 +1,57 @@
+"""Actors that are lost are replaced, change no answer, and leave their CPUs to the next stage."""
+
+import gc
+import os
+import signal
+import time
+
+import pytest
+import ray
+from ray.exceptions import RayActorError
+
+from pipeline.workers.slices import MAX_REPLACEMENTS, SliceActors
+
+
+def pool(resources, folder, deaths: int) -> SliceActors:
+    """Of actors that add a number; as many calls as `deaths` end their process."""
+
+    class Adds:
+        def __init__(self, slices):
+            self.slices = slices
+
+        def add(self, at, plus):
+            for death in range(deaths):
+                try:
+                    (folder / str(death)).touch(exist_ok=False)
+                except FileExistsError:
+                    continue
+                os.kill(os.getpid(), signal.SIGKILL)
+            return [number + plus for number in self.slices[at]]
+
+    return SliceActors(Adds, (), list(range(100)), resources._replace(workers=2))
+
+
+def free_cpus() -> float:
+    return ray.available_resources().get("CPU", 0.0)
+
+
+@pytest.mark.parametrize("deaths", [0, 1, 3])
+def test_answers_come_in_order_and_are_the_same_whoever_was_lost(local_ray, tmp_path, deaths):
+    before = free_cpus()
+    gc.disable()  # a collection would hide who is still held
+    try:
+        with pool(local_ray, tmp_path, deaths) as actors:
+            assert [number for answer in actors.each("add", 1000) for number in answer] == list(range(1000, 1100))
+            assert len(list(tmp_path.iterdir())) == deaths
+        patience = time.monotonic() + 30
+        while free_cpus() < before and time.monotonic() < patience:
+            time.sleep(0.1)
+        assert free_cpus() == before
+    finally:
+        gc.enable()
+
+
+def test_actors_that_are_lost_again_and_again_are_an_error(local_ray, tmp_path):
+    with pool(local_ray, tmp_path, 100) as actors, pytest.raises(RayActorError):
+        list(actors.each("add", 0))
+    assert len(list(tmp_path.iterdir())) > MAX_REPLACEMENTS
