@@ -1,1 +1,9 @@
-"""Scores of a pair beside its influence."""
+"""Scores of a pair beside its influence, one file each; a score is registered by its line here."""
+
+from ecif.columns.agreement import Agreement as Agreement
+from ecif.columns.clip_score import ClipScore as ClipScore
+from ecif.columns.contract import Column as Column
+from ecif.columns.contract import HeldOutPairs as HeldOutPairs
+from ecif.columns.contract import PairScore as PairScore
+from ecif.columns.contract import held_out_values as held_out_values
+from ecif.columns.held_out_loss import HeldOutLoss as HeldOutLoss

@@ -1,91 +1,54 @@
 """Do an image and its caption have the same neighbours?
 
-Pairs whose images are alike should have captions that are alike. Both sides of a pair name their neighbours in a bank of other
-pairs of the corpus, each within its own modality, as in stochastic neighbour embedding (Hinton & Roweis, 2002):
+Pairs whose images are alike should have captions that are alike. The image and the caption of a pair each name their neighbours
+in a bank of other pairs of the corpus, within their own modality, as in stochastic neighbour embedding (Hinton & Roweis, 2002):
 
     a_nm = softmax_m(s_x <x_n, x_m>),   b_nm = softmax_m(s_t <t_n, t_m>),   agreement_n = log( M sum_m a_nm b_nm )
 
-the log of how many times likelier than chance both name the same one of the M pairs that are not of the pair's own fold. x and
-t are centred on the bank and have unit length. To compare two modalities by their likeness to known pairs is ASIF's idea
-(Norelli et al., arXiv 2210.01738). Features are enough: no head, no fit, and nothing that a fit could memorise.
+M counts the bank's pairs that are not of the pair's own fold. The score is the log of how many times likelier than chance image
+and caption name the same one of them. ASIF compares two modalities by their likeness to known pairs too (Norelli et al., arXiv
+2210.01738). Features are enough: there is no head and no fit, so nothing can be memorised.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-NEIGHBOURS = 30.0  # perplexity of an image's or a caption's neighbours, the median over those of the bank
-PROBES = 512  # of them that it is measured on
-LOG2_SHARPNESS, HALVINGS = (-5.0, 10.0), 16  # where it is searched for, and to 2e-4 of its logarithm
+from ecif.columns.bank import Bank
+from ecif.columns.contract import HeldOutPairs, PairScore
+
 CHUNK = 256  # pairs that meet the bank at once
 
 
-class Bank(NamedTuple):
-    """Known pairs."""
+class Agreement(PairScore, name="agreement"):
+    """How much likelier than chance a pair's image and caption name the same neighbour."""
 
-    images: Tensor  # [M, d_x] float16, centred, unit length
-    texts: Tensor  # [M, d_t] alike
-    image_centre: Tensor  # [d_x] float32
-    text_centre: Tensor  # [d_t]
-    fold: Tensor  # [M]
-    sharpness: Tensor  # [2] float64: s_x, s_t
+    good = "high"
+    unit = "nats"
+    says = "Log of how many times likelier than chance image and caption name the same neighbour in the corpus; 0 is chance."
+    evidence = True
 
-    def to(self, device: torch.device | str) -> "Bank":
-        """The same bank on another device."""
-        return Bank(*(part.to(device) for part in self))
-
-    def agreement(self, images: Tensor, texts: Tensor, fold: Tensor) -> Tensor:
-        """[N] float32, nats: 0 is chance, high is good.
-
-        Args:
-            images: [N, d_x] features.
-            texts: [N, d_t] features.
-            fold: [N] of each pair; 0 for a pair whose fold has every pair of the bank.
-        """
-        parts = zip(images.split(CHUNK), texts.split(CHUNK), fold.split(CHUNK), strict=True)
-        return torch.cat([self._agreement(*part) for part in parts])
-
-    def _agreement(self, images: Tensor, texts: Tensor, fold: Tensor) -> Tensor:
-        own = fold[:, None] == self.fold[None]
-        sharp_x, sharp_t = self.sharpness.tolist()
-        by_image = _named(images - self.image_centre, self.images, sharp_x, own)
-        by_text = _named(texts - self.text_centre, self.texts, sharp_t, own)
-        others = (~own).sum(1)
-        return ((by_image + by_text).logsumexp(1) + others.log()).where(others > 0, 0.0)
+    def values(self, pairs: HeldOutPairs) -> Tensor:
+        """[N] agreement of every pair with the bank."""
+        return agreement_with(pairs.bank, pairs.images, pairs.texts, pairs.fold)
 
 
-def build(images: Tensor, texts: Tensor, fold: Tensor) -> Bank:
-    """A bank of pairs, so sharp that a typical image or caption has NEIGHBOURS of them, or a quarter where they are few.
+def agreement_with(bank: Bank, images: Tensor, texts: Tensor, fold: Tensor) -> Tensor:
+    """[N] float32, nats: 0 is chance, high is good.
 
     Args:
-        images: [M, d_x] float32 features.
-        texts: [M, d_t] alike.
-        fold: [M] of each pair.
+        bank: the pairs that neighbours are found among.
+        images: [N, d_x] features.
+        texts: [N, d_t] features.
+        fold: [N] of each pair. A pair whose fold holds the whole bank gets 0.
     """
-    image_centre, text_centre = images.mean(0), texts.mean(0)
-    known = [normalize(features, dim=1).half() for features in (images - image_centre, texts - text_centre)]
-    sharpness = torch.tensor([_sharpness(side) for side in known], dtype=torch.float64, device=images.device)
-    return Bank(known[0], known[1], image_centre, text_centre, fold, sharpness)
+    parts = zip(images.split(CHUNK), texts.split(CHUNK), fold.split(CHUNK), strict=True)
+    return torch.cat([_agreement(bank, *part) for part in parts])
 
 
-def _named(centred: Tensor, known: Tensor, sharpness: float, own: Tensor) -> Tensor:
-    """[N, M] log-probability that each names each pair of the bank as its neighbour."""
-    likeness = sharpness * (normalize(centred, dim=1) @ known.float().T)
-    return likeness.masked_fill(own, -torch.inf).log_softmax(1)
-
-
-def _sharpness(known: Tensor) -> float:
-    """At which half of the distinct rows name more than the wanted number of others; copies of a caption would need none."""
-    distinct = known.unique(dim=0).float()
-    probes = torch.arange(0, len(distinct), -(-len(distinct) // PROBES), device=known.device)
-    likeness = distinct[probes] @ distinct.T
-    likeness.scatter_(1, probes[:, None], -torch.inf)
-    low, high = LOG2_SHARPNESS
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        p = (2**middle * likeness).softmax(1)
-        perplexity = (-torch.special.xlogy(p, p).sum(1)).exp().nanmedian().item()
-        low, high = (middle, high) if perplexity > min(NEIGHBOURS, len(distinct) / 4) else (low, middle)
-    return float(2**low)
+def _agreement(bank: Bank, images: Tensor, texts: Tensor, fold: Tensor) -> Tensor:
+    own = bank.same_fold(fold)
+    sharp_x, sharp_t = bank.sharpness.tolist()
+    by_image = (sharp_x * bank.image_cosine(images)).masked_fill(own, -torch.inf).log_softmax(1)
+    by_text = (sharp_t * bank.text_cosine(texts)).masked_fill(own, -torch.inf).log_softmax(1)
+    others = (~own).sum(1)
+    return ((by_image + by_text).logsumexp(1) + others.log()).where(others > 0, 0.0)

@@ -18,6 +18,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ecif.columns.contract import Column
+
+MISALIGNMENT = Column(
+    "misalignment",
+    "low",
+    "probability",
+    "Probability that image and caption do not belong together, calibrated on caption swaps that the run plants itself.",
+)
 SHARE = 0.2  # that the iteration starts from
 ITERATIONS = 200
 RIDGE = 0.01  # on the weights, against separable samples

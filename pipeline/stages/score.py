@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ecif.columns.agreement import agreement_with
 from ecif.columns.misalignment import evidence
 from ecif.heads import embed
 from ecif.heads.influence import score as score_pairs
@@ -124,7 +125,7 @@ class ScoreShard:
                     parts = self.correct(f, s, heads, pairs, batches, torch.from_numpy(mine).to(self.device))
                     added += torch.cat([*parts[:2], parts[2][None]]).cpu().numpy() / len(seeds)
         positive, negative, held_out_loss, clip_score = sums[:count], sums[count:-2], sums[-2], sums[-1]
-        agreement = self.bank.agreement(images, texts, torch.from_numpy(fold).to(self.device)).cpu().numpy()
+        agreement = agreement_with(self.bank, images, texts, torch.from_numpy(fold).to(self.device)).cpu().numpy()
         # Of the first order, as the sample is that both were learned from.
         seen = evidence(*map(torch.from_numpy, (held_out_loss, clip_score, agreement, positive + negative)))
         misaligned = self.directions.misalignment.probability(seen).float().numpy()

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from ecif.columns import HeldOutPairs
+from ecif.columns.bank import build
 from ecif.heads import Heads
+from ecif.losses import CLIP, Loss
 
 D_IMAGE, D_TEXT, WIDTH = 7, 6, 5
 
@@ -49,3 +52,16 @@ def without(s: Tensor, n: int) -> Tensor:
     """S without row and column n."""
     kept = [i for i in range(len(s)) if i != n]
     return s[kept][:, kept]
+
+
+def held_out_pairs(pairs: int = 12, folds: int = 3, loss: Loss = CLIP) -> HeldOutPairs:
+    """Pairs with unit features in two rounds of batches; pair 0 is in the first round only. Two seeds of fitted heads."""
+    g = torch.Generator().manual_seed(3)
+    images, texts = (features / features.norm(dim=1, keepdim=True) for features in random_features(pairs))
+    fold = torch.randperm(pairs, generator=g) % folds
+    batches = [*torch.randperm(pairs, generator=g).split(5), *(1 + torch.randperm(pairs - 1, generator=g)).split(4)]
+    target = torch.randn(9, D_IMAGE, generator=g, dtype=torch.float64)
+    target = target / target.norm(dim=1, keepdim=True)
+    bank = build(images, texts, fold)
+    fitted = [random_heads(seed) for seed in (7, 8)]
+    return HeldOutPairs(images, texts, fold, batches, random_heads(), fitted, loss, bank, target)

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecif.columns.agreement import Bank
+from ecif.columns.agreement import agreement_with
+from ecif.columns.bank import Bank
 from ecif.heads import Embedded, Heads, embed
 from ecif.heads.curvature import gauss_newton_product
 from ecif.heads.influence import PairScores, score
@@ -154,7 +155,7 @@ class _Slices:
         """Of one slice's pairs with a bank, with the captions of their partners if `plant`."""
         rows = self.rows[at]
         features = self._features(rows, self.partners[rows] if plant else rows)
-        return bank.to(self.device).agreement(*features, self.folds[at].to(self.device)).cpu()
+        return agreement_with(bank.to(self.device), *features, self.folds[at].to(self.device)).cpu()
 
     def _features(self, images: NDArray[np.int64], texts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Of rows of the sample, and of the rows whose captions they have."""

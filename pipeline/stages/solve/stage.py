@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecif.columns.agreement import Bank, build
+from ecif.columns.bank import Bank, build
 from ecif.columns.misalignment import Misalignment, evidence, learn
 from ecif.damping import choose_damping
 from ecif.heads import Heads

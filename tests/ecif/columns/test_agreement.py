@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from ecif.columns.agreement import NEIGHBOURS, build
+from ecif.columns.agreement import agreement_with
+from ecif.columns.bank import NEIGHBOURS, build
 from ecif.evaluation import auroc
 
 
@@ -20,7 +21,7 @@ def pairs(count: int, concepts: int, noise: float = 0.5) -> tuple[torch.Tensor, 
 def test_it_is_the_log_of_how_much_likelier_than_chance_both_name_the_same_pair():
     images, texts, fold = pairs(40, 8)
     bank = build(images, texts, fold)
-    found = bank.agreement(images, texts, fold)
+    found = agreement_with(bank, images, texts, fold)
     sharp = bank.sharpness.tolist()
     centred = [(x - x.mean(0)) / (x - x.mean(0)).norm(dim=1, keepdim=True) for x in (images.double(), texts.double())]
     for n in range(40):
@@ -60,7 +61,7 @@ def test_it_finds_swapped_captions():
     images, texts, fold = pairs(400, 40)
     bad = torch.arange(400) < 80
     texts[bad] = texts[bad][torch.randperm(80, generator=torch.Generator().manual_seed(1))]
-    found = auroc(-build(images, texts, fold).agreement(images, texts, fold), bad)
+    found = auroc(-agreement_with(build(images, texts, fold), images, texts, fold), bad)
     assert found > 0.95, found
 
 
@@ -70,7 +71,7 @@ def test_a_pair_never_meets_its_own_fold():
     other = bank._replace(images=bank.images.clone(), texts=bank.texts.clone())
     other.images[fold == 2], other.texts[fold == 2] = 0.1, -0.2
     same, changed = (fold == f for f in (2, 3))
-    before, after = (b.agreement(images, texts, fold) for b in (bank, other))
+    before, after = (agreement_with(b, images, texts, fold) for b in (bank, other))
     assert torch.equal(before[same], after[same])
     assert not torch.equal(before[changed], after[changed])
 
@@ -78,14 +79,14 @@ def test_a_pair_never_meets_its_own_fold():
 def test_who_is_asked_beside_it_changes_nothing(monkeypatch):
     images, texts, fold = pairs(40, 8)
     bank = build(images, texts, fold)
-    together = bank.agreement(images, texts, fold)
+    together = agreement_with(bank, images, texts, fold)
     monkeypatch.setattr("ecif.columns.agreement.CHUNK", 7)
-    assert torch.allclose(bank.agreement(images, texts, fold), together, atol=1e-5)
-    assert bank.agreement(images[:0], texts[:0], fold[:0]).shape == (0,)
+    assert torch.allclose(agreement_with(bank, images, texts, fold), together, atol=1e-5)
+    assert agreement_with(bank, images[:0], texts[:0], fold[:0]).shape == (0,)
 
 
 def test_pairs_without_anything_to_compare_with_are_finite():
     images, texts, fold = pairs(40, 8)
     alike = build(images, texts[:1].expand(40, -1), fold)
-    assert alike.agreement(images, texts, fold).isfinite().all()
-    assert build(images, texts, torch.zeros(40)).agreement(images, texts, torch.zeros(40)).tolist() == [0.0] * 40
+    assert agreement_with(alike, images, texts, fold).isfinite().all()
+    assert agreement_with(build(images, texts, torch.zeros(40)), images, texts, torch.zeros(40)).tolist() == [0.0] * 40

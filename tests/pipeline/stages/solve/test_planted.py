@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ecif.columns.agreement import build
+from ecif.columns.agreement import agreement_with
+from ecif.columns.bank import build
 from ecif.heads import Heads, embed
 from ecif.heads.influence import score
 from ecif.losses import CLIP
@@ -84,7 +85,7 @@ def test_agreement_is_that_of_a_copy_in_which_everybody_has_the_caption_of_a_par
     actor = _Slices((SAMPLE, [HEADS], CLIP), [[(rows,) for rows in SAMPLE.batches()[:2]], [(SAMPLE.batches()[2],)]])
     ours = torch.cat([actor.agreement(at, bank, plant) for at in range(2)])
     captions = texts[torch.from_numpy(SAMPLE.partners())] if plant else texts
-    assert torch.allclose(ours, bank.agreement(images.float(), captions.float(), fold), atol=1e-5)
+    assert torch.allclose(ours, agreement_with(bank, images.float(), captions.float(), fold), atol=1e-5)
 
 
 def test_a_bank_of_some_pairs_has_their_images_captions_and_folds(monkeypatch):
