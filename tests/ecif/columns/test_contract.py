@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ecif.columns import ClipScore, Column, HeldOutPairs, PairScore, held_out_values
+from ecif.columns.filter import filter_column
 from ecif.columns.influence import LEVERAGE, influence_columns
 from ecif.columns.misalignment import MISALIGNMENT
 from tests.support.problems import held_out_pairs, random_heads
@@ -67,7 +68,7 @@ def test_a_score_of_one_s_own_is_a_column():
 
 def test_every_column_says_in_one_sentence_what_it_is():
     columns = [Column.of(kind, "coco") for kind in PairScore.kinds.values()]
-    columns += [*influence_columns("coco"), MISALIGNMENT, LEVERAGE]
+    columns += [*influence_columns("coco"), MISALIGNMENT, filter_column("coco"), LEVERAGE]
     assert len({column.name for column in columns}) == len(columns)
     for column in columns:
         assert column.good in ("high", "low")

@@ -1,13 +1,13 @@
-"""The stage `filter`: what a candidate keeps, who judges it, and what is made of the verdicts."""
+"""The stage `filter`: whose influence a candidate sees, and how a choice that was written ranks every target."""
 
 import numpy as np
 import pytest
 import torch
 
-from ecif.columns.agreement import build
+from ecif.columns.bank import build
 from ecif.columns.misalignment import evidence, learn
 from pipeline.config import Filter
-from pipeline.stages.filter import Ranking, choose, kept
+from pipeline.stages.filter import Ranking, kept
 from pipeline.stages.solve.slices import OutOfSample
 from pipeline.stages.solve.stage import Directions
 
@@ -27,11 +27,6 @@ def directions(influence: torch.Tensor | None = None) -> Directions:
     return Directions(torch.zeros(0), model, BANK, OutOfSample(loss, cosine, none, influence), torch.zeros(0), {})
 
 
-@pytest.mark.parametrize("keep", [0.5, 0.9, 0.997, 1.0])
-def test_a_candidate_keeps_its_budget(keep):
-    assert kept(directions(), 0, 0, 0.5, keep).sum() == round(keep * N)
-
-
 def test_without_influence_the_misaligned_go_first_and_with_nothing_else_the_harmful():
     found = directions()
     assert kept(found, 0, 0, 0.0, 0.8)[BAD.numpy()].sum() < 0.2 * BAD.sum()
@@ -47,38 +42,6 @@ def test_a_candidate_knows_nothing_of_the_half_that_has_not_asked():
     for weight in (0.0, 0.5, 1.0):
         assert np.array_equal(kept(found, 0, 0, weight, 0.7), kept(other, 0, 0, weight, 0.7))
         assert not np.array_equal(kept(found, 0, 1, weight + 0.01, 0.7), kept(other, 0, 1, weight + 0.01, 0.7))
-
-
-def chosen(losses: list[list[float]], weights: list[float], keep: list[float], expected: float = 0.8):
-    return choose(Filter(weights=weights, keep=keep), expected, 1.0, torch.tensor(losses))
-
-
-def test_the_budget_is_best_over_all_weights_and_the_weight_best_at_it():
-    losses = [[0.90, 0.80, 0.90], [0.70, 0.82, 0.90], [1.10, 0.75, 0.90]]  # the best cell is an exception
-    found = chosen(losses, [0.0, 0.5, 1.0], [0.9, 0.8, 0.7])
-    assert (found["weight"], found["keep"], found["loss"]) == (1.0, 0.8, pytest.approx(0.75))
-    assert found["loss_of_everything"] == 1.0
-    assert [(t["weight"], t["keep"]) for t in found["tried"]][3:5] == [(0.5, 0.9), (0.5, 0.8)]
-
-
-@pytest.mark.parametrize(("expected", "keep"), [(0.93, 0.9), (0.84, 0.8), (0.77, 0.8), (0.5, 0.7)])
-def test_of_budgets_that_are_about_alike_the_one_nearest_to_what_is_expected_is_taken(expected, keep):
-    found = chosen([[0.780, 0.800, 0.802, 0.806]], [0.0], [0.5, 0.7, 0.8, 0.9], expected)
-    assert (found["keep"], found["loss"]) == (0.5, pytest.approx(0.78)), "a budget that is really better is taken"
-    found = chosen([[0.810, 0.800, 0.802, 0.806]], [0.0], [0.5, 0.7, 0.8, 0.9], expected)
-    assert found["keep"] == keep
-
-
-def test_of_weights_that_are_alike_the_one_that_trusts_influence_least_is_taken():
-    found = chosen([[0.800], [0.807], [0.809]], [1.0, 0.5, 0.0], [0.8])
-    assert (found["weight"], found["loss"]) == (0.5, pytest.approx(0.807))
-
-
-def test_what_gains_next_to_nothing_drops_nothing():
-    found = chosen([[0.985, 0.99]], [0.0], [0.9, 0.8])
-    assert (found["keep"], found["loss"]) == (1.0, 1.0)
-    found = chosen([[0.984, 0.976], [0.978, 0.970]], [0.0, 0.5], [0.9, 0.7], expected=0.92)
-    assert (found["weight"], found["keep"]) == (0.0, 0.9), "the best of what is alike gains enough"
 
 
 def test_a_filter_ranks_a_pair_alike_in_whatever_shard_it_is():

@@ -1,0 +1,143 @@
+"""Which pairs to keep for a target: candidates are tried by refitting the heads, and the best one ranks every pair.
+
+Which pairs are misaligned and which pairs harm the target are two questions. What weight each deserves, and how many pairs to
+keep, belongs to the corpus. A candidate ranks the sample by both, drops the worst pairs, and the heads are fitted anew on what
+is left.
+
+A filter chosen on a target overfits it, so its loss on that target is optimistic. We split the target in two: one half ranks
+the pairs, both halves measure the refitted heads. The ranking half is optimistic; the other half is pessimistic, because pairs
+that serve only its concepts were dropped first. Their mean has a smaller, slightly optimistic bias (docs/method.md).
+
+Everything here is of one target: the filter of a target does not depend on the other targets of a run.
+"""
+
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ecif.columns.contract import Column
+
+QUANTILES = 1025
+OVERRATED = 0.01  # losses that differ by this share count as equal: the ranking half overrates what it asked for
+ENOUGH_GAIN = 0.02  # a smaller gain, as a share of the loss, drops nothing; on a clean corpus the best seemed to gain 0.012
+
+
+class Candidate(NamedTuple):
+    """A filter to try."""
+
+    weight: float  # of influence, 0 to 1; misalignment has the rest
+    keep: float  # share of the pairs that stay
+
+
+class Choice(NamedTuple):
+    """The filter that was chosen; `keep` is 1 where no candidate gains enough."""
+
+    weight: float
+    keep: float
+    loss: float  # of the target after the refit
+
+
+class Ranking(NamedTuple):
+    """Ranks pairs of any shard as if they were in the sample; all float64.
+
+    A shard's pairs are placed among the sample's quantiles, so that the rank of a pair does not depend on its shard.
+    """
+
+    misalignment: Tensor  # [QUANTILES] of the sample's probabilities
+    influence: Tensor  # [QUANTILES] of the sample's influence on the target
+    weight: Tensor  # [] of influence
+
+    def scores(self, misalignment: Tensor, influence: Tensor) -> Tensor:
+        """[N] float32 in 0 to 1, high is good: how early a pair is kept.
+
+        Args:
+            misalignment: [N] probabilities.
+            influence: [N] on the target.
+        """
+        aligned, helpful = 1 - _rank(misalignment, self.misalignment), _rank(influence, self.influence)
+        return ((1 - self.weight) * aligned + self.weight * helpful).float()
+
+
+def filter_column(target: str) -> Column:
+    """The column of a target's filter."""
+    return Column(
+        f"filter_{target}",
+        "high",
+        "1",
+        "How early the target's filter keeps the pair, 0 to 1: ranks of alignment and influence, weighted as refits chose.",
+    )
+
+
+def ranking(misalignment: Tensor, influence: Tensor, weight: float) -> Ranking:
+    """The ranking that a choice stands for.
+
+    Args:
+        misalignment: [N] probabilities of the sample.
+        influence: [N] of the sample on the target.
+        weight: of influence.
+    """
+    grid = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
+    known = [values.double().quantile(grid) for values in (misalignment, influence)]
+    return Ranking(known[0], known[1], torch.tensor(weight, dtype=torch.float64))
+
+
+def candidates(weights: list[float], keep: list[float]) -> list[Candidate]:
+    """[1 + W K] what is tried: first to keep everything, then every weight with every share."""
+    return [Candidate(0.0, 1.0), *(Candidate(*candidate) for candidate in product(weights, keep))]
+
+
+def kept(misalignment: Tensor, influence: Tensor, candidate: Candidate) -> Tensor:
+    """[N] bool: the pairs of the sample that a candidate keeps.
+
+    Args:
+        misalignment: [N] probabilities; their evidence of influence is the ranking half's.
+        influence: [N] on the half of the target that ranks.
+        candidate: to try.
+    """
+    score = (1 - candidate.weight) * _position(-misalignment) + candidate.weight * _position(influence)
+    mask = torch.zeros(len(score), dtype=torch.bool, device=score.device)
+    mask[score.argsort(descending=True, stable=True)[: round(candidate.keep * len(score))]] = True
+    return mask
+
+
+def choose(weights: list[float], keep: list[float], losses: Tensor, aligned: float) -> Choice:
+    """Choose the share to keep by its mean loss over all weights, then the weight at that share.
+
+    The ranking half overrates what it asked for. So losses within OVERRATED of the best count as equal, and what is known
+    without the refits decides between them: of shares the one nearest to the share of aligned pairs is taken, of weights the
+    smallest, which trusts influence the least.
+
+    Args:
+        weights: W candidates.
+        keep: K candidates.
+        losses: [1 + W K] of the target after each refit, in the order of `candidates`, mean over halves and seeds.
+        aligned: expected share of the pairs that are aligned.
+    """
+    everything, table = losses[0].item(), losses[1:].view(len(weights), len(keep))
+    k = min(_equally_good(table.mean(0)), key=lambda i: abs(keep[i] - aligned))
+    w = min(_equally_good(table[:, k]), key=lambda i: weights[i])
+    if table[:, k].min() < (1 - ENOUGH_GAIN) * everything:
+        return Choice(weights[w], keep[k], table[w, k].item())
+    return Choice(weights[w], 1.0, everything)
+
+
+def _equally_good(losses: Tensor) -> list[int]:
+    """Positions of the losses that count as equal to the best."""
+    return [i for i, loss in enumerate(losses.tolist()) if loss <= (1 + OVERRATED) * losses.min().item()]
+
+
+def _position(values: Tensor) -> Tensor:
+    """[N] ranks, 0 to 1."""
+    return values.argsort(stable=True).argsort() / max(1, len(values) - 1)
+
+
+def _rank(values: Tensor, quantiles: Tensor) -> Tensor:
+    """[N] float64 in 0 to 1: where values lie among quantiles, linear between two of them."""
+    values = values.double()
+    within = values.clamp(quantiles[0], quantiles[-1])
+    below = (torch.searchsorted(quantiles, within, right=True) - 1).clamp(0, len(quantiles) - 2)
+    step, width = 1 / (len(quantiles) - 1), quantiles[below + 1] - quantiles[below]
+    ranks = below * step + (step / width * (within - quantiles[below])).where(width > 0, step)
+    return ranks.masked_fill(values < quantiles[0], 0.0)
