@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-NEIGHBOURS = 30.0  # perplexity of an image's or a caption's neighbours, the median over those of the bank
-PROBES = 512  # of them that it is measured on
-LOG2_SHARPNESS, HALVINGS = (-5.0, 10.0), 16  # where it is searched for, and to 2e-4 of its logarithm
-CHUNK = 256  # pairs that meet the bank at once
+from ecif.search import bisect
+
+NEIGHBOURS = 30.0  # the perplexity that the median image or caption of the bank has over its neighbours
+PROBES = 512  # the median is taken over about this many of the bank's rows
+LOG2_SHARPNESS, HALVINGS = (-5.0, 10.0), 16  # bracket of the sharpness; it is found to 2e-4 in its logarithm
+CHUNK = 256  # pairs that are compared with the bank at once
 
 
 class Bank(NamedTuple):
@@ -77,15 +79,19 @@ def _named(centred: Tensor, known: Tensor, sharpness: float, own: Tensor) -> Ten
 
 
 def _sharpness(known: Tensor) -> float:
-    """At which half of the distinct rows name more than the wanted number of others; copies of a caption would need none."""
+    """The softmax sharpness at which the median row has perplexity NEIGHBOURS, or a quarter of the rows where they are few.
+
+    Computed over distinct rows: exact copies are each other's neighbours at any sharpness and would bias the median.
+    """
     distinct = known.unique(dim=0).float()
     probes = torch.arange(0, len(distinct), -(-len(distinct) // PROBES), device=known.device)
     likeness = distinct[probes] @ distinct.T
     likeness.scatter_(1, probes[:, None], -torch.inf)
-    low, high = LOG2_SHARPNESS
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        p = (2**middle * likeness).softmax(1)
+    wanted = min(NEIGHBOURS, len(distinct) / 4)
+
+    def too_sharp(log2_sharpness: float) -> bool:
+        p = (2**log2_sharpness * likeness).softmax(1)
         perplexity = (-torch.special.xlogy(p, p).sum(1)).exp().nanmedian().item()
-        low, high = (middle, high) if perplexity > min(NEIGHBOURS, len(distinct) / 4) else (low, middle)
-    return float(2**low)
+        return not perplexity > wanted  # so also where there is nobody else, and the perplexity is NaN
+
+    return float(2 ** bisect(too_sharp, *LOG2_SHARPNESS, HALVINGS)[0])
