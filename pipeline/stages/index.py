@@ -17,7 +17,7 @@ from ecif.heads import Heads, embed
 from ecif.projected.gradients import CurvatureSum, DampedCurvature, damped, gauss_newton, pair_gradients, project_batch
 from ecif.projected.projection import Factors, Projection, Rank, pca_projection, random_projection
 from ecif.projected.relative import gram
-from ecif.solve import krylov
+from ecif.solve import largest_eigenvalue_of_matrix
 from pipeline import storage
 from pipeline.config import Config, Index
 from pipeline.corpus.batches import batch_numbers, segment
@@ -29,8 +29,6 @@ from pipeline.stages.fit.sample import Sample
 from pipeline.stages.fit.stage import as_features, read_heads
 from pipeline.workers.cluster import Resources, device
 from pipeline.workers.shards import over_shards
-
-EIGENVALUE_STEPS = 24
 
 
 class IndexFolders(NamedTuple):
@@ -191,13 +189,7 @@ def _write_curvature(folder: str, dataset: Dataset, resources: Resources) -> Non
     merge: Any = ray.remote(**resources.reader)(_merge)
     shares = [parts[i :: resources.workers] for i in range(min(resources.workers, len(parts)))]
     total = reduce(CurvatureSum.merge, ray.get([merge.remote(share) for share in shares]))
-    _write_sum(url, total, largest_eigenvalue=largest_eigenvalue(total.matrix()))
-
-
-def largest_eigenvalue(curvature: Tensor) -> float:
-    """Of a symmetric matrix [k, k], by Lanczos steps: all eigenvalues would take k^3."""
-    start = curvature.new_ones(1, len(curvature))
-    return krylov(lambda v: v @ curvature, start, EIGENVALUE_STEPS).largest_eigenvalue().item()
+    _write_sum(url, total, largest_eigenvalue=largest_eigenvalue_of_matrix(total.matrix()))
 
 
 def _merge(urls: list[str]) -> CurvatureSum:

@@ -19,12 +19,13 @@ from ecif.losses.contrastive import Negative
 from ecif.projected.gradients import damped, gauss_newton, pair_gradients, project_batch
 from ecif.projected.projection import Projection
 from ecif.projected.second_order import correction
+from ecif.solve import largest_eigenvalue_of_matrix
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.run_folder import tensors as stored
 from pipeline.stages.fit.sample import Sample
 from pipeline.stages.fit.stage import FittedHeads, as_features
-from pipeline.stages.index import largest_eigenvalue, pca_of, projection_of, projection_tensors
+from pipeline.stages.index import pca_of, projection_of, projection_tensors
 from pipeline.stages.solve.stage import Directions
 from pipeline.stages.solve.targets import Target, gradient
 from pipeline.workers.cluster import Resources, device
@@ -79,7 +80,7 @@ def prepare(
         for (heads, _), parts in zip(systems, pending, strict=True):
             curvature = reduce(torch.add, map(ray.get, parts))  # in the order of the slices
             gradients, curvatures = zip(*(_of_target(heads, target, projection, config) for target in targets), strict=True)
-            damping = dampings * largest_eigenvalue(curvature)
+            damping = dampings * largest_eigenvalue_of_matrix(curvature)
             rows.append((curvature, damping, torch.stack(gradients), torch.stack(curvatures)))
             progress.advance(1)
     whole = [torch.stack(part).unflatten(0, (config.fit.folds, config.fit.fits)) for part in zip(*rows, strict=True)]
