@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ecif.heads import Heads, embed
 from ecif.projected.gradients import CurvatureSum, DampedCurvature, damped, gauss_newton, pair_gradients, project_batch
-from ecif.projected.projection import Factors, Projection, Rank, pca_projection, random_projection
+from ecif.projected.projection import Projection, capped_ranks, pca_of_sample, random_projection
 from ecif.projected.relative import gram
 from ecif.solve import largest_eigenvalue_of_matrix
 from pipeline import storage
@@ -126,7 +126,7 @@ class SelfInfluenceShard:
 
 def read_projection(folder: str) -> Projection:
     """The projection of an index; FileNotFoundError if there is none."""
-    return projection_of(stored.read(storage.join(folder, "projection.safetensors"))[0])
+    return Projection.from_tensors(stored.read(storage.join(folder, "projection.safetensors"))[0])
 
 
 def read_curvature(folder: str, damping: float) -> DampedCurvature:
@@ -152,32 +152,11 @@ def _write_projection(folder: str, heads: Heads, sample: Sample, config: Config,
     if storage.exists(url):
         return
     if settings.projection == "pca":
-        projection = pca_of(heads, sample, settings.rank)
+        images, texts = (as_features(part, heads.image.device) for part in (sample.images, sample.texts))
+        projection = pca_of_sample(heads, images, texts, settings.rank)
     else:
-        projection = random_projection(heads, *_ranks(heads, settings.rank), config.seed)
-    stored.write(url, projection_tensors(projection))
-
-
-def pca_of(heads: Heads, sample: Sample, rank: Rank) -> Projection:
-    """The PCA projection of the sample under some heads, of all of a head where it has less than the rank asked for."""
-    pairs = embed(heads, *(as_features(part, heads.image.device) for part in (sample.images, sample.texts)))
-    return pca_projection(heads, pairs, *_ranks(heads, rank))
-
-
-def projection_tensors(projection: Projection) -> dict[str, Tensor]:
-    """A projection as named tensors."""
-    return {f"{head}_{name}": part for head, f in projection._asdict().items() for name, part in f._asdict().items()}
-
-
-def projection_of(tensors: dict[str, Tensor]) -> Projection:
-    """The inverse of `projection_tensors`."""
-    return Projection(*(Factors(tensors[f"{head}_features"], tensors[f"{head}_embedding"]) for head in ("image", "text")))
-
-
-def _ranks(heads: Heads, rank: Rank) -> tuple[Rank, Rank]:
-    """Of the image and of the text head."""
-    image, text = (heads.image.shape, heads.text.shape)
-    return (min(rank[0], image[0]), min(rank[1], image[1])), (min(rank[0], text[0]), min(rank[1], text[1]))
+        projection = random_projection(heads, *capped_ranks(heads, settings.rank), config.seed)
+    stored.write(url, projection.tensors())
 
 
 def _write_curvature(folder: str, dataset: Dataset, resources: Resources) -> None:
