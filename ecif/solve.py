@@ -1,8 +1,14 @@
-"""The shared inverse-Hessian system (H + damping I) q = g, for every damping at once.
+"""Solve (H + damping I) q = g with products by H alone, and find H's largest eigenvalue, the unit of a relative damping.
 
-Conjugate gradient in its Lanczos form: the Krylov space of H and g does not depend on the damping, so one run of products
-answers a whole grid of dampings, which calibration then chooses from. Several systems advance together, so that their products
-can be computed in parallel.
+H is a Gauss-Newton matrix that is too large to form. Several systems, one for each target's gradient g, advance together, so
+that their products can be computed in parallel. There are two solvers:
+
+- `krylov` is conjugate gradient in its Lanczos form. The Krylov space of H and g does not depend on the damping, so one run of
+  products answers a whole grid of dampings, which calibration then chooses from. It keeps a vector of length P for every step.
+- `conjugate_gradient` answers one damping for each system and stops at a stated residual. It keeps four vectors a system,
+  however many steps it takes. It is the one for many parameters: all of a ViT-B/32 are 0.6 GB a vector.
+
+The largest eigenvalue comes with the first (`KrylovSpaces.largest_eigenvalue`), or from products alone (`largest_eigenvalue`).
 """
 
 from collections.abc import Callable
@@ -10,6 +16,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+MATRIX_STEPS = 24  # Lanczos steps on an explicit matrix
+EXHAUSTED = 1e-6  # a Krylov space is exhausted where what a step adds is below this share of the curvature: it is rounding
 
 
 class KrylovSpaces(NamedTuple):
@@ -21,36 +30,46 @@ class KrylovSpaces(NamedTuple):
     norm: Tensor  # [n] |g|, float64
 
     def solve(self, damping: Tensor) -> tuple[Tensor, Tensor]:
-        """q [n, P] of each system, and the relative residuals [n] that are left; damping [n] (> 0) in the units of H."""
+        """Solve every system at one damping.
+
+        Args:
+            damping: [n], above 0, in the units of H.
+
+        Returns:
+            q [n, P], and the relative residuals |g - (H + damping I) q| / |g| [n], float64.
+        """
         steps = self.diagonal.shape[1]
-        inner = self.off_diagonal[:, : steps - 1]
-        t = torch.diag_embed(self.diagonal + damping.to(self.diagonal)[:, None])
-        t = t + torch.diag_embed(inner, 1) + torch.diag_embed(inner, -1)
+        t = _tridiagonal(self.diagonal + damping.to(self.diagonal)[:, None], self.off_diagonal[:, : steps - 1])
         y = torch.linalg.solve(t, torch.eye(steps, dtype=t.dtype)[0]) * self.norm[:, None]
         residual = (self.off_diagonal[:, -1] * y[:, -1]).abs() / self.norm
         return torch.einsum("nm,nmp->np", y.to(self.basis), self.basis), residual
 
     def largest_eigenvalue(self) -> Tensor:
-        """[n] the largest Ritz value of H, which its largest eigenvalue is within a few percent of after a few steps."""
-        inner = self.off_diagonal[:, :-1]
-        t = torch.diag_embed(self.diagonal) + torch.diag_embed(inner, 1) + torch.diag_embed(inner, -1)
-        return torch.linalg.eigvalsh(t)[:, -1]
+        """The largest Ritz value of each system, [n] float64; after a few steps it is within a few percent of H's largest."""
+        return _largest_ritz_value(self.diagonal, self.off_diagonal[:, :-1])
+
+
+class Solution(NamedTuple):
+    """Directions of n targets, and how far their systems were solved."""
+
+    directions: Tensor  # [n, P] q
+    residual: Tensor  # [n] |g - (H + damping I) q| / |g|, float64
+    iterations: int  # products that the slowest system took
 
 
 def krylov(product: Callable[[Tensor], Tensor], gradients: Tensor, steps: int) -> KrylovSpaces:
-    """Run `steps` Lanczos steps of every system.
+    """Take `steps` Lanczos steps of every system.
 
     Args:
-        product: H applied to each system's vector, [n, P] -> [n, P]; H symmetric, positive semi-definite, a system's own.
-        gradients: g, [n, P]; a zero row is an error, there is nothing to ask.
-        steps: at most this many; fewer where a space is exhausted before.
+        product: H applied to each system's vector, [n, P] -> [n, P]. Each system may have an H of its own, symmetric and
+            positive semi-definite.
+        gradients: g, [n, P].
+        steps: at most this many; fewer where all spaces are exhausted before.
 
     Raises:
-        ValueError: a gradient that is zero or not finite.
+        ValueError: a gradient is zero or not finite.
     """
-    norm = gradients.double().norm(dim=1)
-    if not (norm.isfinite() & (norm > 0)).all():
-        raise ValueError("a target's gradient is zero or not finite: its loss does not depend on the heads")
+    norm = _checked(gradients.double().norm(dim=1))
     basis = gradients.new_zeros(len(gradients), steps + 1, gradients.shape[1])
     basis[:, 0] = gradients / norm.to(gradients)[:, None]
     diagonal, off_diagonal = norm.new_zeros(len(norm), steps), norm.new_zeros(len(norm), steps)
@@ -58,14 +77,114 @@ def krylov(product: Callable[[Tensor], Tensor], gradients: Tensor, steps: int) -
         w = product(basis[:, m])
         diagonal[:, m] = (w.double() * basis[:, m].double()).sum(1)
         known = basis[:, : m + 1]
-        for _ in range(2):  # full reorthogonalisation, twice: float32 loses it otherwise
+        for _ in range(2):  # full reorthogonalisation, twice: in float32 the basis would lose its orthogonality otherwise
             w = w - torch.einsum("nm,nmp->np", torch.einsum("nmp,np->nm", known, w), known)
         beta = w.double().norm(dim=1)
-        # An exhausted space ends in a zero vector, which adds nothing and leaves no residual.
-        beta = beta.where(beta > 1e-6 * diagonal.abs().amax(1), 0.0)
+        # The vector after an exhausted space is set to zero: it adds nothing, and the residual is 0.
+        beta = beta.where(beta > EXHAUSTED * diagonal.abs().amax(1), 0.0)
         off_diagonal[:, m] = beta
         basis[:, m + 1] = torch.where(beta[:, None] > 0, w / beta.to(w)[:, None], 0.0)
         if not beta.any():
             steps = m + 1
             break
     return KrylovSpaces(basis[:, :steps], diagonal[:, :steps], off_diagonal[:, :steps], norm)
+
+
+def conjugate_gradient(
+    product: Callable[[Tensor], Tensor],
+    gradients: Tensor,
+    damping: float | Tensor,
+    *,
+    tolerance: float = 1e-3,
+    max_iterations: int = 100,
+) -> Solution:
+    """Conjugate gradient on (H + damping I) q = g.
+
+    Args:
+        product: H applied to rows, [k, P] -> [k, P] for any k <= n: the systems that are not solved yet. All share one H,
+            symmetric and positive semi-definite.
+        gradients: g of each target, [n, P].
+        damping: above 0, in the units of H; one for all, or each target's own [n].
+        tolerance: a system stops when |g - (H + damping I) q| <= tolerance |g| ...
+        max_iterations: ... or after this many products; the residual says which.
+
+    Raises:
+        ValueError: a damping is not above 0, or a gradient is zero or not finite.
+    """
+    damping = torch.as_tensor(damping).to(gradients).expand(len(gradients))[:, None]
+    if not (damping > 0).all():
+        raise ValueError(f"damping {damping.min():g} has to be above 0: the Gauss-Newton matrix is singular")
+    norm = _checked(_dot(gradients, gradients).sqrt())
+    q, residual, step = torch.zeros_like(gradients), gradients.clone(), gradients.clone()
+    square, iterations = norm**2, 0
+    while iterations < max_iterations:
+        open_ = (square.sqrt() > tolerance * norm).nonzero()[:, 0]
+        if not len(open_):
+            break
+        curved = product(step[open_]) + damping[open_] * step[open_]
+        length = (square[open_] / _dot(step[open_], curved))[:, None].to(q)
+        q[open_] += length * step[open_]
+        residual[open_] -= length * curved
+        after = _dot(residual[open_], residual[open_])
+        step[open_] = residual[open_] + (after / square[open_])[:, None].to(q) * step[open_]
+        square[open_] = after
+        iterations += 1
+    return Solution(q, square.sqrt() / norm, iterations)
+
+
+def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor, steps: int = 8) -> Tensor:
+    """The largest eigenvalue of H in the Krylov space of each start vector, by Lanczos without a basis: three vectors a system.
+
+    Without reorthogonalisation, rounding brings copies of an eigenvalue, but never one that is too large.
+
+    Args:
+        product: H applied to rows, [n, P] -> [n, P]; symmetric, positive semi-definite.
+        start: [n, P], such as the targets' gradients.
+        steps: products to take. A few are within percents, as the largest eigenvalue of a Gauss-Newton matrix stands out.
+
+    Returns:
+        [n], float64.
+
+    Raises:
+        ValueError: a start vector is zero or not finite.
+    """
+    before, beta = torch.zeros_like(start), start.new_zeros(len(start), 1)
+    vector = start / _checked(_dot(start, start).sqrt())[:, None].to(start)
+    diagonal, off_diagonal = (start.new_zeros(len(start), steps, dtype=torch.float64) for _ in range(2))
+    for m in range(steps):
+        w = product(vector)
+        diagonal[:, m] = _dot(w, vector)
+        w = w - diagonal[:, m, None].to(w) * vector - beta * before
+        beta = _dot(w, w).sqrt()[:, None].to(w)
+        beta = beta.where(beta > EXHAUSTED * diagonal[:, m, None].to(w), 0.0)
+        off_diagonal[:, m] = beta[:, 0]
+        before, vector = vector, torch.where(beta > 0, w / beta, 0.0)
+    return _largest_ritz_value(diagonal, off_diagonal[:, :-1])
+
+
+def largest_eigenvalue_of_matrix(matrix: Tensor) -> float:
+    """The largest eigenvalue of a symmetric matrix [k, k], by MATRIX_STEPS Lanczos steps; all eigenvalues would take k^3."""
+    start = matrix.new_ones(1, len(matrix))
+    return krylov(lambda v: v @ matrix, start, MATRIX_STEPS).largest_eigenvalue().item()
+
+
+def _tridiagonal(diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
+    """T [n, m, m] from its diagonal [n, m] and its off-diagonal [n, m - 1]."""
+    return torch.diag_embed(diagonal) + torch.diag_embed(off_diagonal, 1) + torch.diag_embed(off_diagonal, -1)
+
+
+def _largest_ritz_value(diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
+    """[n] the largest eigenvalue of each T."""
+    return torch.linalg.eigvalsh(_tridiagonal(diagonal, off_diagonal))[:, -1]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products [n] of rows, summed in float64."""
+    return (a * b).sum(1, dtype=torch.float64)
+
+
+def _checked(norm: Tensor) -> Tensor:
+    """The norms [n] of gradients, if every one of them asks something."""
+    if not (norm.isfinite() & (norm > 0)).all():
+        raise ValueError("a target's gradient is zero or not finite: its loss does not depend on the parameters")
+    return norm

@@ -1,8 +1,7 @@
 """A bank of the corpus's own pairs, in which other pairs find their neighbours.
 
 Neighbours are found within one modality, among trunk features that are centred on the bank and have unit length. No head and no
-fit takes part. A pair never meets the bank's pairs of its own fold, because near-duplicates of a pair share its fold and would
-vouch for it.
+fit takes part. A pair never meets the bank's pairs of its own fold, itself among them: what it is scored by has not seen it.
 """
 
 from typing import NamedTuple
@@ -10,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from ecif.search import bisect
 
 NEIGHBOURS = 30.0  # perplexity that the median row of the bank has at the chosen sharpness
 PROBES = 512  # rows that the median is taken over
@@ -60,18 +61,19 @@ def build(images: Tensor, texts: Tensor, fold: Tensor) -> Bank:
 
 
 def _sharpness(known: Tensor) -> float:
-    """The softmax sharpness at which the median row has perplexity NEIGHBOURS.
+    """The softmax sharpness at which the median row has perplexity NEIGHBOURS, or a quarter of the rows where they are few.
 
-    The median is taken over distinct rows: exact copies are each other's neighbours at any sharpness and would bias it.
+    Computed over distinct rows: exact copies are each other's neighbours at any sharpness and would bias the median.
     """
     distinct = known.unique(dim=0).float()
     probes = torch.arange(0, len(distinct), -(-len(distinct) // PROBES), device=known.device)
     likeness = distinct[probes] @ distinct.T
     likeness.scatter_(1, probes[:, None], -torch.inf)
-    low, high = LOG2_SHARPNESS
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        p = (2**middle * likeness).softmax(1)
+    wanted = min(NEIGHBOURS, len(distinct) / 4)
+
+    def too_sharp(log2_sharpness: float) -> bool:
+        p = (2**log2_sharpness * likeness).softmax(1)
         perplexity = (-torch.special.xlogy(p, p).sum(1)).exp().nanmedian().item()
-        low, high = (middle, high) if perplexity > min(NEIGHBOURS, len(distinct) / 4) else (low, middle)
-    return float(2**low)
+        return not perplexity > wanted  # so also where there is nobody else, and the perplexity is NaN
+
+    return float(2 ** bisect(too_sharp, *LOG2_SHARPNESS, HALVINGS)[0])

@@ -1,19 +1,20 @@
 """Influence of every pair on any set of parameters of a CLIP model: all of them, the last blocks, LoRA adapters.
 
-The heads have closed forms (`ecif.heads.influence`); for everything else forward-mode differentiation takes their place.
-One target's direction is solved on Gauss-Newton products over a sample of batches, and one JVP through both towers gives
-the derivatives of every Pos_n and Neg_n of a batch along it, exactly: no per-pair gradient, no random projection.
+The heads have closed forms (`ecif.heads.influence`). For all other parameters, forward-mode differentiation takes their place.
+For each target, a direction q is solved with Gauss-Newton products over a sample of batches. One JVP through both towers along
+q then gives the exact derivatives of every Pos_n and Neg_n of a batch. No per-pair gradient and no random projection is needed.
 
     q = (H + damping I)^-1 grad L_T,   H = sum over batches of J^T (d2L/dS2) J,   J = dS/d(parameters)
     influence_n = <grad Pos_n, q> + <grad Neg_n, q>      predicted change of the target's loss if pair n is removed
 
-ECIF (arXiv 2411.11667) for the two parts; Forward-INF (arXiv 2402.08922) is the finite-difference, curvature-free, unsigned
-cousin: it takes one ascent step on the target and looks at the change of every pair's loss.
+The two parts are those of ECIF (arXiv 2411.11667). Forward-INF (arXiv 2402.08922) is related: it takes one ascent step on the
+target and looks at the change of every pair's loss. That is a finite difference, without curvature and without a sign.
 
     parameters = choose(model, ["visual.transformer.resblocks.11.*"])
     function = clip_logits(model)
     gradient = loss_gradient(function, parameters, target_batches)
-    solution = solve(lambda v: gauss_newton_product(function, parameters, sample, v), gradient[None], damping=100.0)
+    product = lambda v: gauss_newton_product(function, parameters, sample, v)
+    solution = ecif.solve.conjugate_gradient(product, gradient[None], damping=100.0)
     positive, negative = scores(function, parameters, batch, solution.directions)
 
 A direction is one flat vector of length P over the chosen parameters, in the order of `Parameters`, as it is for the heads.
@@ -36,10 +37,10 @@ Batch = tuple[Tensor, Tensor]  # (images [B, ...], texts [B, ...]): row i of bot
 
 
 class Logits(NamedTuple):
-    """S of a batch as a function of the parameters, in two steps: pairs one by one, then all of them with each other.
+    """S of a batch as a function of the parameters, in two steps: each pair is embedded, then all are compared with each other.
 
-    A batch may be larger than what can be differentiated at once: with `chunk`, only so many pairs go through the towers
-    together. The numbers are the same; a product costs one more forward pass.
+    A batch may be larger than what can be differentiated at once. With `chunk`, only that many pairs go through the towers
+    together: the numbers stay the same, and a product costs one more forward pass.
     """
 
     embed: Callable[[Parameters, Batch], tuple[Tensor, Tensor]]  # a pair's text and image embedding: (u, v), each [B, d]
@@ -54,14 +55,6 @@ class Logits(NamedTuple):
         """The batch in pieces that go through the towers together."""
         size = self.chunk or len(batch[0])
         return list(zip(batch[0].split(size), batch[1].split(size), strict=True))
-
-
-class Solution(NamedTuple):
-    """Directions of n targets and how far their systems were solved."""
-
-    directions: Tensor  # [n, P] q
-    residual: Tensor  # [n] |g - (H + damping I) q| / |g|, float64
-    iterations: int  # Gauss-Newton products taken by the slowest system
 
 
 def choose(model: nn.Module, patterns: Sequence[str]) -> Parameters:
@@ -123,7 +116,7 @@ def clip_logits(model: Any, chunk: int | None = None) -> Logits:
 
 
 def loss_gradient(logits: Logits, parameters: Parameters, batches: Iterable[Batch], loss: Loss = CLIP) -> Tensor:
-    """Gradient [P] of the summed batch losses (sum convention, nats) with respect to the chosen parameters."""
+    """The gradient [P] of the batch losses, summed over `batches` (sum convention, nats), in the chosen parameters."""
     total = torch.zeros_like(flatten(parameters))
     for batch in batches:
         similarity, pull_back = _vjp(logits, parameters, batch)
@@ -139,7 +132,7 @@ def gauss_newton_product(
     Args:
         logits: S of a batch as a function of the parameters.
         parameters: the chosen ones, where the curvature is taken.
-        batches: the sample that stands for the corpus. For a share f of all batches, H is this divided by f.
+        batches: the sample that stands for the corpus. If it is a share f of all batches, divide by f for the corpus's H.
         directions: [n, P].
         loss: what is trained on.
 
@@ -147,7 +140,8 @@ def gauss_newton_product(
         [n, P], loss units per squared parameter unit times direction.
 
     Raises:
-        ValueError: no batches; a generator that an earlier product used up would otherwise pass for a flat loss.
+        ValueError: no batches. A generator that an earlier product has used up would otherwise pass for a loss without
+            curvature.
     """
     total, batch = torch.zeros_like(directions), None
     for batch in batches:
@@ -158,82 +152,6 @@ def gauss_newton_product(
     if batch is None:
         raise ValueError("no batches to take the curvature on: give a list or a loader that can be read again, not a generator")
     return total
-
-
-def solve(
-    product: Callable[[Tensor], Tensor],
-    gradients: Tensor,
-    damping: float | Tensor,
-    *,
-    tolerance: float = 1e-3,
-    max_iterations: int = 100,
-) -> Solution:
-    """Conjugate gradient on (H + damping I) q = g, in a handful of vectors a system however many iterations it takes.
-
-    `ecif.solve.krylov` takes the same product and answers every damping at once, but keeps a vector of length P for every
-    iteration: the one to calibrate a damping with, on few parameters. All of a ViT-B/32 are 0.6 GB a vector.
-
-    Args:
-        product: H applied to rows, [k, P] -> [k, P] for any k <= n; symmetric, positive semi-definite.
-        gradients: g of each target, [n, P].
-        damping: above 0, in the units of H; one for all, or each target's own [n].
-        tolerance: a system stops when |g - (H + damping I) q| <= tolerance |g| ...
-        max_iterations: ... or after this many products; the residual says which.
-
-    Raises:
-        ValueError: a damping that is not above 0, a gradient that is zero or not finite.
-    """
-    damping = torch.as_tensor(damping).to(gradients).expand(len(gradients))[:, None]
-    if not (damping > 0).all():
-        raise ValueError(f"damping {damping.min():g} has to be above 0: the Gauss-Newton matrix is singular")
-    norm = _norm(gradients)
-    q, left, step = torch.zeros_like(gradients), gradients.clone(), gradients.clone()
-    square, iterations = norm**2, 0
-    while iterations < max_iterations:
-        open_ = (square.sqrt() > tolerance * norm).nonzero()[:, 0]
-        if not len(open_):
-            break
-        curved = product(step[open_]) + damping[open_] * step[open_]
-        length = (square[open_] / _dot(step[open_], curved))[:, None].to(q)
-        q[open_] += length * step[open_]
-        left[open_] -= length * curved
-        after = _dot(left[open_], left[open_])
-        step[open_] = left[open_] + (after / square[open_])[:, None].to(q) * step[open_]
-        square[open_] = after
-        iterations += 1
-    return Solution(q, square.sqrt() / norm, iterations)
-
-
-def largest_eigenvalue(product: Callable[[Tensor], Tensor], gradients: Tensor, steps: int = 8) -> Tensor:
-    """The unit of a relative damping: largest eigenvalue of H in the Krylov space of each target's gradient.
-
-    Lanczos without its basis: three vectors a system. Rounding brings copies of an eigenvalue, never one that is too large.
-
-    Args:
-        product: H applied to rows, as for `solve`.
-        gradients: where to start, [n, P].
-        steps: products to take; a few are within percents, as the largest eigenvalue stands out.
-
-    Returns:
-        [n], float64.
-
-    Raises:
-        ValueError: a gradient that is zero or not finite.
-    """
-    before, beta = torch.zeros_like(gradients), gradients.new_zeros(len(gradients), 1)
-    vector = gradients / _norm(gradients)[:, None].to(gradients)
-    tridiagonal = torch.zeros(len(gradients), steps, steps, dtype=torch.float64)
-    for m in range(steps):
-        w = product(vector)
-        tridiagonal[:, m, m] = _dot(w, vector)
-        w = w - tridiagonal[:, m, m, None].to(w) * vector - beta * before
-        beta = _dot(w, w).sqrt()[:, None].to(w)
-        if m + 1 < steps:
-            # An exhausted space: what is left is rounding.
-            beta = beta.where(beta > 1e-6 * tridiagonal[:, m, m, None].to(w), 0.0)
-            tridiagonal[:, m, m + 1] = tridiagonal[:, m + 1, m] = beta[:, 0]
-            before, vector = vector, torch.where(beta > 0, w / beta, 0.0)
-    return torch.linalg.eigvalsh(tridiagonal)[:, -1]
 
 
 def scores(
@@ -280,7 +198,8 @@ def _jvp(logits: Logits, parameters: Parameters, batch: Batch, direction: Tensor
 def _vjp(logits: Logits, parameters: Parameters, batch: Batch) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """S [B, B], and the map from a cotangent [B, B] to the gradient [P].
 
-    A batch in one piece keeps its graph; of several, each is embedded again when it is differentiated.
+    A batch that goes through the towers in one piece keeps its graph. A chunked one is embedded again, chunk by chunk, when the
+    gradient is taken.
     """
     chunks = logits.chunks(batch)
 
@@ -307,7 +226,7 @@ def _vjp(logits: Logits, parameters: Parameters, batch: Batch) -> tuple[Tensor, 
 
 @contextmanager
 def _differentiable() -> Iterator[None]:
-    """Plain attention, as the fused forms have no forward-mode derivative, and no graph for parameters that are not chosen."""
+    """Use plain attention, as the fused kernels have no forward-mode derivative, and build no graph for other parameters."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -315,16 +234,3 @@ def _differentiable() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products [n] of rows, summed in float64."""
-    return (a * b).sum(1, dtype=torch.float64)
-
-
-def _norm(gradients: Tensor) -> Tensor:
-    """|g| [n] in float64, of gradients that ask something."""
-    norm = _dot(gradients, gradients).sqrt()
-    if not (norm.isfinite() & (norm > 0)).all():
-        raise ValueError("a target's gradient is zero or not finite: its loss does not depend on the chosen parameters")
-    return norm

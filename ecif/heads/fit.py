@@ -1,12 +1,11 @@
-"""Bring the heads to a minimum on cached features: influence is a statement about a minimum.
+"""Fit the heads on cached features. Influence is a statement about a minimum, so the heads have to be at one.
 
-The trunks stay frozen (LiT, arXiv 2111.07991). Cosine heads have no minimum under plain weight decay (they are
-scale-invariant), and many epochs memorise wrong pairs: the fit stops early instead, after a fixed number of epochs of Adam with
-cosine decay.
+The trunks stay frozen (LiT, arXiv 2111.07991). Cosine heads are scale-invariant, so plain weight decay gives them no minimum,
+and many epochs memorise wrong pairs. The fit therefore stops early, after a fixed number of epochs of Adam with cosine decay.
 
-A logit bias that is a parameter (SigLIP's) is solved for at every step, not stepped: all logits of a batch move with it, and
-with any common move of the embeddings. Stepped beside the heads, the loss first grows a few times over, and a short fit never
-recovers.
+Where the logit bias is a parameter (SigLIP's), every step sets it to its best value; Adam does not step it. All logits of a
+batch move with the bias, and also with any common move of the embeddings. If Adam steps both, the loss first grows several
+times over, and a short fit never recovers.
 """
 
 from collections.abc import Callable
@@ -17,9 +16,11 @@ from torch import Tensor
 from ecif.heads import Embedded, Heads, embed, logits
 from ecif.heads.curvature import loss_gradient
 from ecif.losses import CLIP, Loss
+from ecif.search import bisect
 
-BIAS_BATCHES = 16  # that the final bias is taken from
-MARGIN = 20.0  # a bias further than this beyond the cosines' range is that of e^20 negatives
+BIAS_BATCHES = 16  # the final bias is the best one for this many batches
+BIAS_HALVINGS = 40  # of the bracket that it is searched in
+MARGIN = 20.0  # the bracket ends this far beyond the logits: a bias there would be the best for e^20 negatives a positive
 
 Epoch = Callable[[torch.Generator], list[Tensor]]
 
@@ -30,7 +31,7 @@ def fixed_batches(batches: list[Tensor]) -> Epoch:
 
 
 def reshuffled(pairs: int, batch_size: int, steps: int) -> Epoch:
-    """Every epoch deals `pairs` pairs into `steps` new batches, as trainers do: full batches, pairs again when all are dealt.
+    """Every epoch deals `pairs` pairs into `steps` new full batches, as trainers do. When all pairs are dealt, it starts again.
 
     With the same `steps`, a filtered corpus gets the same number of updates as the whole one.
     """
@@ -64,16 +65,17 @@ def fit(
         images: [N, d_x] features.
         texts: [N, d_t] features.
         epoch: `fixed_batches` or `reshuffled`.
-        batch_size: the nominal one. Losses are divided by 2 * batch_size whatever a batch holds, so that a pair removed
-            from a fixed batch takes out its own terms and nothing is reweighted.
+        batch_size: the nominal one. Losses are divided by 2 * batch_size whatever a batch holds, so that removing a pair
+            from a fixed batch takes out the pair's own terms and reweights nothing else.
         epochs: passes over the pairs; the learning rate falls to 0 over them on a half cosine.
         learning_rate: Adam's, at the start.
-        seed: of the order of the batches; the start is not random.
+        seed: of the order of the batches. Nothing else is random.
         loss: what to minimise.
-        checkpoints: how many sets of heads to return: after the first epoch, after the last, and evenly between; 1 is the last.
+        checkpoints: how many sets of heads to return: one after the first epoch, one after the last, the others evenly between.
+            With 1, only the heads after the last epoch.
 
     Returns:
-        The heads at these epochs; the fitted ones are the last.
+        The heads at these epochs, in order; the last are the fitted ones.
     """
     order = torch.Generator().manual_seed(seed)
     schedule = [epoch(order) for _ in range(epochs)]
@@ -83,7 +85,7 @@ def fit(
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
 
     def at(batches: list[Tensor]) -> tuple[Heads, list[Embedded]]:
-        """The heads where the weights are, and batches embedded with them; a bias that is a parameter is the best for these."""
+        """The heads at the current weights, and batches embedded with them. A trained bias is the best for these batches."""
         heads = start.at(weights.clone())
         pairs = [embed(heads, images[rows], texts[rows]) for rows in (rows.to(images.device) for rows in batches)]
         return with_best_bias(heads, pairs, loss) if start.train_logit_bias else heads, pairs
@@ -100,11 +102,11 @@ def fit(
 
 
 def with_best_bias(heads: Heads, batches: list[Embedded], loss: Loss) -> Heads:
-    """The heads with the logit bias that minimises the summed loss of some batches, which has to be convex in it."""
+    """The heads with the logit bias that minimises the summed loss of some batches. The loss has to be convex in the bias."""
     plain = [logits(heads._replace(logit_bias=0.0), batch) for batch in batches]
-    low, high = -heads.logit_scale - MARGIN, heads.logit_scale + MARGIN
-    for _ in range(40):
-        middle = (low + high) / 2
-        rising = sum(loss.cotangent(s + middle).sum(dtype=torch.float64).item() for s in plain) > 0
-        low, high = (low, middle) if rising else (middle, high)
+
+    def loss_rises(bias: float) -> bool:
+        return sum(loss.cotangent(s + bias).sum(dtype=torch.float64).item() for s in plain) > 0
+
+    low, high = bisect(loss_rises, -heads.logit_scale - MARGIN, heads.logit_scale + MARGIN, BIAS_HALVINGS)
     return heads._replace(logit_bias=(low + high) / 2)

@@ -1,4 +1,4 @@
-"""From a gradient of both heads to few numbers: a Kronecker pair a head, random, PCA-informed, or the identity."""
+"""Project gradients of both heads to few numbers, by one Kronecker pair a head: random, PCA-informed, or the identity."""
 
 import hashlib
 import math
@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ecif.heads import Embedded, Heads
+from ecif.heads import Embedded, Heads, embed
 
-Rank = tuple[int, int]  # (ki, ko): how many numbers features and embeddings keep
+Rank = tuple[int, int]  # (ki, ko): how many numbers are kept of the features and of the embeddings
 
 
 class Factors(NamedTuple):
@@ -38,6 +38,16 @@ class Projection(NamedTuple):
         """The same projection in the dtype and on the device of `like`."""
         return Projection(*(Factors(*(part.to(like) for part in factors)) for factors in self))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The four factors by name, such as `image_features`: what is stored."""
+        return {f"{head}_{name}": part for head, f in self._asdict().items() for name, part in f._asdict().items()}
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor]) -> "Projection":
+        """The inverse of `tensors`; other names are ignored."""
+        heads = ("image", "text")
+        return Projection(*(Factors(tensors[f"{head}_features"], tensors[f"{head}_embedding"]) for head in heads))
+
     def apply(self, heads: Heads, directions: Tensor) -> Tensor:
         """Project directions [n, P], such as a target's gradient, to [n, k]."""
         image, text = directions.split([heads.image.numel(), heads.text.numel()], dim=1)
@@ -52,10 +62,10 @@ def identity_projection(heads: Heads) -> Projection:
 
 
 def random_projection(heads: Heads, image: Rank, text: Rank, seed: int) -> Projection:
-    """Rademacher signs over the square root of the rank, unbiased: E <R g, R h> = <g, h>.
+    """Rademacher signs over the square root of the rank. Inner products are unbiased: E <R g, R h> = <g, h>.
 
-    The signs are the bits of SHAKE-256 (FIPS 202) of the seed and the place: every machine, device and version of any library
-    draws the same bytes.
+    The signs are the bits of SHAKE-256 (FIPS 202) of the seed and the factor's name, so that every machine, device and library
+    version draws the same bytes.
 
     Args:
         heads: their shapes, dtype and device.
@@ -77,10 +87,11 @@ def random_projection(heads: Heads, image: Rank, text: Rank, seed: int) -> Proje
 
 
 def pca_projection(heads: Heads, pairs: Embedded, image: Rank, text: Rank) -> Projection:
-    """Top eigenvectors of the features' second moment, and of the embeddings' covariance (of captions' and images' together).
+    """Top eigenvectors of the features' second moment, and of the covariance of the embeddings (captions and images together).
 
-    Every column is signed so that its entry of largest magnitude (the first of several) is positive. Eigenvectors come from
-    LAPACK: the same on one machine, not to the bit on another, arbitrary within a repeated eigenvalue. Store them with the run.
+    Every column is signed so that its entry of largest magnitude (the first of several) is positive. The eigenvectors come from
+    LAPACK. They are the same to the bit on one machine but not on another, and arbitrary within a repeated eigenvalue: store
+    them with the run.
 
     Args:
         heads: the heads that `pairs` were embedded with.
@@ -100,6 +111,24 @@ def pca_projection(heads: Heads, pairs: Embedded, image: Rank, text: Rank) -> Pr
         return Factors(_top_eigenvectors(moment, rank[0]).to(like), _top_eigenvectors(embedding, rank[1]).to(like))
 
     return Projection(factors(pairs.images, image, heads.image), factors(pairs.texts, text, heads.text))
+
+
+def pca_of_sample(heads: Heads, images: Tensor, texts: Tensor, rank: Rank) -> Projection:
+    """The PCA projection of a sample of the corpus, at one rank for both heads, capped at the size of each.
+
+    Args:
+        heads: the heads that the sample is embedded with.
+        images: [N, d_x] features of the sampled pairs.
+        texts: [N, d_t] features.
+        rank: (ki, ko).
+    """
+    return pca_projection(heads, embed(heads, images, texts), *capped_ranks(heads, rank))
+
+
+def capped_ranks(heads: Heads, rank: Rank) -> tuple[Rank, Rank]:
+    """A rank for the image head and one for the text head: the one asked for, or all of a head where it has less."""
+    image, text = (heads.image.shape, heads.text.shape)
+    return (min(rank[0], image[0]), min(rank[1], image[1])), (min(rank[0], text[0]), min(rank[1], text[1]))
 
 
 def _signs(key: str, rows: int, columns: int) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ecif.heads import Heads, embed
 from ecif.projected.gradients import CurvatureSum, DampedCurvature, damped, gauss_newton, pair_gradients, project_batch
-from ecif.projected.projection import Factors, Projection, Rank, pca_projection, random_projection
+from ecif.projected.projection import Projection, capped_ranks, pca_of_sample, random_projection
 from ecif.projected.relative import gram
-from ecif.solve import krylov
+from ecif.solve import largest_eigenvalue_of_matrix
 from pipeline import storage
 from pipeline.config import Config, Index
 from pipeline.corpus.batches import batch_numbers, segment
@@ -29,8 +29,6 @@ from pipeline.stages.fit.sample import Sample
 from pipeline.stages.fit.stage import as_features, read_heads
 from pipeline.workers.cluster import Resources, device
 from pipeline.workers.shards import over_shards
-
-EIGENVALUE_STEPS = 24
 
 
 class IndexFolders(NamedTuple):
@@ -128,7 +126,7 @@ class SelfInfluenceShard:
 
 def read_projection(folder: str) -> Projection:
     """The projection of an index; FileNotFoundError if there is none."""
-    return projection_of(stored.read(storage.join(folder, "projection.safetensors"))[0])
+    return Projection.from_tensors(stored.read(storage.join(folder, "projection.safetensors"))[0])
 
 
 def read_curvature(folder: str, damping: float) -> DampedCurvature:
@@ -154,32 +152,11 @@ def _write_projection(folder: str, heads: Heads, sample: Sample, config: Config,
     if storage.exists(url):
         return
     if settings.projection == "pca":
-        projection = pca_of(heads, sample, settings.rank)
+        images, texts = (as_features(part, heads.image.device) for part in (sample.images, sample.texts))
+        projection = pca_of_sample(heads, images, texts, settings.rank)
     else:
-        projection = random_projection(heads, *_ranks(heads, settings.rank), config.seed)
-    stored.write(url, projection_tensors(projection))
-
-
-def pca_of(heads: Heads, sample: Sample, rank: Rank) -> Projection:
-    """The PCA projection of the sample under some heads, of all of a head where it has less than the rank asked for."""
-    pairs = embed(heads, *(as_features(part, heads.image.device) for part in (sample.images, sample.texts)))
-    return pca_projection(heads, pairs, *_ranks(heads, rank))
-
-
-def projection_tensors(projection: Projection) -> dict[str, Tensor]:
-    """A projection as named tensors."""
-    return {f"{head}_{name}": part for head, f in projection._asdict().items() for name, part in f._asdict().items()}
-
-
-def projection_of(tensors: dict[str, Tensor]) -> Projection:
-    """The inverse of `projection_tensors`."""
-    return Projection(*(Factors(tensors[f"{head}_features"], tensors[f"{head}_embedding"]) for head in ("image", "text")))
-
-
-def _ranks(heads: Heads, rank: Rank) -> tuple[Rank, Rank]:
-    """Of the image and of the text head."""
-    image, text = (heads.image.shape, heads.text.shape)
-    return (min(rank[0], image[0]), min(rank[1], image[1])), (min(rank[0], text[0]), min(rank[1], text[1]))
+        projection = random_projection(heads, *capped_ranks(heads, settings.rank), config.seed)
+    stored.write(url, projection.tensors())
 
 
 def _write_curvature(folder: str, dataset: Dataset, resources: Resources) -> None:
@@ -191,13 +168,7 @@ def _write_curvature(folder: str, dataset: Dataset, resources: Resources) -> Non
     merge: Any = ray.remote(**resources.reader)(_merge)
     shares = [parts[i :: resources.workers] for i in range(min(resources.workers, len(parts)))]
     total = reduce(CurvatureSum.merge, ray.get([merge.remote(share) for share in shares]))
-    _write_sum(url, total, largest_eigenvalue=largest_eigenvalue(total.matrix()))
-
-
-def largest_eigenvalue(curvature: Tensor) -> float:
-    """Of a symmetric matrix [k, k], by Lanczos steps: all eigenvalues would take k^3."""
-    start = curvature.new_ones(1, len(curvature))
-    return krylov(lambda v: v @ curvature, start, EIGENVALUE_STEPS).largest_eigenvalue().item()
+    _write_sum(url, total, largest_eigenvalue=largest_eigenvalue_of_matrix(total.matrix()))
 
 
 def _merge(urls: list[str]) -> CurvatureSum:

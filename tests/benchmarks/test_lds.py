@@ -20,7 +20,7 @@ from ecif.heads.curvature import gauss_newton_product, loss_gradient
 from ecif.heads.influence import score
 from ecif.projected.gradients import damped, gauss_newton, pair_gradients, project_batch, sampled_gauss_newton
 from ecif.projected.projection import pca_projection, random_projection
-from ecif.solve import krylov
+from ecif.solve import krylov, largest_eigenvalue_of_matrix
 from pipeline import storage
 from pipeline.corpus.batches import permutation, segment
 from pipeline.inputs import load_inputs
@@ -30,7 +30,6 @@ from pipeline.run import load_run, run
 from pipeline.run_folder import tables
 from pipeline.stages.fit.sample import draw
 from pipeline.stages.fit.stage import Refit, as_features, read_heads, refit_all
-from pipeline.stages.index import largest_eigenvalue
 from pipeline.stages.solve.stage import read_directions, removals
 from pipeline.stages.solve.targets import group_losses, groups, read_targets
 from pipeline.workers.cluster import session
@@ -164,7 +163,7 @@ def test_influence_predicts_refits_better_than_what_others_compute(truth):
             )
             curvatures["empirical Fisher"] = (per_pair.T @ per_pair).double()
             for kind, matrix in curvatures.items():
-                top = largest_eigenvalue(matrix)
+                top = largest_eigenvalue_of_matrix(matrix)
                 best = max(lds(damped(matrix, d * top).influence(per_pair, queries)) for d in DAMPINGS)
                 table[f"{name} projection, {projection.size} numbers, {kind}, best damping"] = best
     print(f"\nLDS over {REFITS} refits, mean of {losses.shape[1]} parts of the target")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ecif.solve import krylov
+from ecif.solve import krylov, largest_eigenvalue_of_matrix
 
 P = 30
 G = torch.Generator().manual_seed(0)
@@ -36,6 +36,12 @@ def test_the_residual_it_reports_is_the_residual():
 
 def test_largest_eigenvalue():
     assert torch.allclose(krylov(product, GRADIENTS, 25).largest_eigenvalue(), torch.linalg.eigvalsh(MATRICES)[:, -1])
+
+
+def test_largest_eigenvalue_of_a_matrix():
+    for matrix in MATRICES:
+        truth = torch.linalg.eigvalsh(matrix)[-1].item()
+        assert largest_eigenvalue_of_matrix(matrix) == pytest.approx(truth, rel=1e-6)
 
 
 def test_an_exhausted_space_is_an_exact_answer():

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecif.forward.mode import gauss_newton_product, largest_eigenvalue, solve
+from ecif.forward.mode import gauss_newton_product
+from ecif.solve import conjugate_gradient, largest_eigenvalue
 from pipeline.config import Config
 from pipeline.errors import RunError
 from pipeline.run_folder import tensors as stored
@@ -82,7 +83,7 @@ def solve_forward(
             with _Pool(fitted, sample, corpus.caption, config, resources, progress) as pool:
                 top = largest_eigenvalue(pool.product, gradients, LANCZOS_STEPS)
                 damping = torch.tensor(relative, dtype=torch.float64) * top
-                solution = solve(
+                solution = conjugate_gradient(
                     pool.product, gradients, damping, tolerance=settings.tolerance, max_iterations=settings.iterations
                 )
         except ValueError as error:

@@ -17,14 +17,14 @@ from torch import Tensor
 from ecif.heads import Embedded, Heads, embed
 from ecif.losses.contrastive import Negative
 from ecif.projected.gradients import damped, gauss_newton, pair_gradients, project_batch
-from ecif.projected.projection import Projection
+from ecif.projected.projection import Projection, pca_of_sample
 from ecif.projected.second_order import correction
+from ecif.solve import largest_eigenvalue_of_matrix
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.run_folder import tensors as stored
 from pipeline.stages.fit.sample import Sample
 from pipeline.stages.fit.stage import FittedHeads, as_features
-from pipeline.stages.index import largest_eigenvalue, pca_of, projection_of, projection_tensors
 from pipeline.stages.solve.stage import Directions
 from pipeline.stages.solve.targets import Target, gradient
 from pipeline.workers.cluster import Resources, device
@@ -51,7 +51,7 @@ def read_second_order(url: str) -> SecondOrder:
     """What an earlier call prepared; FileNotFoundError if it has not."""
     tensors, _ = stored.read(url)
     parts = {name: tensors[name] for name in SecondOrder._fields if name != "projection"}
-    return SecondOrder(projection_of(tensors), **parts)
+    return SecondOrder(Projection.from_tensors(tensors), **parts)
 
 
 def prepare(
@@ -66,7 +66,8 @@ def prepare(
     """Compute and write the small matrices if they are not there."""
     if storage.exists(url):
         return
-    projection = pca_of(fitted.full, sample, config.score.order_rank)
+    images, texts = (as_features(part, fitted.full.image.device) for part in (sample.images, sample.texts))
+    projection = pca_of_sample(fitted.full, images, texts, config.score.order_rank)
     dampings = torch.tensor([directions.facts[target.name]["damping"] for target in targets], dtype=torch.float64)
     systems = [(heads, fold) for fold, seeds in enumerate(fitted.folds) for heads in seeds]
     batches = sample.batches()
@@ -79,11 +80,11 @@ def prepare(
         for (heads, _), parts in zip(systems, pending, strict=True):
             curvature = reduce(torch.add, map(ray.get, parts))  # in the order of the slices
             gradients, curvatures = zip(*(_of_target(heads, target, projection, config) for target in targets), strict=True)
-            damping = dampings * largest_eigenvalue(curvature)
+            damping = dampings * largest_eigenvalue_of_matrix(curvature)
             rows.append((curvature, damping, torch.stack(gradients), torch.stack(curvatures)))
             progress.advance(1)
     whole = [torch.stack(part).unflatten(0, (config.fit.folds, config.fit.fits)) for part in zip(*rows, strict=True)]
-    tensors = dict(zip(SecondOrder._fields[1:], whole, strict=True)) | projection_tensors(projection)
+    tensors = dict(zip(SecondOrder._fields[1:], whole, strict=True)) | projection.tensors()
     stored.write(url, tensors, targets=[target.name for target in targets])
 
 

@@ -3,7 +3,7 @@ import torch
 from ecif.forward.fit import fit
 from ecif.forward.mode import flatten
 from ecif.losses.contrastive import batch_loss
-from tests.ecif.forward.test_mode import BATCHES, PERCEPTRONS, of, perceptrons
+from tests.support.perceptrons import BATCHES, PERCEPTRONS, of_flat, perceptrons
 
 SETTINGS = {"batch_size": 6, "epochs": 3, "learning_rate": 0.01, "seed": 5}
 
@@ -15,7 +15,7 @@ def test_it_is_adam_with_cosine_decay_on_the_batches_in_seeded_order():
     order = torch.Generator().manual_seed(5)
     for at in torch.cat([torch.randperm(3, generator=order) for _ in range(3)]).tolist():
         optimiser.zero_grad()
-        (batch_loss(of(perceptrons, PERCEPTRONS, BATCHES[at])(w)) / 12).backward()
+        (batch_loss(of_flat(perceptrons, PERCEPTRONS, BATCHES[at])(w)) / 12).backward()
         optimiser.step()
         decay.step()
     before = flatten(PERCEPTRONS)
