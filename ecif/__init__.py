@@ -4,4 +4,27 @@ One sign everywhere: influence is the predicted change of the target loss if the
 Above 0 the pair helps the target, below 0 it harms it. Method: ECIF, arXiv 2411.11667.
 """
 
+from ecif.heads import Heads
+from ecif.losses import Clip, Dcl, Loss, MvInfoNCE, SigLip, SoftInfoNCE
+from ecif.registry import option
+from ecif.targets import Contrastive, OfPairs, RetrievalMargin, TargetLoss, ZeroShot
+from ecif.towers import load
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Clip",
+    "Contrastive",
+    "Dcl",
+    "Heads",
+    "Loss",
+    "MvInfoNCE",
+    "OfPairs",
+    "RetrievalMargin",
+    "SigLip",
+    "SoftInfoNCE",
+    "TargetLoss",
+    "ZeroShot",
+    "load",
+    "option",
+]

@@ -8,10 +8,12 @@ A configuration names a kind by that name, or a user's own by its dotted path, `
 importable on every worker.
 """
 
+from dataclasses import Field, field, fields, is_dataclass
 from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
 K = TypeVar("K", bound="Kind")
+T = TypeVar("T")
 
 
 class Kind:
@@ -37,6 +39,22 @@ class Kind:
             cls.name = name
             cls.kinds[name] = cls
 
+    @classmethod
+    def options(cls) -> list[Field[Any]]:
+        """The fields that a configuration may set: of a kind that is a dataclass, those that its constructor takes."""
+        return [option for option in fields(cls) if option.init] if is_dataclass(cls) else []
+
+
+def option(default: T, description: str, **bounds: float) -> T:
+    """A field of a kind that is a dataclass. It is a key of the configuration.
+
+    Args:
+        default: its value where the configuration does not say.
+        description: one line, which `ecif config` prints.
+        bounds: `gt`, `ge`, `lt` or `le`, which a value from the configuration has to keep.
+    """
+    return field(default=default, metadata={"description": description, **bounds})
+
 
 def find_kind(contract: type[K], name: str) -> type[K]:
     """The kind of a contract that a name or a dotted path stands for.
@@ -56,7 +74,7 @@ def find_kind(contract: type[K], name: str) -> type[K]:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{what} {name!r} can't be imported: {error}") from None
     if not (isinstance(found, type) and issubclass(found, contract)):
         raise ValueError(f"{name!r} is no subclass of {contract.__module__}.{what}")

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from pipeline.config import Config
 from pipeline.console import aligned, say
 from pipeline.errors import RunError, UserError
+from pipeline.kinds import OfKind
 
 if TYPE_CHECKING:
     from pipeline.run import Outcome
@@ -166,7 +167,8 @@ def read_config(path: Path) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "configuration"
-        what = "no such key" if first["type"] == "extra_forbidden" else first["msg"]
+        plain = {"extra_forbidden": "no such key", "missing": "this key is required"}
+        what = plain.get(first["type"], first["msg"].removeprefix("Value error, "))
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise UserError(f"{path}: {where}: {what}{more}; `ecif config` explains every key") from None
 
@@ -224,10 +226,14 @@ def _explain(model: type[BaseModel], prefix: str) -> None:
             typer.echo(f"\n{prefix}{name}:  # {field.description}")
             typer.echo(f"{prefix}  NAME:  # {(get_args(section)[1].__doc__ or '').strip()}")
             _explain(get_args(section)[1], prefix + "    ")
-            typer.echo()
             continue
         default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
         typer.echo(f"{prefix}{name}:  # {field.description} ({default})")
+    if issubclass(model, OfKind):
+        for name, kind in model.kinds().items():
+            typer.echo(f"{prefix}# {model.named_by}: {name}  {(kind.__doc__ or '').strip().splitlines()[0]}")
+            _explain(model.further_keys(kind), prefix)
+        typer.echo()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The one configuration of a run: typed, validated before anything starts, explained by its own descriptions."""
 
 import os
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -13,6 +13,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from pipeline.kinds import OfKind, TrainingLoss, keys, refuse
+
+if TYPE_CHECKING:
+    from ecif.targets import TargetLoss
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 
@@ -55,38 +60,49 @@ class Corpus(Pairs):
     )
 
 
-class Target(Pairs):
+class Prompts(_Section):
+    """Where a target whose images have classes finds its prompts."""
+
+    classes: Place = Field(description="text file, one class name a line, class 0 first")
+    templates: Place | None = Field(
+        None, description="text file, one template a line with {c} for the class; without it: a photo of a {c}."
+    )
+
+
+class Target(Pairs, OfKind):
     """A clean set, and what the model is asked about it."""
 
-    loss: Literal["contrastive", "zero_shot", "retrieval_margin"] = Field(
-        "contrastive",
-        description="contrastive: the training loss on these pairs; zero_shot: classification of images, whose class index is "
-        "in <key>.cls, by prompts; retrieval_margin: hinges on wrong pairings that come near the right one",
-    )
-    calibrated: bool = Field(
-        False, description="take the loss at its best temperature: a change of ranking counts, one of confidence does not"
-    )
-    classes: Place | None = Field(None, description="for zero_shot: text file, one class name a line, class 0 first")
-    templates: Place | None = Field(
-        None, description="for zero_shot: text file, one template a line with {c} for the class; without it: a photo of a {c}."
-    )
-    margin: PositiveFloat = Field(0.2, description="of retrieval_margin, in cosine")
+    named_by = "loss"
 
-    def question(self) -> tuple[str, bool, float]:
-        """What the loss depends on beside the pairs and prompts."""
-        return self.loss, self.calibrated, self.margin
+    loss: str = Field("contrastive", description="what is asked: a kind below, or your own as package.module:Class")
+
+    @classmethod
+    def contract(cls) -> "type[TargetLoss]":
+        """Kinds of targets."""
+        from ecif.targets import TargetLoss
+
+        return TargetLoss
+
+    @classmethod
+    def further_keys(cls, kind: Any) -> type[BaseModel]:
+        """The options of a kind, and where the prompts of a labelled one are."""
+        return keys(kind, Prompts if kind.labelled else None)
+
+    @property
+    def prompts(self) -> Prompts | None:
+        """Where the prompts of a labelled kind are."""
+        given = self.model_extra or {}
+        return Prompts.model_validate({key: given[key] for key in Prompts.model_fields}) if self.kind.labelled else None
+
+    @property
+    def is_training_loss(self) -> bool:
+        """Whether the gradient and the curvature of its loss are known for any parameters."""
+        return self.kind.has_curvature and not self.options.get("calibrated")
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Target":
-        if self.loss == "zero_shot":
-            if self.classes is None:
-                raise ValueError("loss zero_shot needs classes, a text file with one class name a line")
-            if self.caption != "txt":
-                raise ValueError("loss zero_shot reads <key>.cls and no captions: leave out caption")
-        elif self.classes is not None or self.templates is not None:
-            raise ValueError(f"classes and templates are for loss zero_shot, this is {self.loss}")
-        if self.calibrated and self.loss == "retrieval_margin":
-            raise ValueError("loss retrieval_margin has no temperature to calibrate")
+    def _captions_or_labels(self) -> Self:
+        if self.kind.labelled and self.caption != "txt":
+            raise refuse(f"loss {self.loss} reads <key>.cls and no captions: leave out caption")
         return self
 
 
@@ -177,7 +193,7 @@ class Score(_Section):
         "a pair meets about 1024 others",
     )
     negative: Literal["exact", "taylor"] = Field(
-        "exact", description="exact -log(1 - P), or the paper's first-order form (loss: clip only)"
+        "exact", description="exact -log(1 - P), or taylor: the paper's first-order form of CLIP's loss"
     )
     order: Literal[1, 2] = Field(1, description="2 counts the pair's own curvature and the target's too, and writes `leverage`")
     order_rank: tuple[PositiveInt, PositiveInt] = Field(
@@ -249,9 +265,7 @@ class Config(_Section):
     corpus: Corpus
     model: Model
     targets: dict[Name, Target] = Field(min_length=1, description="named clean sets: whose improvement counts")
-    loss: Literal["clip", "siglip", "dcl", "soft_infonce"] = Field(
-        "clip", description="what the model is trained with: the heads are fitted to it, influence is in its units"
-    )
+    loss: TrainingLoss = Field(default_factory=lambda: TrainingLoss(name="clip"))
     batch_size: int = Field(256, ge=2, description="pairs that share a softmax; use the batch size you train with, if it fits")
     seed: int = Field(0, ge=0, description="of batches, folds and fits")
     workers: PositiveInt | None = Field(None, description="actors; by default one a GPU, or one a CPU core where there is none")
@@ -278,21 +292,28 @@ class Config(_Section):
         return dict(sorted(targets.items()))
 
     @model_validator(mode="after")
-    def _taylor_is_clips(self) -> "Config":
-        if self.score.negative == "taylor" and self.loss != "clip":
-            raise ValueError(f"score.negative: taylor is a form of CLIP's loss; with loss: {self.loss} only exact")
+    def _what_the_loss_can(self) -> Self:
+        loss, name = self.loss.kind, self.loss.name
+        if self.score.negative == "taylor" and not loss.has_taylor:
+            raise ValueError(f"score.negative: taylor is a form of CLIP's loss; with loss: {name} only exact")
+        for asked, key in ((self.score.order == 2, "score.order: 2"), (self.index is not None, "index")):
+            if asked and not loss.closed_curvature:
+                raise ValueError(f"{key} needs a loss whose curvature has a closed form, as clip's has; this is loss: {name}")
+            if asked and self.fit.train_logit_scale:
+                raise ValueError(f"{key} needs a fixed logit scale: leave out fit.train_logit_scale")
+        if self.scoring.mode == "forward" and not loss.in_forward_mode:
+            raise ValueError(f"scoring.mode: forward knows loss: clip; this is loss: {name}")
         return self
 
     @model_validator(mode="after")
-    def _closed_forms_are_clips(self) -> "Config":
-        for asked, key in ((self.score.order == 2, "score.order: 2"), (self.index is not None, "index")):
-            if asked and (self.loss != "clip" or self.fit.train_logit_scale):
-                raise ValueError(f"{key} is derived for loss: clip with a fixed logit scale")
-        if self.score.order == 2 and any(t.loss != "contrastive" or t.calibrated for t in self.targets.values()):
-            raise ValueError("score.order: 2 needs the curvature of every target: loss: contrastive, not calibrated")
-        plain = self.loss == "clip" and all(t.loss == "contrastive" and not t.calibrated for t in self.targets.values())
-        if self.scoring.mode == "forward" and not plain:
-            raise ValueError("scoring.mode: forward knows loss: clip and contrastive targets that are not calibrated")
+    def _what_the_targets_can(self) -> Self:
+        for asked, key in (
+            (self.score.order == 2, "score.order: 2"),
+            (self.scoring.mode == "forward", "scoring.mode: forward"),
+        ):
+            unknown = [name for name, target in self.targets.items() if asked and not target.is_training_loss]
+            if unknown:
+                raise ValueError(f"{key} needs targets with loss: contrastive, not calibrated; {unknown[0]} is another one")
         if self.scoring.mode == "forward" and self.corpus.uid != "json":
             raise ValueError("scoring.mode: forward knows corpus.uid: json")
         return self

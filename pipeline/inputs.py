@@ -52,7 +52,9 @@ def load_inputs(config: Config) -> Inputs:
     beside = sidecar.find(corpus, config.corpus.sidecar, config.corpus.uid == "sidecar")
     model = load_model(config.model)
     # No softmax sees a bias common to all logits; the sigmoid loss has no sensible fit without it.
-    model.heads = model.heads._replace(train_logit_scale=config.fit.train_logit_scale, train_logit_bias=config.loss == "siglip")
+    model.heads = model.heads._replace(
+        train_logit_scale=config.fit.train_logit_scale, train_logit_bias=config.loss.kind.has_bias
+    )
     return Inputs(
         model,
         as_dataset(config.run, config.corpus, corpus, config, model, sidecars=beside),

@@ -105,14 +105,14 @@ def _columns(plan: Plan, at: int, config: Config, inputs: Inputs, resources: Res
             raise RunError(f"target {name}: fewer than four usable pairs, too little to ask; see its quarantine tables")
     started.append(time.monotonic())
 
-    heads_id = fingerprint(corpus.content(), config.loss, config.batch_size, config.seed, config.fit)
+    heads_id = fingerprint(corpus.content(), config.loss.question(), config.batch_size, config.seed, config.fit)
     plan.note(at, heads=heads_id)
     sample = draw(corpus, config)
     heads_url = _object(config, "heads", heads_id)
     fitted = fit_heads(heads_url, model.heads, sample, config, resources)
     started.append(time.monotonic())
 
-    asked = {name: [d.content(), *config.targets[name].question()] for name, d in clean.items()}
+    asked = {name: [d.content(), config.targets[name].question()] for name, d in clean.items()}
     directions_id = fingerprint(heads_id, asked, config.solve, config.score.negative, config.repeats)
     plan.note(at, directions=directions_id)
     targets = read_targets(clean, config)

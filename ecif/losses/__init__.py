@@ -8,6 +8,5 @@ from ecif.losses.siglip import SigLip
 from ecif.losses.soft_infonce import SoftInfoNCE
 
 CLIP = Clip()
-TWO_TOWER: dict[str, Loss] = {"clip": CLIP, "siglip": SigLip(), "dcl": Dcl(), "soft_infonce": SoftInfoNCE()}
 
-__all__ = ["CLIP", "TWO_TOWER", "Clip", "Dcl", "Loss", "MvInfoNCE", "SigLip", "SoftInfoNCE"]
+__all__ = ["CLIP", "Clip", "Dcl", "Loss", "MvInfoNCE", "SigLip", "SoftInfoNCE"]

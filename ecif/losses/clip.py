@@ -1,6 +1,7 @@
 """CLIP's symmetric InfoNCE (arXiv 2103.00020): sum_i [LSE_j S_ij - S_ii] + sum_j [LSE_i S_ij - S_jj]."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -10,8 +11,15 @@ from ecif.losses.contrastive import Negative
 
 
 @dataclass(frozen=True)
-class Clip(Loss):
-    """The closed forms of `ecif.losses.contrastive`; open_clip's ClipLoss is L / 2B."""
+class Clip(Loss, name="clip"):
+    """CLIP's symmetric InfoNCE: a softmax over every row and every column (arXiv 2103.00020).
+
+    It has the closed forms of `ecif.losses.contrastive`. open_clip's ClipLoss is L / 2B.
+    """
+
+    has_taylor: ClassVar[bool] = True
+    closed_curvature: ClassVar[bool] = True
+    in_forward_mode: ClassVar[bool] = True
 
     negative: Negative = "exact"  # -log(1 - P), or ECIF's first-order (Taylor) form P
 

@@ -2,22 +2,49 @@
 
 A loss is a function of the similarity tensor alone: S [B, B] of a batch, row = text, column = image; with V views
 S [V, V, B, B], S_abij = similarity of view a of item i with view b of item j. Item n of the batch is row n and column n of the
-last two dimensions; deleting it deletes both. A new loss is one file: `batch_loss` and `pair_loss`. The rest has a default by
-autograd or by a loop, which closed forms override and are tested against.
+last two dimensions; deleting it deletes both. A new loss is one class with `batch_loss` and `pair_loss`. The rest has a default
+by autograd or by a loop, which closed forms override and are tested against.
+
+    class Focal(Loss, name="focal"): ...
+
+registers it. Its options are its dataclass fields, see `ecif.registry.option`.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import Field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
+from ecif.registry import Kind
 
-class Loss(ABC):
+
+class Loss(Kind, ABC):
     """A contrastive loss, sum convention, in nats; all tensors in the dtype and on the device of S.
 
     An empty batch has loss 0. The loss has to be finite for an item that is alone in its batch.
+
+    Attributes:
+        two_tower: S is [B, B], texts against images, as a run has it. A loss over several views says False.
+        has_bias: a number added to all logits changes the loss, so the fit has to find that bias. No softmax sees one.
+        has_taylor: the field `negative` chooses between the exact Neg_n and ECIF's first-order form of it.
+        closed_curvature: `ecif.projected` holds its gradients and its curvature in closed form. The index and second order
+            need them.
+        in_forward_mode: the stages of forward mode fit and solve with it.
     """
+
+    two_tower: ClassVar[bool] = True
+    has_bias: ClassVar[bool] = False
+    has_taylor: ClassVar[bool] = False
+    closed_curvature: ClassVar[bool] = False
+    in_forward_mode: ClassVar[bool] = False
+
+    @classmethod
+    def options(cls) -> list[Field[Any]]:
+        """Its fields but `negative`, which is no property of the training: scores depend on it and no fit does."""
+        return [option for option in super().options() if option.name != "negative"]
 
     @abstractmethod
     def batch_loss(self, similarity: Tensor) -> Tensor:

@@ -18,8 +18,11 @@ from ecif.losses.contract import Loss
 
 
 @dataclass(frozen=True)
-class Dcl(Loss):
-    """Closed forms by way of CLIP's; a batch of two, which deletion leaves alone, takes the defaults."""
+class Dcl(Loss, name="dcl"):
+    """InfoNCE whose denominators leave the positive out (decoupled contrastive loss, arXiv 2110.06848).
+
+    Its closed forms are CLIP's. A batch of two, of which deletion leaves one pair alone, takes the contract's defaults.
+    """
 
     def batch_loss(self, similarity: Tensor) -> Tensor:
         """L."""

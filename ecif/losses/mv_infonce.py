@@ -10,6 +10,7 @@ With M_ij = LSE over (a, b) of S_abij, over a != b on the diagonal, it is InfoNC
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,8 +21,13 @@ from ecif.losses.contrastive import removed_from_rows, removed_from_rows_derivat
 
 
 @dataclass(frozen=True)
-class MvInfoNCE(Loss):
-    """L is concave in part, by the positives: the Gauss-Newton matrix is that of InfoNCE in M, with M seen as an output."""
+class MvInfoNCE(Loss, name="mv_infonce"):
+    """InfoNCE over any number of views or modalities (arXiv 2507.06979).
+
+    L is concave in part, by the positives. The Gauss-Newton matrix is that of InfoNCE in M, with M seen as an output.
+    """
+
+    two_tower: ClassVar[bool] = False
 
     def batch_loss(self, similarity: Tensor) -> Tensor:
         """L."""

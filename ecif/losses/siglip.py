@@ -9,6 +9,7 @@ does. The Pos_n of a batch do not add up to L: L = sum_n Pos_n + Neg_n / 2, as t
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,13 @@ from ecif.losses.contract import Loss
 
 
 @dataclass(frozen=True)
-class SigLip(Loss):
-    """L(B) - L(B without n) is row n and column n: exact and closed, as no softmax is shared."""
+class SigLip(Loss, name="siglip"):
+    """Pairwise sigmoids: every text with every image is a yes-or-no question (arXiv 2303.15343).
+
+    No softmax is shared, so L(B) - L(B without n) is row n and column n: exact and closed.
+    """
+
+    has_bias: ClassVar[bool] = True
 
     def batch_loss(self, similarity: Tensor) -> Tensor:
         """L."""

@@ -17,15 +17,19 @@ import torch
 from torch import Tensor
 
 from ecif.losses.contract import Loss
+from ecif.registry import option
 
 
 @dataclass(frozen=True)
-class SoftInfoNCE(Loss):
-    """Closed forms for everything but the derivative of Neg_n, which is autograd's of the closed form."""
+class SoftInfoNCE(Loss, name="soft_infonce"):
+    """InfoNCE whose negatives count the less, the more relevant they are (arXiv 2310.08069).
 
-    alpha: float = 0.9
-    beta: float = 1.0
-    temperature: float = 1.0
+    Everything has a closed form but the derivative of Neg_n, which autograd takes of the closed form.
+    """
+
+    alpha: float = option(0.9, "how much a negative's relevance takes off its weight; 0 is InfoNCE; it has to be below beta")
+    beta: float = option(1.0, "weight of a negative without relevance, before weights are scaled to a mean of 1")
+    temperature: float = option(1.0, "of the softmax over logits that says which negatives are relevant")
 
     def __post_init__(self) -> None:
         if not (0 <= self.alpha < self.beta and self.temperature > 0):

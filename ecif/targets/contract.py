@@ -2,31 +2,60 @@
 
 A kind of target is a subclass of `TargetLoss` with two methods: the similarities of a batch, and its loss in them. Sum
 convention, as in training: a target's loss is the sum over its pairs, not their mean.
+
+    class Recall(OfPairs, name="recall"): ...
+
+registers one. It is a dataclass. Fields that `TargetData` has too are filled with the target's data, all others are options.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from ecif.heads import Heads, embed, logits
+from ecif.losses import CLIP, Loss
+from ecif.registry import Kind, option
 
 TEMPERATURES = 16.0  # a calibrated scale stays within this factor of the model's own: separable pairs would take it to infinity
 
 
-class TargetLoss(ABC):
+class TargetData(NamedTuple):
+    """What is known of a target, on one device. A kind takes the fields that it has."""
+
+    images: Tensor  # [N, d_x] features
+    texts: Tensor  # [N, d_t] features
+    labels: Tensor | None = None  # int64 [N], the class of each image; of labelled kinds
+    prompts: Tensor | None = None  # [C, M, d_t] text features of M templates for each of C classes; of labelled kinds
+    loss: Loss = CLIP  # what the model is trained with
+
+
+@dataclass(eq=False, kw_only=True)
+class TargetLoss(Kind, ABC):
     """A target's pairs and the loss on them.
 
-    Args:
-        calibrated: the loss is min over tau of L(tau S), at its own best temperature; otherwise a change of confidence, which
-            decides no ranking, drowns the change of ranking. By the envelope theorem its gradient is that of L(tau S) at the
-            best tau held fixed. All batches of a call share one tau.
+    A calibrated loss is min over tau of L(tau S), the loss at its own best temperature; otherwise a change of confidence, which
+    decides no ranking, drowns the change of ranking. By the envelope theorem its gradient is that of L(tau S) at the best tau
+    held fixed. All batches of a call share one tau.
+
+    Attributes:
+        has_temperature: the loss depends on the scale of the similarities. A kind without has no option `calibrated`.
+        has_curvature: uncalibrated, it is the training loss on the target's pairs, whose gradient and Gauss-Newton matrix are
+            known for any parameters. Second order and forward mode need that.
+        labelled: it asks about images with a class each, and reads labels and prompts instead of captions.
     """
 
-    def __init__(self, calibrated: bool = False):
-        self.calibrated = calibrated
+    has_temperature: ClassVar[bool] = True
+    has_curvature: ClassVar[bool] = False
+    labelled: ClassVar[bool] = False
+
+    calibrated: bool = option(
+        False, "take the loss at its best temperature, so that a mere change of confidence does not count"
+    )
 
     @abstractmethod
     def similarities(self, heads: Heads, batches: list[Tensor]) -> list[Tensor]:
@@ -36,6 +65,18 @@ class TargetLoss(ABC):
     def batch_loss(self, similarity: Tensor, rows: Tensor) -> Tensor:
         """Loss, a scalar, of the pairs at `rows`, whose similarities these are."""
 
+    @classmethod
+    def options(cls) -> list[Field[Any]]:
+        """The fields that a configuration may set: those that are no data."""
+        data = TargetData._fields if cls.has_temperature else (*TargetData._fields, "calibrated")
+        return [option for option in super().options() if option.name not in data]
+
+    @classmethod
+    def of(cls, data: TargetData, **options: Any) -> Self:
+        """The loss on a target, given what is known of it and values for `options`."""
+        own = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in data._asdict().items() if name in own}, **options)
+
     def value(self, heads: Heads, batches: list[Tensor]) -> Tensor:
         """Loss of some of the target's pairs, a scalar in loss units.
 
@@ -44,7 +85,7 @@ class TargetLoss(ABC):
             batches: rows of the target; those of one batch are each other's negatives where the loss has negatives.
         """
         similarities = self.similarities(heads, batches)
-        if self.calibrated:
+        if self.calibrated and self.has_temperature:
             fixed = [s.detach().double() for s in similarities]
             tau = best_temperature(lambda tau: self._sum([tau * s for s in fixed], batches))
             similarities = [tau * s for s in similarities]
@@ -63,16 +104,20 @@ class TargetLoss(ABC):
         (gradient,) = torch.autograd.grad(self.value(moved, batches), weights)
         return gradient
 
+    def mean(self, heads: Heads, rows: Tensor) -> float:
+        """Loss a pair of the pairs at `rows`, all in one batch and at the best temperature: for comparing models."""
+        return replace(self, calibrated=True).value(heads, [rows]).item() / len(rows)
+
     def _sum(self, similarities: list[Tensor], batches: list[Tensor]) -> Tensor:
         return torch.stack([self.batch_loss(s, rows) for s, rows in zip(similarities, batches, strict=True)]).sum()
 
 
+@dataclass(eq=False)
 class OfPairs(TargetLoss):
     """A loss on images [N, d_x] and the captions [N, d_t] that belong to them."""
 
-    def __init__(self, images: Tensor, texts: Tensor, calibrated: bool = False):
-        super().__init__(calibrated)
-        self.images, self.texts = images, texts
+    images: Tensor
+    texts: Tensor
 
     def similarities(self, heads: Heads, batches: list[Tensor]) -> list[Tensor]:
         """Logits S [B, B] of each batch, row = text."""

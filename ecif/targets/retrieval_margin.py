@@ -1,24 +1,31 @@
 """Retrieval: hinges on wrong pairings that come near the right one."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import Tensor
 
 from ecif.heads import Heads
+from ecif.registry import option
 from ecif.targets.contract import OfPairs
 
 
-class RetrievalMargin(OfPairs):
-    """By how much each wrong pairing comes within a margin of the right one: triplet ranking loss on cosines.
+@dataclass(eq=False)
+class RetrievalMargin(OfPairs, name="retrieval_margin"):
+    """Hinges on wrong pairings that come within a margin of the right one: triplet ranking loss on cosines.
 
     sum_i sum_{j != i} [m + c_ij - c_ii]_+ + [m + c_ji - c_ii]_+, c_ij = <u_i, v_j>: the sum-of-hinges loss of VSE++
     (arXiv 1707.05612, equation 5). It has no temperature. Zero, and without a gradient, once every pair is right by the margin.
 
     Args:
+        images: [N, d_x].
+        texts: [N, d_t].
         margin: m, in cosine.
     """
 
-    def __init__(self, images: Tensor, texts: Tensor, margin: float):
-        super().__init__(images, texts)
-        self.margin = margin
+    has_temperature: ClassVar[bool] = False
+
+    margin: float = option(0.2, "by which the right pairing has to be better than a wrong one, in cosine", gt=0)
 
     def batch_loss(self, similarity: Tensor, rows: Tensor) -> Tensor:
         """Sum of hinges over both directions, in cosine; `similarity` holds cosines."""

@@ -1,5 +1,8 @@
 """Zero-shot classification by prompts."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
@@ -8,8 +11,9 @@ from ecif.heads import Heads, embed
 from ecif.targets.contract import TargetLoss
 
 
-class ZeroShot(TargetLoss):
-    """Zero-shot classification: cross-entropy of each image against all classes, in nats.
+@dataclass(eq=False)
+class ZeroShot(TargetLoss, name="zero_shot"):
+    """Classification of images, whose class index is in <key>.cls, by prompts: cross-entropy against all classes, in nats.
 
     A class is the normalised mean of its templates' unit text embeddings, as in open_clip's zero-shot classifier.
 
@@ -20,9 +24,11 @@ class ZeroShot(TargetLoss):
         calibrated: see `TargetLoss`.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, prompts: Tensor, calibrated: bool = False):
-        super().__init__(calibrated)
-        self.images, self.labels, self.prompts = images, labels, prompts
+    labelled: ClassVar[bool] = True
+
+    images: Tensor
+    labels: Tensor
+    prompts: Tensor
 
     def similarities(self, heads: Heads, batches: list[Tensor]) -> list[Tensor]:
         """Logits [C, B] of each batch: every class against every image."""

@@ -1,8 +1,10 @@
 """A kind is found under its name, or by its dotted path, and a name belongs to one class."""
 
+from dataclasses import dataclass, field
+
 import pytest
 
-from ecif.registry import Kind, find_kind
+from ecif.registry import Kind, find_kind, option
 
 
 class Shape(Kind):
@@ -55,3 +57,16 @@ def test_a_name_belongs_to_one_class():
 def test_what_is_not_there_is_said(name, said):
     with pytest.raises(ValueError, match=said):
         find_kind(Shape, name)
+
+
+def test_options_are_the_fields_that_a_constructor_takes():
+    @dataclass
+    class Circle(Shape, name="circle"):
+        radius: float = option(1.0, "in metres", gt=0)
+        area: float = field(init=False, default=0.0)
+
+    assert [(o.name, o.default, dict(o.metadata)) for o in Circle.options()] == [
+        ("radius", 1.0, {"description": "in metres", "gt": 0})
+    ]
+    assert Circle(2.0).radius == 2.0
+    assert Square.options() == []

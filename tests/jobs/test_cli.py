@@ -43,7 +43,23 @@ def configure(**changes) -> str:
         ({"bach_size": 3}, "bach_size: no such key"),
         ({"fit": {"epoch": 3}}, "fit.epoch: no such key"),
         ({"batch_size": "many"}, "batch_size: Input should be a valid integer"),
-        ({"loss": "triplet"}, "loss: Input should be 'clip', 'siglip', 'dcl' or 'soft_infonce'"),
+        ({"loss": "triplet"}, "loss: no Loss 'triplet': there are clip, "),
+        ({"loss": {"name": "triplet"}}, "loss.name: no Loss 'triplet'"),
+        ({"loss": {"name": "soft_infonce", "alfa": 0.5}}, "loss.alfa: no such key"),
+        ({"loss": {"name": "soft_infonce", "alpha": "much"}}, "loss.alpha: Input should be a valid number"),
+        (
+            {"loss": {"name": "soft_infonce", "alpha": 2}},
+            "loss: SoftInfoNCE(alpha=2.0, beta=1.0, temperature=1.0): needs 0 <= alpha",
+        ),
+        ({"loss": {"alpha": 0.5}}, "loss.name: this key is required"),
+        ({"loss": "mv_infonce"}, "loss: mv_infonce is a loss over several views"),
+        (
+            {"loss": "dcl", "index": {}},
+            "index needs a loss whose curvature has a closed form, as clip's has; this is loss: dcl",
+        ),
+        ({"loss": "dcl", "score": {"order": 2}}, "score.order: 2 needs a loss whose curvature has a closed form"),
+        ({"index": {}, "fit": {"train_logit_scale": True}}, "index needs a fixed logit scale"),
+        ({"loss": "dcl", "scoring": {"mode": "forward", "parameters": ["*"]}}, "scoring.mode: forward knows loss: clip"),
         ({"loss": "dcl", "score": {"negative": "taylor"}}, "score.negative: taylor is a form of CLIP's loss"),
         ({"model": GOOD["model"] | {"checkpoints": ["a.pt"]}}, "checkpoint and checkpoints: give one of them"),
         ({"targets": {}}, "targets: Dictionary should have at least 1 item"),
@@ -102,17 +118,14 @@ ZERO_SHOT = {"loss": "zero_shot", "classes": "classes.txt"}
             b"one {c}\na photo",
             "templates: line 2 of {here}/t.txt has no {{c}}",
         ),
-        ({"loss": "zero_shot"}, None, None, "targets.clean: Value error, loss zero_shot needs classes"),
+        ({"loss": "zero_shot"}, None, None, "targets.clean.classes: this key is required"),
         (ZERO_SHOT | {"caption": "text"}, None, None, "leave out caption"),
-        ({"classes": "classes.txt"}, None, None, "classes and templates are for loss zero_shot, this is contrastive"),
-        ({"loss": "retrieval_margin", "templates": "t.txt"}, None, None, "classes and templates are for loss zero_shot"),
-        ({"loss": "retrieval_margin", "calibrated": True}, None, None, "no temperature to calibrate"),
-        (
-            {"loss": "accuracy"},
-            None,
-            None,
-            "targets.clean.loss: Input should be 'contrastive', 'zero_shot' or 'retrieval_margin'",
-        ),
+        ({"classes": "classes.txt"}, None, None, "targets.clean.classes: no such key"),
+        ({"margin": 0.3}, None, None, "targets.clean.margin: no such key"),
+        ({"loss": "retrieval_margin", "templates": "t.txt"}, None, None, "targets.clean.templates: no such key"),
+        ({"loss": "retrieval_margin", "calibrated": True}, None, None, "targets.clean.calibrated: no such key"),
+        ({"loss": "retrieval_margin", "margin": 0}, None, None, "targets.clean.margin: Input should be greater than 0"),
+        ({"loss": "accuracy"}, None, None, "targets.clean.loss: no TargetLoss 'accuracy': there are contrastive, "),
     ],
 )
 def test_a_target_that_can_not_be_asked(ecif, corpus_of_one, asked, classes, templates, line):
@@ -139,6 +152,11 @@ def test_every_key_is_explained(ecif):
     assert code == 0
     for key in ("shards:", "templates:", "batch_size:", "dampings:", "max_pixels:", "epochs:", "rank:"):
         assert key in text
+    for kind in ("name: clip", "name: soft_infonce", "loss: contrastive", "loss: retrieval_margin", "loss: zero_shot"):
+        assert f"# {kind}  " in text
+    for key in ("margin:", "calibrated:", "classes:", "alpha:"):
+        assert f" {key}  # " in text
+    assert "mv_infonce" not in text
     assert "None (" not in text
 
 

@@ -20,20 +20,21 @@ FORWARD_BATCH = {"cpu": 32, "cuda": 256}
 
 
 def read_prompts(target: Target, what: str) -> list[list[str]]:
-    """The filled templates of each class, in the order of the files; none for a target without classes.
+    """The filled templates of each class, in the order of the files; none for a target whose kind reads captions.
 
     Raises:
         UserError: a file that can't be read, fewer than two classes, an empty line, a template without a place for the class.
     """
-    if target.classes is None:
+    files = target.prompts
+    if files is None:
         return []
-    classes = _lines(target.classes, f"{what}.classes")
+    classes = _lines(files.classes, f"{what}.classes")
     if len(classes) < 2:
-        raise UserError(f"{what}.classes: {target.classes} names {len(classes)} classes, there is nothing to tell apart")
-    templates = [TEMPLATE] if target.templates is None else _lines(target.templates, f"{what}.templates")
+        raise UserError(f"{what}.classes: {files.classes} names {len(classes)} classes, there is nothing to tell apart")
+    templates = [TEMPLATE] if files.templates is None else _lines(files.templates, f"{what}.templates")
     for i, template in enumerate(templates):
         if "{c}" not in template and "{}" not in template:
-            raise UserError(f"{what}.templates: line {i + 1} of {target.templates} has no {{c}}: {template[:80]!r}")
+            raise UserError(f"{what}.templates: line {i + 1} of {files.templates} has no {{c}}: {template[:80]!r}")
     return [[template.replace("{c}", name).replace("{}", name) for template in templates] for name in classes]
 
 

@@ -7,10 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecif import targets as losses
-from ecif.evaluation import calibrated_loss
+from ecif import targets
 from ecif.heads import Heads, embed
-from ecif.targets import TargetLoss
+from ecif.targets import TargetData, TargetLoss
 from pipeline.config import Config
 from pipeline.config import Target as Settings
 from pipeline.corpus.batches import permutation
@@ -44,17 +43,16 @@ class Target(NamedTuple):
         """Rows that share a softmax in the target's loss, of both halves."""
         return [batch for half in self.halves(config) for batch in half]
 
-    def loss(self, device: torch.device, config: Config, calibrated: bool | None = None) -> TargetLoss:
-        """What is asked about it; calibrated as its settings say, unless told."""
-        calibrated = self.settings.calibrated if calibrated is None else calibrated
-        images = as_features(self.images, device)
-        if self.labels is not None and self.prompts is not None:
-            labels = torch.from_numpy(self.labels.astype(np.int64)).to(device)
-            return losses.ZeroShot(images, labels, as_features(self.prompts, device), calibrated)
-        texts = as_features(self.texts, device)
-        if self.settings.loss == "retrieval_margin":
-            return losses.RetrievalMargin(images, texts, self.settings.margin)
-        return losses.Contrastive(images, texts, calibrated, loss_of(config))
+    def loss(self, device: torch.device, config: Config) -> TargetLoss:
+        """What is asked about it."""
+        data = TargetData(
+            as_features(self.images, device),
+            as_features(self.texts, device),
+            None if self.labels is None else torch.from_numpy(self.labels.astype(np.int64)).to(device),
+            None if self.prompts is None else as_features(self.prompts, device),
+            loss_of(config),
+        )
+        return self.settings.kind.of(data, **self.settings.options)
 
 
 def _batches(order: Tensor, size: int) -> list[Tensor]:
@@ -109,12 +107,8 @@ def target_loss(heads: Heads, target: Target, config: Config, rows: Tensor | Non
     Args:
         rows: of the target; all of them by default.
     """
-    to = heads.image.device
     rows = torch.arange(len(target.images)) if rows is None else rows
-    if target.settings.loss == "contrastive":  # measured as a test set is
-        images, texts = target.images[rows.numpy()], target.texts[rows.numpy()]
-        return calibrated_loss(heads, as_features(images, to), as_features(texts, to))
-    return target.loss(to, config, calibrated=True).value(heads, [rows.to(to)]).item() / len(rows)
+    return target.loss(heads.image.device, config).mean(heads, rows.to(heads.image.device))
 
 
 def coverage(heads: Heads, target: Target, sample: Sample, config: Config) -> float:
@@ -124,4 +118,4 @@ def coverage(heads: Heads, target: Target, sample: Sample, config: Config) -> fl
     to = heads.image.device
     no_image = as_features(sample.images[:0], to)
     of_corpus, of_target = (embed(heads, no_image, as_features(texts, to)).u for texts in (chosen, target.texts))
-    return losses.coverage(of_corpus, of_target)
+    return targets.coverage(of_corpus, of_target)

@@ -9,10 +9,11 @@ import torch
 from scipy.stats import spearmanr
 from torch.func import grad, hessian, jacrev
 
-from ecif.losses import TWO_TOWER, Clip, Dcl, Loss, MvInfoNCE, SigLip, SoftInfoNCE
+from ecif.losses import Clip, Dcl, Loss, MvInfoNCE, SigLip, SoftInfoNCE
 from ecif.losses.contract import without
 
 B, V = 7, 3
+TWO_TOWER = {"clip": Clip(), "siglip": SigLip(), "dcl": Dcl(), "soft_infonce": SoftInfoNCE()}
 LOSSES = TWO_TOWER | {"mv_infonce": MvInfoNCE(), "soft_infonce sharper": SoftInfoNCE(0.5, 0.8, 2.0)}
 
 
@@ -96,6 +97,18 @@ SLOW = {
 }
 
 
+def test_every_loss_of_the_package_is_tested_here():
+    ours = {name: kind for name, kind in Loss.kinds.items() if kind.__module__.startswith("ecif.")}
+    assert ours == {name: type(LOSSES[name]) for name in ours}
+    assert {name for name, kind in ours.items() if kind.two_tower} == set(TWO_TOWER)
+
+
+@pytest.mark.parametrize("name", TWO_TOWER)
+def test_the_losses_that_need_a_bias_are_those_that_see_one(name):
+    s = similarity(name)
+    assert torch.allclose(LOSSES[name].batch_loss(s + 0.5), LOSSES[name].batch_loss(s)) == (not LOSSES[name].has_bias)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_is_its_formula(name):
     assert torch.allclose(LOSSES[name].batch_loss(similarity(name)), SLOW[name](similarity(name)))
@@ -137,7 +150,7 @@ def test_closed_forms_are_the_contracts_defaults(name):
         negative_loss = Loss.negative_loss
         pair_derivatives = Loss.pair_derivatives
 
-    plain = Plain(**{field: getattr(loss, field) for field in loss.__dataclass_fields__})
+    plain = Plain(**vars(loss))
     for closed, default in zip(loss.pair_derivatives(s, tangent), plain.pair_derivatives(s, tangent), strict=True):
         assert torch.allclose(closed, default)
 

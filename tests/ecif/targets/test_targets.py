@@ -1,6 +1,7 @@
 """Each kind of target against its own definition, written out, and its gradient against finite differences."""
 
 import math
+from dataclasses import replace
 
 import open_clip
 import pytest
@@ -53,8 +54,8 @@ def test_gradient_against_finite_differences(name):
 @pytest.mark.parametrize("name", TARGETS)
 def test_single_precision_agrees_with_double(name):
     target = TARGETS[name]
-    single = type(target).__new__(type(target))
-    single.__dict__ = {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in vars(target).items()}
+    doubles = {k: v for k, v in vars(target).items() if torch.is_tensor(v) and v.is_floating_point()}
+    single = replace(target, **{k: v.float() for k, v in doubles.items()})
     heads = HEADS._replace(image=HEADS.image.float(), text=HEADS.text.float())
     truth = target.gradient(HEADS, BATCHES)
     assert (single.gradient(heads, BATCHES).double() - truth).norm() < 1e-5 * truth.norm()

@@ -27,7 +27,7 @@ def features(*shape) -> np.ndarray:
 def make(**settings) -> Target:
     labels, prompts = np.arange(23, dtype=np.int32) % 3, features(3, 2, 6)
     asked = Settings.model_validate({"shards": "x"} | settings)
-    return Target("a", asked, features(23, 8), features(23, 6), *([labels, prompts] if asked.classes else []))
+    return Target("a", asked, features(23, 8), features(23, 6), *([labels, prompts] if asked.kind.labelled else []))
 
 
 KINDS = [
