@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ecif.heads import Heads, embed
-from ecif.projected.gradients import CurvatureSum, DampedCurvature, damped, gauss_newton, pair_gradients, project_batch
+from ecif.projected.curvature import CurvatureSum, DampedCurvature, damped, gauss_newton
+from ecif.projected.gradients import pair_gradients, project_batch
 from ecif.projected.projection import Projection, capped_ranks, pca_of_sample, random_projection
 from ecif.projected.relative import gram
 from ecif.solve import largest_eigenvalue_of_matrix

@@ -11,8 +11,10 @@ from ecif.columns.agreement import agreement_with
 from ecif.columns.bank import build
 from ecif.heads import Heads, embed, standardised
 from ecif.heads.influence import score
-from ecif.projected.gradients import damped, gauss_newton, pair_gradients, project_batch, sampled_gauss_newton
+from ecif.projected.curvature import damped, gauss_newton
+from ecif.projected.gradients import pair_gradients, project_batch
 from ecif.projected.projection import random_projection
+from ecif.projected.sampled import sampled_gauss_newton
 from ecif.projected.second_order import correction
 from pipeline.stages.solve.stage import BANK
 from tests.benchmarks.support.timing import seconds

@@ -18,8 +18,10 @@ from ecif.evaluation import auroc, linear_datamodeling_score
 from ecif.heads import embed
 from ecif.heads.curvature import gauss_newton_product, loss_gradient
 from ecif.heads.influence import score
-from ecif.projected.gradients import damped, gauss_newton, pair_gradients, project_batch, sampled_gauss_newton
+from ecif.projected.curvature import damped, gauss_newton
+from ecif.projected.gradients import pair_gradients, project_batch
 from ecif.projected.projection import pca_projection, random_projection
+from ecif.projected.sampled import sampled_gauss_newton
 from ecif.solve import krylov, largest_eigenvalue_of_matrix
 from pipeline import storage
 from pipeline.corpus.batches import permutation, segment

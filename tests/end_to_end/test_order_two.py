@@ -9,7 +9,8 @@ import torch
 
 from ecif.heads import embed
 from ecif.heads.curvature import gauss_newton_product, loss_gradient
-from ecif.projected.gradients import damped, pair_gradients, project_batch
+from ecif.projected.curvature import damped
+from ecif.projected.gradients import pair_gradients, project_batch
 from ecif.projected.projection import identity_projection
 from ecif.projected.second_order import removal_steps, target_change
 from pipeline.corpus.batches import folds, segment

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ecif.heads import Embedded, Heads, embed
 from ecif.losses.contrastive import Negative
-from ecif.projected.gradients import damped, gauss_newton, pair_gradients, project_batch
+from ecif.projected.curvature import damped, gauss_newton
+from ecif.projected.gradients import pair_gradients, project_batch
 from ecif.projected.projection import Projection, pca_of_sample
 from ecif.projected.second_order import correction
 from ecif.solve import largest_eigenvalue_of_matrix
