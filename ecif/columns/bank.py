@@ -1,7 +1,7 @@
 """A bank of the corpus's own pairs, in which other pairs find their neighbours.
 
-Neighbours are found within one modality, among trunk features that are centred on the bank and have unit length. No head and no
-fit takes part. A pair never meets the bank's pairs of its own fold, itself among them: what it is scored by has not seen it.
+Neighbours are found within one modality, among trunk features that are centred on the bank and have unit length. No fit takes
+part. A pair never meets the bank's pairs of its own fold, of which it is one itself.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ecif.heads import Heads, embed
 from ecif.search import bisect
 
 NEIGHBOURS = 30.0  # perplexity that the median row of the bank has at the chosen sharpness
@@ -25,6 +26,7 @@ class Bank(NamedTuple):
     image_centre: Tensor  # [d_x] float32
     text_centre: Tensor  # [d_t]
     fold: Tensor  # [M]
+    cosine: Tensor  # [M] float32 of image and text of each pair, under the checkpoint's heads
     sharpness: Tensor  # [2] float64: s_x of images, s_t of texts
 
     def to(self, device: torch.device | str) -> "Bank":
@@ -44,7 +46,7 @@ class Bank(NamedTuple):
         return fold[:, None] == self.fold[None]
 
 
-def build(images: Tensor, texts: Tensor, fold: Tensor) -> Bank:
+def build(images: Tensor, texts: Tensor, fold: Tensor, checkpoint: Heads) -> Bank:
     """Make a bank, and find the sharpness at which a typical image or caption has NEIGHBOURS neighbours in it.
 
     A small bank has a quarter of its distinct rows as neighbours instead.
@@ -53,11 +55,14 @@ def build(images: Tensor, texts: Tensor, fold: Tensor) -> Bank:
         images: [M, d_x] float32 features.
         texts: [M, d_t] float32 features.
         fold: [M], the fold of each pair.
+        checkpoint: the model's own heads.
     """
     image_centre, text_centre = images.mean(0), texts.mean(0)
     known = [normalize(features, dim=1).half() for features in (images - image_centre, texts - text_centre)]
     sharpness = torch.tensor([_sharpness(side) for side in known], dtype=torch.float64, device=images.device)
-    return Bank(known[0], known[1], image_centre, text_centre, fold, sharpness)
+    embedded = embed(checkpoint, images, texts)
+    cosine = (embedded.u * embedded.v).sum(1)
+    return Bank(known[0], known[1], image_centre, text_centre, fold, cosine, sharpness)
 
 
 def _sharpness(known: Tensor) -> float:

@@ -43,6 +43,10 @@ class Clip(Loss, name="clip"):
         """dL/dS."""
         return contrastive.loss_cotangent(similarity)
 
+    def pair_cotangents(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
+        """dPos_n/dS: P and the transpose of Q, with P_nn + Q_nn - 2 for S_nn."""
+        return contrastive.pair_cotangents(similarity)
+
     def gauss_newton_cotangent(self, similarity: Tensor, tangent: Tensor) -> Tensor:
         """(d2L/dS2) S'."""
         return contrastive.gauss_newton_cotangent(similarity, tangent)

@@ -16,7 +16,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp
+from torch.func import grad, jvp, vjp, vmap
+
+ENTRIES = 2**24  # of the derivatives that the default of `pair_cotangents` holds at once, B x B for a pair
 
 from ecif.registry import Kind
 
@@ -67,6 +69,22 @@ class Loss(Kind, ABC):
     def cotangent(self, similarity: Tensor) -> Tensor:
         """dL/dS, of the shape of S."""
         return grad(self.batch_loss)(similarity)
+
+    def pair_cotangents(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivative of every Pos_n with respect to S [B, B], for a loss whose Pos_n sees row n and column n of S alone.
+
+        Returns:
+            (rows, columns), each [B, B]: rows_nj = dPos_n / dS_nj, columns_ni = dPos_n / dS_in, and 0 for i = n, because rows
+            has the derivative with respect to S_nn.
+        """
+        pull_back = vjp(self.pair_loss, similarity)[1]
+        rows, columns = torch.zeros_like(similarity), torch.zeros_like(similarity)
+        for one in torch.arange(len(similarity), device=similarity.device).split(max(1, ENTRIES // max(1, similarity.numel()))):
+            basis = torch.zeros_like(similarity[one]).scatter_(1, one[:, None], 1.0)
+            (each,) = vmap(pull_back)(basis)
+            at = torch.arange(len(one), device=one.device)
+            rows[one], columns[one] = each[at, one], each[at, :, one]
+        return rows, columns.fill_diagonal_(0.0)
 
     def gauss_newton_cotangent(self, similarity: Tensor, tangent: Tensor) -> Tensor:
         """(d2L/dS2) S', of the shape of S. A loss that is not convex in S has to leave out what is not."""

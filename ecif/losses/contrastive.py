@@ -35,6 +35,15 @@ def loss_cotangent(logits: Tensor) -> Tensor:
     return logits.softmax(1) + logits.softmax(0) - 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
 
 
+def pair_cotangents(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """dPos_n/dS_nj = P_nj - I_nj and dPos_n/dS_in = Q_in - I_in as (rows, columns), each [B, B] with a row a pair.
+
+    The derivative with respect to S_nn, P_nn + Q_nn - 2, stands in `rows` alone.
+    """
+    p, q = logits.softmax(1), logits.softmax(0)
+    return p + torch.diag(q.diagonal() - 2), q.T.clone().fill_diagonal_(0.0)
+
+
 def gauss_newton_cotangent(logits: Tensor, tangent: Tensor) -> Tensor:
     """(d2L/dS2) S' [B, B] for a change S' of the logits: per row (diag(p) - p p^T) S', per column alike."""
     p, q = logits.softmax(1), logits.softmax(0)

@@ -70,7 +70,8 @@ def solve(
         removed, refitted = _refit(start, sample, config, resources, progress)  # before the actors: they take the CPUs
         every_head = [*fitted.path, *(h for fold in fitted.folds for h in fold)]
         with SampleActors(every_head, sample, config, resources) as pool:
-            directions = _answer(pool, fitted, sample, targets, removed, refitted, config, progress)
+            bank = _bank(sample, start, config)
+            directions = _answer(pool, fitted, sample, bank, targets, removed, refitted, config, progress)
         _write(url, directions)
     return directions
 
@@ -79,6 +80,7 @@ def _answer(
     pool: SampleActors,
     fitted: FittedHeads,
     sample: Sample,
+    bank: Bank,
     targets: list[Target],
     removed: Tensor,
     refitted: list[Heads],
@@ -99,7 +101,7 @@ def _answer(
         facts[target.name] = {**of_target, "residual": residual, "coverage": covered}
         halves.append(answers)
         calibration.append(influence)
-    asked, bank = torch.stack(halves, 2), _bank(sample, config)  # [K, fits, T, 2, P]
+    asked = torch.stack(halves, 2)  # [K, fits, T, 2, P]
     folds = asked.sum(3)
     scores, planted = pool.out_of_sample(asked.flatten(2, 3), bank), pool.out_of_sample(folds, bank, plant=True)
     scores = scores._replace(influence=scores.influence.unflatten(0, (len(targets), 2)))
@@ -118,11 +120,11 @@ def _misalignment(real: OutOfSample, planted: OutOfSample, sample: Sample) -> Mi
     return learn(whole, evidence(*planted)[swapped])
 
 
-def _bank(sample: Sample, config: Config) -> Bank:
+def _bank(sample: Sample, start: Heads, config: Config) -> Bank:
     """Of all sampled pairs, or of BANK of them."""
     rows = np.sort(permutation(len(sample.fold), "bank", config.seed)[:BANK])
-    to = torch.device("cpu")
-    return build(as_features(sample.images[rows], to), as_features(sample.texts[rows], to), torch.from_numpy(sample.fold[rows]))
+    images, texts = (as_features(side[rows], torch.device("cpu")) for side in (sample.images, sample.texts))
+    return build(images, texts, torch.from_numpy(sample.fold[rows]), start)
 
 
 def removals(pairs: int, count: int, config: Config, purpose: str) -> NDArray[np.bool_]:

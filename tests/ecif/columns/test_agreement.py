@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ecif.columns.agreement import agreement_with
-from ecif.columns.bank import NEIGHBOURS, build
+from ecif.columns.bank import NEIGHBOURS, Bank, build
 from ecif.evaluation import auroc
+from ecif.heads import Heads
 
 
 def pairs(count: int, concepts: int, noise: float = 0.5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -18,9 +19,14 @@ def pairs(count: int, concepts: int, noise: float = 0.5) -> tuple[torch.Tensor, 
     return images + 3, texts - 1, torch.randint(5, (count,), generator=g)
 
 
+def bank_of(images: torch.Tensor, texts: torch.Tensor, fold: torch.Tensor) -> Bank:
+    """A bank; agreement asks no head."""
+    return build(images, texts, fold, Heads(torch.ones(12, 2), torch.ones(9, 2), 1.0))
+
+
 def test_it_is_the_log_of_how_much_likelier_than_chance_both_name_the_same_pair():
     images, texts, fold = pairs(40, 8)
-    bank = build(images, texts, fold)
+    bank = bank_of(images, texts, fold)
     found = agreement_with(bank, images, texts, fold)
     sharp = bank.sharpness.tolist()
     centred = [(x - x.mean(0)) / (x - x.mean(0)).norm(dim=1, keepdim=True) for x in (images.double(), texts.double())]
@@ -43,7 +49,7 @@ def perplexities(known: torch.Tensor, sharpness: float) -> torch.Tensor:
 def test_a_typical_pair_has_as_many_neighbours_as_stated(count):
     images, texts, fold = pairs(count, 40)
     images[: count // 4], texts[: count // 4] = images[:1] + images[: count // 4] / 50, texts[:1] + texts[: count // 4] / 50
-    bank = build(images, texts, fold)  # its first quarter is another source, much narrower
+    bank = bank_of(images, texts, fold)  # its first quarter is another source, much narrower
     for known, sharpness in zip((bank.images, bank.texts), bank.sharpness.tolist(), strict=True):
         assert perplexities(known, sharpness).median().item() == pytest.approx(NEIGHBOURS, rel=0.2)
 
@@ -51,9 +57,9 @@ def test_a_typical_pair_has_as_many_neighbours_as_stated(count):
 def test_copies_of_a_caption_are_one():
     """Boilerplate that most pairs have must not make the others' captions name a single neighbour."""
     images, texts, fold = pairs(400, 40)
-    sharp = build(images, texts, fold).sharpness
+    sharp = bank_of(images, texts, fold).sharpness
     often = torch.cat([texts, texts[:1].expand(800, -1)])
-    more = build(torch.cat([images, images, images]), often - often.mean(0) + texts.mean(0), torch.cat([fold, fold, fold]))
+    more = bank_of(torch.cat([images, images, images]), often - often.mean(0) + texts.mean(0), torch.cat([fold, fold, fold]))
     assert more.sharpness[1] < 3 * sharp[1]
 
 
@@ -61,13 +67,13 @@ def test_it_finds_swapped_captions():
     images, texts, fold = pairs(400, 40)
     bad = torch.arange(400) < 80
     texts[bad] = texts[bad][torch.randperm(80, generator=torch.Generator().manual_seed(1))]
-    found = auroc(-agreement_with(build(images, texts, fold), images, texts, fold), bad)
+    found = auroc(-agreement_with(bank_of(images, texts, fold), images, texts, fold), bad)
     assert found > 0.95, found
 
 
 def test_a_pair_never_meets_its_own_fold():
     images, texts, fold = pairs(40, 8)
-    bank = build(images, texts, fold)
+    bank = bank_of(images, texts, fold)
     other = bank._replace(images=bank.images.clone(), texts=bank.texts.clone())
     other.images[fold == 2], other.texts[fold == 2] = 0.1, -0.2
     same, changed = (fold == f for f in (2, 3))
@@ -78,7 +84,7 @@ def test_a_pair_never_meets_its_own_fold():
 
 def test_who_is_asked_beside_it_changes_nothing(monkeypatch):
     images, texts, fold = pairs(40, 8)
-    bank = build(images, texts, fold)
+    bank = bank_of(images, texts, fold)
     together = agreement_with(bank, images, texts, fold)
     monkeypatch.setattr("ecif.columns.agreement.CHUNK", 7)
     assert torch.allclose(agreement_with(bank, images, texts, fold), together, atol=1e-5)
@@ -87,6 +93,6 @@ def test_who_is_asked_beside_it_changes_nothing(monkeypatch):
 
 def test_pairs_without_anything_to_compare_with_are_finite():
     images, texts, fold = pairs(40, 8)
-    alike = build(images, texts[:1].expand(40, -1), fold)
+    alike = bank_of(images, texts[:1].expand(40, -1), fold)
     assert agreement_with(alike, images, texts, fold).isfinite().all()
-    assert agreement_with(build(images, texts, torch.zeros(40)), images, texts, torch.zeros(40)).tolist() == [0.0] * 40
+    assert agreement_with(bank_of(images, texts, torch.zeros(40)), images, texts, torch.zeros(40)).tolist() == [0.0] * 40

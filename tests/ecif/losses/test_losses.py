@@ -155,6 +155,21 @@ def test_closed_forms_are_the_contracts_defaults(name):
         assert torch.allclose(closed, default)
 
 
+@pytest.mark.parametrize("name", [*TWO_TOWER, "soft_infonce sharper"])
+@pytest.mark.parametrize("items", [1, 2, B])
+def test_a_pairs_own_loss_depends_on_its_row_and_its_column_alone(name, items, monkeypatch):
+    monkeypatch.setattr("ecif.losses.contract.ENTRIES", 3 * B * B)
+    s, loss = similarity(name, items), LOSSES[name]
+    truth = jacrev(loss.pair_loss)(s)
+    for cotangents in (loss.pair_cotangents(s), Loss.pair_cotangents(loss, s)):
+        for n in range(items):
+            whole = torch.zeros_like(s)
+            whole[n] += cotangents[0][n]
+            whole[:, n] += cotangents[1][n]
+            assert torch.allclose(whole, truth[n])
+        assert cotangents[1].diagonal().tolist() == [0.0] * items
+
+
 @pytest.mark.parametrize("name", ["clip", "siglip", "dcl", "mv_infonce"])
 def test_derivatives_against_finite_differences(name):
     s, tangent, loss, h = similarity(name), move(name), LOSSES[name], 1e-6

@@ -6,6 +6,7 @@ import torch
 
 from ecif.columns.bank import build
 from ecif.columns.misalignment import evidence, learn
+from ecif.heads import Heads
 from pipeline.config import Filter
 from pipeline.stages.filter import Ranking, kept
 from pipeline.stages.solve.slices import OutOfSample
@@ -14,7 +15,7 @@ from pipeline.stages.solve.stage import Directions
 N = 200
 G = torch.Generator().manual_seed(0)
 BAD = torch.arange(N) % 5 == 0
-BANK = build(torch.eye(4), torch.eye(4), torch.arange(4))
+BANK = build(torch.eye(4), torch.eye(4), torch.arange(4), Heads(torch.eye(4), torch.eye(4), 1.0))
 
 
 def directions(influence: torch.Tensor | None = None) -> Directions:

@@ -81,7 +81,7 @@ def test_out_of_sample_scores_are_means_over_repeats_in_a_copy_whose_fold_has_sw
 @pytest.mark.parametrize("plant", [False, True])
 def test_agreement_is_that_of_a_copy_in_which_everybody_has_the_caption_of_a_partner(plant):
     images, texts, fold = (torch.from_numpy(part.copy()) for part in SAMPLE[:3])
-    bank = build(images.float(), texts.float(), fold)
+    bank = build(images.float(), texts.float(), fold, HEADS)
     actor = _Slices((SAMPLE, [HEADS], CLIP), [[(rows,) for rows in SAMPLE.batches()[:2]], [(SAMPLE.batches()[2],)]])
     ours = torch.cat([actor.agreement(at, bank, plant) for at in range(2)])
     captions = texts[torch.from_numpy(SAMPLE.partners())] if plant else texts
@@ -91,7 +91,7 @@ def test_agreement_is_that_of_a_copy_in_which_everybody_has_the_caption_of_a_par
 def test_a_bank_of_some_pairs_has_their_images_captions_and_folds(monkeypatch):
     monkeypatch.setattr("pipeline.stages.solve.stage.BANK", 10)
     needed = {"run": "run", "corpus": {"shards": "a"}, "model": {"name": "m"}, "targets": {"t": {"shards": "b"}}}
-    bank = _bank(SAMPLE, Config.model_validate(needed))
+    bank = _bank(SAMPLE, HEADS, Config.model_validate(needed))
     found = []
     for known, centre, features in ((bank.images, bank.image_centre, SAMPLE[0]), (bank.texts, bank.text_centre, SAMPLE[1])):
         every = torch.nn.functional.normalize(torch.from_numpy(features.astype(np.float32)) - centre, dim=1)
