@@ -7,10 +7,9 @@ import pytest
 from pipeline.errors import RunError, UserError
 from pipeline.results.export import export
 from pipeline.results.select import write_subset
-from tests.support.corpora import read_tar
 from tests.support.exports import SELECTED, SHARDS, UID, make_corpus, write_selected
 from tests.support.finished import write_run
-from tests.support.tars import pair, write_tar
+from tests.support.tars import pair, read_tar, write_tar
 
 
 def test_a_uid_that_the_corpus_holds_twice_is_one_pair_its_first(tmp_path, local_ray):

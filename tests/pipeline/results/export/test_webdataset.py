@@ -15,10 +15,9 @@ from webdataset.tariterators import tar_file_expander, url_opener
 
 from pipeline.corpus.tar import Contents, groups
 from pipeline.results.export import export
-from tests.support.corpora import read_tar
 from tests.support.exports import COPIES, SELECTED, SHARDS, caption, write_selected
 from tests.support.finished import RESIZE, write_run
-from tests.support.tars import tar_bytes
+from tests.support.tars import read_tar, tar_bytes
 
 KEYS = [[written for _, written in copies] for copies in COPIES.values()]
 CAPTIONS = [[caption(shard, key) for key, _ in copies] for shard, copies in COPIES.items()]
