@@ -21,6 +21,8 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry ecif pipeline jobs
+	$(BIN)/deptry tests --exclude none --ignore DEP002,DEP004  # tests need not use everything, and may use the dev extra
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -130,16 +130,16 @@ def export(
     run: RunFolder,
     subset: Annotated[str, typer.Option(help="DataComp subset file")],
     out: Annotated[str, typer.Option(help="folder for the new shards")],
+    writer: Annotated[
+        str, typer.Option("--format", help="webdataset, or package.module:Class for a Writer of your own")
+    ] = "webdataset",
 ) -> None:
-    """Write the selected pairs as WebDataset shards."""
+    """Write the selected pairs as shards for training."""
     from pipeline.results.export import export
 
-    done = export(run, subset, out)
-    say(f"{done['pairs']} pairs in {done['shards']} shards; to train on them with open_clip:")
-    shards = f"{out}/{{00000..{done['shards'] - 1:05d}}}.tar"
-    typer.echo(
-        f"python -m open_clip_train.main --dataset-type webdataset --train-data '{shards}' --train-num-samples {done['pairs']}"
-    )
+    done = export(run, subset, out, writer)
+    say(f"{done.pairs} pairs in {done.shards} shards" + ("; to train on them:" if done.usage else ""))
+    typer.echo(done.usage or out)
 
 
 @app.command()

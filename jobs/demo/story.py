@@ -55,7 +55,10 @@ def tell(out: Path, noise: float, seed: int) -> None:
     write_subset(subset, select(scores, *chosen_filter(config.run, None, None)))
     exported = export(config.run, subset, str(out / "filtered"))
     picture.draw(scores, config.corpus, config, TARGET, out / "result.png")
-    summary = verdict | {"exported": exported, "time": _time(outcome, time.monotonic() - started)}
+    summary = verdict | {
+        "exported": {"shards": exported.shards, "pairs": exported.pairs},
+        "time": _time(outcome, time.monotonic() - started),
+    }
     url = storage.join(config.run, "summary.json")
     if summary["time"]["projection_over_forward_pass"] is None and storage.exists(url):
         summary["time"] = json.loads(storage.read_bytes(url))["time"]  # of the call that did the work

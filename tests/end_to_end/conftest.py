@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.run import Outcome, run
-from tests.support.corpora import EMBEDDED, SETTINGS, read_tar, write_tar
+from tests.support.corpora import EMBEDDED, SETTINGS
+from tests.support.tars import read_tar, write_tar
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import webdataset
 from jobs.cli import main
 from pipeline.results.select import read_scores, read_subset
 from pipeline.run import load_run
-from tests.support.corpora import read_tar
+from tests.support.tars import read_tar
 
 
 def ecif(monkeypatch, *arguments) -> None:

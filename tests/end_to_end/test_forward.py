@@ -18,8 +18,7 @@ from pipeline.results.select import read_scores
 from pipeline.run import load_run, run
 from pipeline.stages.fit.sample import read_all
 from pipeline.stages.solve.targets import read_targets
-from tests.end_to_end.test_run import COLUMNS, objects
-from tests.end_to_end.test_verify import violations
+from tests.support.run_folders import COLUMNS, objects, violations
 
 HEADS = {"mode": "forward", "parameters": ["visual.proj", "text_projection"], "damping": 0.1, "tolerance": 1e-5}
 

@@ -19,8 +19,7 @@ from pipeline.run_folder import tables
 from pipeline.stages.fit.sample import draw, read_all
 from pipeline.stages.fit.stage import as_features
 from pipeline.stages.index import read_curvature
-from tests.end_to_end.test_run import objects
-from tests.end_to_end.test_verify import violations
+from tests.support.run_folders import objects, violations
 
 SMALL = {"rank": [8, 6], "damping": 0.05}
 CPU = torch.device("cpu")

@@ -21,8 +21,7 @@ from pipeline.run_folder import tables
 from pipeline.stages.fit.sample import draw
 from pipeline.stages.fit.stage import as_features, read_heads
 from pipeline.stages.solve.targets import read_targets
-from tests.end_to_end.test_run import objects
-from tests.end_to_end.test_verify import violations
+from tests.support.run_folders import objects, violations
 
 CPU = torch.device("cpu")
 EVERYTHING = {"repeats": 2, "order": 2, "order_rank": [999, 999]}

@@ -13,7 +13,7 @@ from pipeline.errors import RunError
 from pipeline.results.select import read_scores
 from pipeline.run import run
 from pipeline.run_folder.tables import parquet_bytes
-from tests.support.corpora import read_tar
+from tests.support.tars import read_tar
 
 
 @pytest.fixture(scope="module")

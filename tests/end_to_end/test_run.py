@@ -16,17 +16,8 @@ from pipeline.errors import RunError
 from pipeline.results.select import read_scores
 from pipeline.run import load_run, run
 from pipeline.stages.solve.stage import read_directions
-from tests.support.corpora import read_tar, write_tar
-
-COLUMNS = ["shard", "index", "key", "uid", "batch", "fold", "clip_score", "held_out_loss", "agreement"]
-COLUMNS += ["influence_positive_clean", "influence_negative_clean", "influence_clean", "misalignment", "filter_clean"]
-
-
-def objects(folder, *suffixes):
-    """Name below the folder -> bytes."""
-    found = [item for suffix in suffixes for item in storage.listing(str(folder), suffix)]
-    base = str(folder).rstrip("/") + "/"
-    return {item.url.partition(base)[2]: storage.read_bytes(item.url) for item in found}
+from tests.support.run_folders import COLUMNS, objects
+from tests.support.tars import read_tar, write_tar
 
 
 def test_every_pair_is_scored_and_joins_back(finished, corpus):

@@ -13,13 +13,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.operate.verify import Violation, verify
 from pipeline.run_folder.tables import parquet_bytes
-
-
-def violations(folder: Path) -> list[tuple[str, str]]:
-    """Objects, relative to the run and without fingerprints, and what is wrong with them."""
-    found: list[Violation] = []
-    verify(str(folder), found.append)
-    return [("/".join(p for p in v.url.split("/run/")[-1].split("/") if len(p) != 16), v.wrong) for v in found]
+from tests.support.run_folders import violations
 
 
 def the(folder: Path, pattern: str) -> Path:

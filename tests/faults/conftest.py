@@ -8,8 +8,10 @@ import pytest
 
 from jobs.cli import read_config
 from pipeline.run import run
-from tests.support.command import Command, result, write_config
-from tests.support.corpora import EMBEDDED, read_tar, write_tar
+from tests.support.command import Command, write_config
+from tests.support.corpora import EMBEDDED
+from tests.support.run_folders import result
+from tests.support.tars import read_tar, write_tar
 
 
 @pytest.fixture(scope="session")

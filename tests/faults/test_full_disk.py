@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from pipeline import storage
-from tests.support.command import result
+from tests.support.run_folders import result
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from pipeline import storage
-from tests.support.command import result
+from tests.support.run_folders import result
 
 slow = pytest.mark.slow
 

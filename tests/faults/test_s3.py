@@ -12,7 +12,7 @@ import s3fs
 
 from jobs.cli import main
 from pipeline import storage
-from tests.support.command import result
+from tests.support.run_folders import result
 from tests.support.s3_server import BUCKET, S3Server
 
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from pipeline import storage
-from tests.support.command import Command, Ended, result, write_config
+from tests.support.command import Command, Ended, write_config
+from tests.support.run_folders import result
 
 pytestmark = pytest.mark.slow
 

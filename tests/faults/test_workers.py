@@ -6,7 +6,7 @@ import tempfile
 import pytest
 
 from pipeline import storage
-from tests.support.command import result
+from tests.support.run_folders import result
 
 pytestmark = pytest.mark.slow
 ACTORS = ["ray::MapWorker(Map(EmbedPart))", "ray::_fit", "ray::_Slices", "ray::MapWorker(Map(ScoreShard))"]

@@ -147,6 +147,12 @@ def test_files_that_are_not_there_or_not_yaml(ecif):
     assert "no finished run" in errors[0]
 
 
+def test_an_export_format_that_is_not_there(ecif):
+    code, errors, _ = ecif("export", "nowhere", "--subset", "s.npy", "--out", "out", "--format", "parquet")
+    assert (code, len(errors)) == (2, 1)
+    assert errors[0].startswith("ecif: no Writer 'parquet': there are webdataset")
+
+
 def test_every_key_is_explained(ecif):
     code, _, text = ecif("config")
     assert code == 0

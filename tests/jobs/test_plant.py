@@ -1,31 +1,26 @@
 """Planted noise is exactly what its list says, and nothing else changes."""
 
 import json
-import tarfile
 from collections import Counter
-from importlib.resources import files
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.demo.plant import plant
+from tests.support.corpora import EMBEDDED
+from tests.support.tars import read_tar
 
-SOURCE = Path(str(files("jobs.demo") / "corpus" / "corpus"))
+SOURCE = EMBEDDED / "corpus"
 SHARDS = sorted(path.stem for path in SOURCE.glob("*.tar"))
 SHARE, SEED = 0.2, 3
-
-
-def read_tar(path: Path) -> dict[str, bytes]:
-    with tarfile.open(path) as tar:
-        return {member.name: tar.extractfile(member).read() for member in tar}
 
 
 def read_pairs(folder: Path) -> dict[str, tuple[dict, str, dict]]:
     """By uid: the JSON, the txt and the Parquet row."""
     pairs = {}
     for shard in SHARDS:
-        members = read_tar(folder / f"{shard}.tar")
+        members = dict(read_tar(folder / f"{shard}.tar"))
         rows = {row["uid"]: row for row in pq.read_table(folder / f"{shard}.parquet").to_pylist()}
         for name, data in members.items():
             if name.endswith(".json"):
@@ -70,7 +65,7 @@ def test_txt_json_and_parquet_agree_about_it_and_about_all_else_with_the_source(
 
 def test_images_names_order_and_stats_are_the_source_s(planted):
     for shard in SHARDS:
-        before, after = read_tar(SOURCE / f"{shard}.tar"), read_tar(planted[0] / f"{shard}.tar")
+        before, after = dict(read_tar(SOURCE / f"{shard}.tar")), dict(read_tar(planted[0] / f"{shard}.tar"))
         assert list(before) == list(after)
         assert [name for name in before if name.endswith(".webp") and before[name] != after[name]] == []
         stats = f"{shard}_stats.json"

@@ -1,7 +1,6 @@
 """`ecif` as a user starts it, and what is left of it when it is killed."""
 
 import contextlib
-import json
 import multiprocessing
 import os
 import signal
@@ -15,7 +14,6 @@ from typing import NamedTuple
 
 import yaml
 
-from pipeline import storage
 from tests.support.corpora import SETTINGS
 
 PATIENCE_S = 300
@@ -39,21 +37,6 @@ def write_config(folder: Path, run: Path | str, pairs: Path | str, model: str, *
     path = folder / f"{uuid.uuid4().hex}.yaml"
     path.write_text(yaml.safe_dump(content | SETTINGS | SMALL | changes))
     return path
-
-
-def result(run: Path | str) -> dict[str, bytes]:
-    """What a run is for: features, accounting, heads, directions, columns; name below its folder -> bytes."""
-    folder = str(run).rstrip("/")
-    found = [item for suffix in (".parquet", ".safetensors", ".json") for item in storage.listing(folder, suffix)]
-    named = {item.url.partition(f"{folder}/")[2]: item for item in found}
-    state = ("lease/", "plan.json", "run.json")  # which say when it was, and who it was
-    read = {name: storage.read_bytes(item.url) for name, item in named.items() if not name.startswith(state)}
-    return {name: data if name.endswith((".parquet", ".safetensors")) else _anywhere(data) for name, data in read.items()}
-
-
-def _anywhere(accounting: bytes) -> bytes:
-    """Without the shard's etag, which each store makes in its own way."""
-    return json.dumps({key: value for key, value in json.loads(accounting).items() if key != "etag"}).encode()
 
 
 class Ended(NamedTuple):

@@ -1,7 +1,5 @@
-"""Tars of real pairs, and the settings of a small run."""
+"""Real pairs, and the settings of a small run."""
 
-import io
-import tarfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,17 +13,3 @@ SETTINGS = {
     "filter": {"weights": [0.0, 1.0], "keep": [0.8]},
     "score": {"repeats": 2},
 }
-
-
-def read_tar(path: Path) -> list[tuple[str, bytes]]:
-    with tarfile.open(path) as tar:
-        return [(m.name, tar.extractfile(m).read()) for m in tar]
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))

@@ -31,6 +31,12 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
     return path
 
 
+def read_tar(path: Path) -> list[tuple[str, bytes]]:
+    """Name and content of every member, in order."""
+    with tarfile.open(path) as tar:
+        return [(member.name, tar.extractfile(member).read()) for member in tar]
+
+
 def header(name: str, kind: bytes) -> tarfile.TarInfo:
     """A member that is no file."""
     info = tarfile.TarInfo(name)

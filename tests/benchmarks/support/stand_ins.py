@@ -1,10 +1,11 @@
 """Stages with readers and models that wait instead of computing: what Ray and the driver do, whatever the cores are busy with.
 
-Run as a program, in a Ray of its own: python stand_ins.py '{"shards": 8, ...}', the fields of `Asked`; prints `Found`, as JSON.
+`run_apart` runs it as a program, in a Ray of its own: its argument is `Asked` as JSON, and it prints `Found` as JSON.
 """
 
 import json
 import resource
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from pipeline.stages.fit.sample import choose_batches
 from pipeline.workers.cluster import Resources, session
 from pipeline.workers.shards import over_shards
 
+ROOT = Path(__file__).parents[3]
 WARM_UP = 10  # parts before the model's waiting for input is counted: reading processes have to start
 
 
@@ -51,6 +53,13 @@ class Found(NamedTuple):
     stored: int  # bytes of Ray's object store in use, at most
     spilled: int  # files that Ray wrote for want of room in it
     busy: float  # share of its time that the model was at work
+
+
+def run_apart(asked: Asked) -> Found:
+    """`main` in a process of its own."""
+    program = [sys.executable, "-m", "tests.benchmarks.support.stand_ins", json.dumps(asked._asdict())]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)
+    return Found(**json.loads(done.stdout.splitlines()[-1]))
 
 
 class Reader:

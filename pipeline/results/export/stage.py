@@ -1,0 +1,115 @@
+"""Stage `export`: copy the pairs of a subset, shard by shard, in a format that a `Writer` knows."""
+
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from ecif.registry import find_kind
+from pipeline import storage
+from pipeline.corpus.shards import Shard
+from pipeline.corpus.tar import Contents, groups, read_member
+from pipeline.errors import RunError, UserError
+from pipeline.results.export.contract import KeptPair, Member, Writer
+from pipeline.results.export.selection import Kept, find_selection
+from pipeline.workers.cluster import session
+from pipeline.workers.progress import Stage
+from pipeline.workers.shards import as_tasks
+
+
+class Exported(NamedTuple):
+    """What an export wrote."""
+
+    shards: int
+    pairs: int
+    usage: str  # a command that uses it; empty where the format has none
+
+
+def export(run: str, subset: str, out: str, writer: str = "webdataset") -> Exported:
+    """Copy the pairs of a subset. The same input gives the same bytes, so the same call resumes.
+
+    Args:
+        run: folder of a finished run.
+        subset: DataComp subset file; a pair whose uid is there several times is written as often.
+        out: folder of the new shards.
+        writer: the format: a name, or `package.module:Class` for your own `Writer`.
+
+    Raises:
+        UserError: no such writer, an empty subset, uids that the run has not scored, or an `out` that has other shards in it.
+        RunError: a corpus that is not what the run scored.
+    """
+    try:
+        kind = find_kind(Writer, writer)  # type: ignore[type-abstract]
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    selected = find_selection(run, subset)
+    shards, kept = selected.shards(), selected.kept
+    names = dict(zip([s.name for s in shards], kind.names([s.name for s in shards]), strict=True))
+    _refuse_other_shards(out, kind.suffix, set(names.values()), selected.corpus)
+    tasks = [_Task(s.name, s.source, storage.join(out, names[s.name]), kept[s.name]) for s in shards]
+    sizes: dict[str, int] = {}
+    with session(selected.workers), Stage("export", sum(s.source.size for s in shards)) as progress:
+        copied = as_tasks([task.to_row() for task in tasks]).map(_copy, fn_kwargs={"kind": kind}, num_cpus=1)
+        for row in copied.iter_rows():
+            shard, pairs = row["shard"], row["pairs"]
+            sizes[names[shard]] = pairs
+            progress.advance(row["bytes"])
+            expected = sum(pair.copies for pair in kept[shard].values())
+            if pairs != expected:
+                raise RunError(f"{shard}: {pairs} of {expected} pairs written; has it changed?")
+    usage = kind.finish(out, dict(sorted(sizes.items())), {"run": run, "subset": subset})
+    return Exported(len(sizes), sum(sizes.values()), usage)
+
+
+def _refuse_other_shards(out: str, suffix: str, names: set[str], corpus: list[Shard]) -> None:
+    """A trainer would read other shards too; and the corpus must never be written over."""
+    folder = storage.filesystem(out)[1].rstrip("/") + "/"
+    of_corpus = {shard.source.url for shard in corpus}
+    for item in storage.listing(out, ""):
+        name = item.url.partition(folder)[2]
+        if item.url in of_corpus or (name.endswith(suffix) and name not in names):
+            raise UserError(f"{out} has other shards in it ({name}): export to an empty folder")
+
+
+class _Task(NamedTuple):
+    """One shard to copy from."""
+
+    shard: str
+    source: storage.Object
+    url: str  # of the object to write
+    kept: dict[int, Kept]  # by index in the shard
+
+    def to_row(self) -> dict[str, Any]:
+        return {"shard": self.shard, "source": json.dumps(self.source), "url": self.url, "kept": json.dumps(self.kept)}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "_Task":
+        kept = {int(index): Kept(*pair) for index, pair in json.loads(row["kept"]).items()}
+        return cls(row["shard"], storage.Object(*json.loads(row["source"])), row["url"], kept)
+
+
+def _copy(row: dict[str, Any], kind: type[Writer]) -> dict[str, Any]:
+    """Write the kept pairs of one shard, on a worker."""
+    task = _Task.from_row(row)
+    with (
+        storage.local_copy(task.source, storage.ATTEMPTS) as file,
+        tempfile.TemporaryDirectory(prefix="ecif-") as scratch,
+    ):
+        writer = kind(task.url, scratch)
+        for pair in _pairs(file, task.kept):
+            writer.add(pair)
+        return {"shard": task.shard, "bytes": task.source.size, "pairs": writer.close()}
+
+
+def _pairs(file: BinaryIO, kept: dict[int, Kept]) -> Iterator[KeptPair]:
+    taken = {group.key for group in groups(file, Contents())}
+    for group in groups(file, Contents()):
+        if group.index not in kept:
+            continue
+        uid, copies = kept[group.index]
+        members = {suffix: Member(member.name, read_member(file, member)) for suffix, member in group.members.items()}
+        yield KeptPair(uid, group.key, members)
+        free = (key for i in itertools.count(1) if (key := f"{group.key}-{i}") not in taken)
+        for key in itertools.islice(free, copies - 1):
+            yield KeptPair(uid, key, {suffix: Member(f"{key}.{suffix}", m.data) for suffix, m in members.items()})
