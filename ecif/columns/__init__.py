@@ -7,6 +7,7 @@ from ecif.columns.contract import HeldOutPairs as HeldOutPairs
 from ecif.columns.contract import PairScore as PairScore
 from ecif.columns.contract import held_out_values as held_out_values
 from ecif.columns.held_out_loss import HeldOutLoss as HeldOutLoss
+from ecif.columns.lemon import Lemon as Lemon
 from ecif.columns.negclip_loss import NegClipLoss as NegClipLoss
 from ecif.columns.normsim import NormSim2 as NormSim2
 from ecif.columns.normsim import NormSimInf as NormSimInf
