@@ -1,0 +1,30 @@
+"""Intra-modal structure consistency (GSC; Zhao et al., arXiv 2405.16996): is an image as near to the other images of its batch
+as its caption is to their captions?
+
+    gsc_n = cos( (<x_n, x_j>)_j, (<t_n, t_j>)_j )
+
+The two vectors are the pair's rows of the batch's image and text similarity matrices, of unit trunk features. Each holds the
+pair itself, with 1. The mean is taken over the batches.
+"""
+
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from ecif.columns.contract import HeldOutPairs, PairScore
+
+
+class Gsc(PairScore, name="gsc"):
+    """Do image and caption stand to the rest of the batch in the same way?"""
+
+    good = "high"
+    unit = "cosine"
+    says = "Cosine of the image's similarities to the images of its batch with the caption's to their captions (GSC)."
+
+    def values(self, pairs: HeldOutPairs) -> Tensor:
+        """[N] score of every pair."""
+
+        def of_batch(rows: Tensor) -> Tensor:
+            images, texts = pairs.images[rows], pairs.texts[rows]
+            return cosine_similarity(images @ images.T, texts @ texts.T)
+
+        return pairs.mean_over_batches(of_batch)
