@@ -40,8 +40,12 @@ def pair_cotangents(logits: Tensor) -> tuple[Tensor, Tensor]:
 
     The derivative with respect to S_nn, P_nn + Q_nn - 2, stands in `rows` alone.
     """
-    p, q = logits.softmax(1), logits.softmax(0)
-    return p + torch.diag(q.diagonal() - 2), q.T.clone().fill_diagonal_(0.0)
+    return softmax_cotangents(logits.softmax(1), logits.softmax(0).T)
+
+
+def softmax_cotangents(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """`pair_cotangents` from the softmaxes p_nj over row n and q_ni over column n, each [B, B]."""
+    return p + torch.diag(q.diagonal() - 2), q.clone().fill_diagonal_(0.0)
 
 
 def gauss_newton_cotangent(logits: Tensor, tangent: Tensor) -> Tensor:

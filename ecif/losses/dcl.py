@@ -51,6 +51,12 @@ class Dcl(Loss, name="dcl"):
         """dL/dS = (P - I) + (Q - I)."""
         return torch.zeros_like(similarity) if len(similarity) < 2 else contrastive.loss_cotangent(_masked(similarity))
 
+    def pair_cotangents(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
+        """dPos_n/dS: those of CLIP in M; the softmaxes leave S_nn out."""
+        if len(similarity) < 2:
+            return torch.zeros_like(similarity), torch.zeros_like(similarity)
+        return contrastive.pair_cotangents(_masked(similarity))
+
     def gauss_newton_cotangent(self, similarity: Tensor, tangent: Tensor) -> Tensor:
         """(d2L/dS2) S'."""
         if len(similarity) < 2:

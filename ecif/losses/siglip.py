@@ -48,6 +48,10 @@ class SigLip(Loss, name="siglip"):
         """dL/dS = sigmoid(S) - I."""
         return torch.sigmoid(similarity) - torch.eye(len(similarity), dtype=similarity.dtype, device=similarity.device)
 
+    def pair_cotangents(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
+        """dPos_n/dS_nn = -sigmoid(-S_nn), and 0 for the rest."""
+        return torch.diag(-torch.sigmoid(-similarity.diagonal())), torch.zeros_like(similarity)
+
     def gauss_newton_cotangent(self, similarity: Tensor, tangent: Tensor) -> Tensor:
         """(d2L/dS2) S' = sigmoid(S) sigmoid(-S) S', entry by entry."""
         return torch.sigmoid(similarity) * torch.sigmoid(-similarity) * tangent

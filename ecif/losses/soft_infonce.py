@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ecif.losses import contrastive
 from ecif.losses.contract import Loss
 from ecif.registry import option
 
@@ -54,6 +55,10 @@ class SoftInfoNCE(Loss, name="soft_infonce"):
         """dL/dS: the softmaxes of the weighted logits, minus I each."""
         rows, columns = self._weighted(similarity), self._weighted(similarity.T)
         return rows.softmax(1) + columns.softmax(1).T - 2 * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+
+    def pair_cotangents(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
+        """dPos_n/dS: the softmaxes of the weighted logits, over row n and over column n."""
+        return contrastive.softmax_cotangents(self._weighted(similarity).softmax(1), self._weighted(similarity.T).softmax(1))
 
     def gauss_newton_cotangent(self, similarity: Tensor, tangent: Tensor) -> Tensor:
         """(d2L/dS2) S' with the weights held: convex, as the log of a sum of exponentials is."""
