@@ -43,7 +43,8 @@ class TargetLoss(Kind, ABC):
     held fixed. All batches of a call share one tau.
 
     Attributes:
-        has_temperature: the loss depends on the scale of the similarities. A kind without has no option `calibrated`.
+        has_temperature: the loss is convex in a factor on the similarities, so that it has a best temperature. A kind without
+            one has no option `calibrated`.
         has_curvature: uncalibrated, it is the training loss on the target's pairs, whose gradient and Gauss-Newton matrix are
             known for any parameters. Second order and forward mode need that.
         labelled: it asks about images with a class each, and reads labels and prompts instead of captions.
@@ -68,8 +69,8 @@ class TargetLoss(Kind, ABC):
     @classmethod
     def options(cls) -> list[Field[Any]]:
         """The fields that a configuration may set: those that are no data."""
-        data = TargetData._fields if cls.has_temperature else (*TargetData._fields, "calibrated")
-        return [option for option in super().options() if option.name not in data]
+        others = TargetData._fields if cls.has_temperature else (*TargetData._fields, "calibrated")
+        return [option for option in super().options() if option.name not in others]
 
     @classmethod
     def of(cls, data: TargetData, **options: Any) -> Self:

@@ -45,6 +45,19 @@ def test_another_loss_gives_finite_columns_whose_parts_add_up(finished, configur
     assert len({h.logit_bias for h in each}) == (8 if loss == "siglip" else 1)
 
 
+@pytest.mark.slow
+def test_a_loss_and_a_target_of_ones_own_run_by_their_dotted_paths(local_ray, configure, corpus, tmp_path):
+    target = {"shards": str(corpus / "target"), "loss": "tests.support.own_kinds:WrongFirst", "sharpness": 0.5}
+    small = {"fit": {"folds": 2, "epochs": 1, "checkpoints": 1}, "solve": {"iterations": 3, "refits": 4}, "filter": None}
+    loss = {"name": "tests.support.own_kinds:AdditiveMargin", "margin": 1.0}
+    outcome = run(configure(tmp_path, loss=loss, targets={"own": target}, batch_size=18, **small))
+    assert (outcome.pairs, outcome.scored) == (108, 108)
+    found = columns(tmp_path)["influence_own"]
+    assert np.isfinite(found).all()
+    assert found.std() > 0
+    assert load_run(str(tmp_path))["config"]["loss"] == loss
+
+
 @pytest.fixture
 def checkpoints(tmp_path, tiny_model):
     """The small model's weights, and others of the same shape."""
