@@ -78,26 +78,6 @@ def pair_derivatives(logits: Tensor, tangent: Tensor, kind: Negative = "exact") 
     return positive, rows.sum(0) + columns.sum(0)
 
 
-def group_removal(logits: Tensor, group: Tensor) -> Tensor:
-    """What a batch's loss loses when several of its pairs go together, a scalar: exactly L(B) - L(B without the group).
-
-    Sum of their Pos_n, plus -log(1 - sum_{n in E} P_kn) - log(1 - sum_{n in E} Q_nk) over every other pair k. Groups in
-    several batches add. Differentiable; the derivative along a direction is the group's influence on that direction.
-
-    Args:
-        logits: S, [B, B].
-        group: bool [B], the pairs that go. All of them may.
-    """
-    left = ~group
-    return pair_loss(logits)[group].sum() + _group_from_rows(logits, left).sum() + _group_from_rows(logits.T, left).sum()
-
-
-def _group_from_rows(logits: Tensor, left: Tensor) -> Tensor:
-    """By how much the log-sum-exp of each row that is left falls when the other columns go."""
-    rows = logits[left]
-    return rows.logsumexp(1) - rows[:, left].logsumexp(1)
-
-
 def removed_from_rows(logits: Tensor, kind: Negative) -> Tensor:
     """[k, n]: by how much the log-sum-exp of row k falls when column n goes, 0 on the diagonal."""
     p = logits.softmax(1)

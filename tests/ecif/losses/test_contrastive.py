@@ -5,7 +5,6 @@ from torch.func import grad, hessian, jvp
 from ecif.losses.contrastive import (
     batch_loss,
     gauss_newton_cotangent,
-    group_removal,
     loss_cotangent,
     negative_loss,
     pair_derivatives,
@@ -85,27 +84,3 @@ def test_a_pair_alone_in_its_batch_is_nobodys_negative(kind):
     alone = torch.tensor([[2.0]])
     assert negative_loss(alone, kind).tolist() == [0.0]
     assert [part.tolist() for part in pair_derivatives(alone, torch.tensor([[1.0]]), kind)] == [[0.0], [0.0]]
-
-
-@pytest.mark.parametrize("members", [[4], [0, 3, 5], list(range(8)), list(range(9))])
-def test_a_group_takes_away_exactly_the_difference_of_the_losses(members):
-    group = torch.zeros(9, dtype=torch.bool)
-    group[members] = True
-    rest = S[~group][:, ~group]
-    truth = slow_loss(S) - (slow_loss(rest) if len(rest) else 0)
-    assert torch.allclose(group_removal(S, group), truth)
-    moved = jvp(lambda s: group_removal(s, group), (S,), (TANGENT,))[1]
-    h = 1e-6
-    slope = (group_removal(S + h * TANGENT, group) - group_removal(S - h * TANGENT, group)) / (2 * h)
-    assert torch.allclose(moved, slope, rtol=1e-6)
-
-
-def test_a_group_of_one_is_a_pair_and_a_group_is_not_the_sum_of_its_pairs():
-    one = torch.arange(9) == 2
-    assert torch.allclose(group_removal(S, one), (pair_loss(S) + negative_loss(S))[2])
-    # Two strong negatives of the same row: each alone leaves the other to hold the log-sum-exp up.
-    s = torch.zeros(9, 9, dtype=torch.float64)
-    s[0, 1] = s[0, 2] = 10
-    both = (torch.arange(9) == 1) | (torch.arange(9) == 2)
-    as_group = group_removal(s, both) - pair_loss(s)[both].sum()
-    assert as_group > 2 * negative_loss(s)[both].sum()
