@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.kinds import OfKind, TrainingLoss, keys, refuse
+from pipeline.kinds import OfKind, TrainingLoss, find_kind, keys, refuse
 
 if TYPE_CHECKING:
     from ecif.targets import TargetLoss
@@ -82,6 +82,11 @@ class Target(Pairs, OfKind):
         from ecif.targets import TargetLoss
 
         return TargetLoss
+
+    @property
+    def kind(self) -> "type[TargetLoss]":
+        """The class."""
+        return find_kind(self.contract(), self.loss)
 
     @classmethod
     def further_keys(cls, kind: Any) -> type[BaseModel]:

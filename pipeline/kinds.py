@@ -42,14 +42,15 @@ class OfKind(BaseModel):
         return cls.contract().kinds
 
     @property
-    def kind(self) -> Any:
+    def kind(self) -> "type[Kind]":
         """The class."""
         return find_kind(self.contract(), getattr(self, self.named_by))
 
     @property
     def options(self) -> dict[str, Any]:
         """The options of the kind, as its class takes them."""
-        kind, given = self.kind, self.model_extra or {}
+        given = self.model_extra or {}
+        kind: Any = self.kind  # a class is hashable, which mypy denies
         names = [option.name for option in kind.options()]
         own = keys(kind).model_validate({name: given[name] for name in names})
         return {name: getattr(own, name) for name in names}
@@ -87,6 +88,11 @@ class TrainingLoss(OfKind):
         from ecif.losses import Loss
 
         return Loss
+
+    @property
+    def kind(self) -> "type[Loss]":
+        """The class."""
+        return find_kind(self.contract(), self.name)
 
     @classmethod
     def kinds(cls) -> dict[str, Any]:
@@ -139,11 +145,11 @@ def path_of(kind: "type[Kind]") -> str:
 
 
 @cache
-def keys(kind: "type[Kind]", base: type[BaseModel] | None = None) -> type[BaseModel]:
+def keys(kind: Any, base: type[BaseModel] | None = None) -> type[BaseModel]:
     """The options of a kind as a section of the configuration that allows no other key.
 
     Args:
-        kind: its dataclass fields become keys, see `ecif.registry.option`.
+        kind: a class; its dataclass fields become keys, see `ecif.registry.option`.
         base: a section with more keys.
     """
     hints = get_type_hints(kind, include_extras=True)

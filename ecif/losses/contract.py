@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
-ENTRIES = 2**24  # of the derivatives that the default of `pair_cotangents` holds at once, B x B for a pair
-
 from ecif.registry import Kind
+
+ENTRIES = 2**24  # of the derivatives that the default of `pair_cotangents` holds at once, B x B for a pair
 
 
 class Loss(Kind, ABC):
