@@ -1,4 +1,4 @@
-"""The damping decides as much as the formula does: it is the one whose predictions agree best with real refits."""
+"""Choose the damping whose predictions agree best with real refits. It decides as much as the formula does."""
 
 import math
 
@@ -12,11 +12,11 @@ def choose_damping(influence: Tensor, removed: Tensor, losses: Tensor) -> tuple[
 
     Args:
         influence: [D, G, N] of every pair on each of G parts of a target, for D dampings.
-        removed: [R, N] bool, the pairs that each refit went without.
+        removed: [R, N] bool, the pairs that each refit left out.
         losses: [R, G] the parts' losses after each refit.
 
     Returns:
-        Position of the best, and the agreement (LDS) of each.
+        The position of the best damping in the grid, and the agreement (LDS) of every damping.
     """
     lds = [linear_datamodeling_score(scores, removed, losses) for scores in influence]
     return max(range(len(lds)), key=lambda i: lds[i] if math.isfinite(lds[i]) else -math.inf), lds

@@ -1,10 +1,8 @@
-"""How good scores are, against truths: real refits, known misaligned pairs, a test set."""
+"""How good scores are, measured against a truth: refits without pairs, pairs known to be misaligned, a test set."""
 
-import torch
 from torch import Tensor
 
 from ecif.heads import Heads, embed, logits
-from ecif.losses import CLIP, Loss
 from ecif.losses.contrastive import batch_loss
 
 
@@ -23,11 +21,11 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
 
 
 def linear_datamodeling_score(influence: Tensor, removed: Tensor, losses: Tensor) -> float:
-    """Agreement of summed influence with what refits without those pairs really do (LDS; TRAK, arXiv 2303.14186).
+    """Linear datamodeling score (LDS; TRAK, arXiv 2303.14186): does summed influence rank the outcomes of real refits?
 
     Args:
         influence: [G, N] of every pair on each of G target groups.
-        removed: [R, N] bool, the pairs that each refit went without.
+        removed: [R, N] bool, the pairs that each refit left out.
         losses: [R, G] the groups' losses after each refit.
 
     Returns:
@@ -38,7 +36,15 @@ def linear_datamodeling_score(influence: Tensor, removed: Tensor, losses: Tensor
 
 
 def auroc(badness: Tensor, bad: Tensor) -> float:
-    """Probability that a bad pair is ranked worse than a good one; badness [N], bad [N] bool; NaN where all are bad or none."""
+    """The probability that a bad pair is ranked worse than a good one, ties counted half.
+
+    Args:
+        badness: [N], larger is worse.
+        bad: [N] bool.
+
+    Returns:
+        0 to 1; NaN where all pairs are bad or none is.
+    """
     order = badness.double().sort()
     _, inverse, counts = order.values.unique_consecutive(return_inverse=True, return_counts=True)
     average_rank = (counts.cumsum(0) - (counts - 1) / 2.0)[inverse]
@@ -48,31 +54,21 @@ def auroc(badness: Tensor, bad: Tensor) -> float:
 
 
 def precision_at(badness: Tensor, bad: Tensor, k: int) -> float:
-    """Share of really bad pairs among the k that are ranked worst; badness [N], bad [N] bool."""
+    """The share of bad pairs among the k that are ranked worst, from badness [N] and bad [N] bool."""
     return bad[badness.argsort(descending=True, stable=True)[:k]].double().mean().item()
 
 
-def target_losses(heads: Heads, images: Tensor, texts: Tensor, groups: list[Tensor], loss: Loss = CLIP) -> Tensor:
-    """[G] loss of each group of target pairs, in its units (nats; sum convention), a group a batch.
+def retrieval_recall(heads: Heads, images: Tensor, texts: Tensor, k: int) -> float:
+    """R@k, the share of pairs whose partner is among the k nearest; the mean of text-to-image and image-to-text.
 
     Args:
         heads: the heads.
         images: features [N, d_x].
-        texts: features [N, d_t].
-        groups: rows of each, int64.
-        loss: of a batch.
-    """
-    return torch.stack([loss.batch_loss(logits(heads, embed(heads, images[g], texts[g]))) for g in groups])
+        texts: features [N, d_t]; row n belongs to image n.
+        k: how many of the N candidates count as nearest.
 
-
-def retrieval_recall(heads: Heads, images: Tensor, texts: Tensor, k: int) -> float:
-    """R@k, 0 to 1: how often the partner is among the k nearest, mean of text-to-image and image-to-text. Ties count against.
-
-    Args:
-        heads: the heads.
-        images: features [N, d_x], pair n with
-        texts: features [N, d_t].
-        k: how many of the N candidates are looked at.
+    Returns:
+        0 to 1. A partner that shares its similarity with others is ranked behind them.
     """
     similarity = logits(heads, embed(heads, images, texts))
     own = similarity.diagonal()
@@ -84,12 +80,19 @@ def retrieval_recall(heads: Heads, images: Tensor, texts: Tensor, k: int) -> flo
 def calibrated_loss(
     heads: Heads, images: Tensor, texts: Tensor, scales: tuple[float, ...] = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0)
 ) -> float:
-    """CLIP's loss per pair of images [N, d_x] and texts [N, d_t] (nats, open_clip's convention, one batch of all) at the best
-    of a few temperatures.
+    """CLIP's loss per pair, minimised over a few temperatures first.
 
-    A measure of ranking, the same whatever loss the heads were trained with.
+    The minimum over the temperature is taken so that becoming merely more or less confident does not change the loss: what is
+    left measures ranking, whatever loss the heads were trained with.
 
-    The temperature is calibrated because a change of confidence would otherwise drown the change of ranking.
+    Args:
+        heads: the heads.
+        images: features [N, d_x].
+        texts: features [N, d_t]; row n belongs to image n. All N pairs are one batch.
+        scales: factors of the heads' own logit scale to choose from.
+
+    Returns:
+        Nats, in the convention of open_clip's ClipLoss.
     """
     similarity = logits(heads, embed(heads, images, texts))
     return min(batch_loss(similarity * scale).item() for scale in scales) / (2 * len(similarity))

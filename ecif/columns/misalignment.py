@@ -32,18 +32,19 @@ RIDGE = 0.01  # on the weights, against separable samples
 
 
 class Misalignment(NamedTuple):
-    """What makes evidence a probability; all float64."""
+    """A logistic model that turns a pair's evidence into a probability; all float64."""
 
     centre: Tensor  # [E] median of the real pairs' evidence
-    spread: Tensor  # [E] half of what all but its outermost hundredths span
+    spread: Tensor  # [E] half the range between the 1st and the 99th percentile
     weights: Tensor  # [E + 1], the last is the intercept: log-odds of a pair in the corpus
     share: Tensor  # [] of the corpus that is misaligned, estimated
 
     def probability(self, evidence: Tensor) -> Tensor:
         """[N] in (0, 1), that each pair is misaligned, from its evidence [N, E]."""
-        return _log_odds(self._standardised(evidence), self.weights).sigmoid()
+        return _log_odds(self.standardise(evidence), self.weights).sigmoid()
 
-    def _standardised(self, evidence: Tensor) -> Tensor:
+    def standardise(self, evidence: Tensor) -> Tensor:
+        """Evidence [N, E] around 0 and about 1 wide, float64; beyond that it grows by its logarithm only."""
         return ((evidence.double() - self.centre) / self.spread).asinh()
 
 
@@ -53,9 +54,7 @@ def evidence(held_out_loss: Tensor, clip_score: Tensor, agreement: Tensor, influ
 
 
 def learn(real: Tensor, planted: Tensor) -> Misalignment:
-    """Learn from the evidence of real pairs [N, E] and of planted swaps [M, E].
-
-    Far tails of evidence count by their logarithm.
+    """Learn the model from the evidence of real pairs [N, E] and of planted swaps [M, E].
 
     Raises:
         ValueError: evidence that is not finite.
@@ -65,7 +64,7 @@ def learn(real: Tensor, planted: Tensor) -> Misalignment:
     low, centre, high = real.double().quantile(torch.tensor([0.01, 0.5, 0.99], dtype=torch.float64), dim=0)
     spread = ((high - low) / 2).where(high > low, 1.0)
     model = Misalignment(centre, spread, torch.zeros(real.shape[1] + 1, dtype=torch.float64), torch.tensor(SHARE).double())
-    z, bad = model._standardised(real), model._standardised(planted)
+    z, bad = model.standardise(real), model.standardise(planted)
     evidence = torch.cat([bad, z, z])
     label = torch.cat([torch.ones(len(bad) + len(z)), torch.zeros(len(z))]).double()
     probability = model.share.expand(len(z))

@@ -57,7 +57,7 @@ def test_it_ranks_as_well_as_one_who_knows_which_are_bad():
 def test_it_is_a_maximum_of_the_likelihood():
     real, _, planted = mixture(0.2)
     model = learn(real, planted)
-    z, of_planted = model._standardised(real), model._standardised(planted)
+    z, of_planted = model.standardise(real), model.standardise(planted)
     shift = torch.zeros_like(model.weights)
     shift[-1] = (model.share / (1 - model.share)).log()
     at = log_likelihood(model.weights - shift, model.share, z, of_planted)
