@@ -2,11 +2,21 @@
 
     L = sum_i -log( sum_{a != b} e^S_abii / sum_{(a, i) != (b, j)} e^S_abij )
 
-S [V, V, B, B], S_abij the scaled similarity of view a of item i with view b of item j, so S_abij = S_baji; an embedding's
-similarity with itself is left out. As the authors' code has it (github.com/pakoromilas/Multi-View-CL): the denominator holds
-the positives, and the negatives within a view. Their loss is the mean L / B.
+S [V, V, B, B] holds the scaled similarities: S_abij is that of view a of item i with view b of item j, so S_abij = S_baji. An
+embedding's similarity with itself is left out. The denominator is that of the authors' code
+(github.com/pakoromilas/Multi-View-CL): it holds the positives, and the negatives within a view. Their loss is the mean L / B.
 
-With M_ij = LSE over (a, b) of S_abij, over a != b on the diagonal, it is InfoNCE over the rows of M, with CLIP's closed forms.
+Let M_ij be the LSE over (a, b) of S_abij, on the diagonal over a != b only. The loss is InfoNCE over the rows of M, with CLIP's
+closed forms.
+
+The loss is for models with several views or modalities, from Python; `ecif run` has two towers and does not offer it. With unit
+embeddings z [V, B, d] of a batch and their change dz along a direction q = H^-1 grad L_T of your model (one JVP):
+
+    similarity = s * torch.einsum("aid,bjd->abij", z, z)
+    tangent = s * (torch.einsum("aid,bjd->abij", dz, z) + torch.einsum("aid,bjd->abij", z, dz))
+    positive, negative = MvInfoNCE().pair_derivatives(similarity, tangent)  # [B] each: the influence of every item of the batch
+
+q is solved with `ecif.solve` on Gauss-Newton products: each is the pull-back of `gauss_newton_cotangent` through the model.
 """
 
 from dataclasses import dataclass
@@ -22,9 +32,9 @@ from ecif.losses.contrastive import removed_from_rows, removed_from_rows_derivat
 
 @dataclass(frozen=True)
 class MvInfoNCE(Loss, name="mv_infonce"):
-    """InfoNCE over any number of views or modalities (arXiv 2507.06979).
+    """InfoNCE over any number of views or modalities (arXiv 2507.06979): of a batch of B items with V views.
 
-    L is concave in part, by the positives. The Gauss-Newton matrix is that of InfoNCE in M, with M seen as an output.
+    The positives make L concave in part. The Gauss-Newton matrix is therefore that of InfoNCE in M, as if M were the output.
     """
 
     two_tower: ClassVar[bool] = False
