@@ -11,6 +11,7 @@ import torch
 
 from ecif.evaluation import calibrated_loss, spearman
 from pipeline.config import Pairs
+from pipeline.config import Target as Settings
 from pipeline.corpus.batches import permutation
 from pipeline.corpus.shards import find
 from pipeline.inputs import as_dataset, load_inputs
@@ -52,7 +53,8 @@ def test_a_target_that_covers_little_filters_badly(tmp_path):
         fitted = fit_heads(f"{config.run}/heads.safetensors", loaded.heads, sample, config, resources)
         test = read_all(held_out)
         parts = [part_of(target, name, i) for name in PARTS for i in range(DRAWS)]
-        kinds = [target._replace(name=kind, settings=target.settings.model_copy(update=KINDS[kind])) for kind in KINDS]
+        place = {"shards": target.settings.shards}
+        kinds = [target._replace(name=kind, settings=Settings.model_validate(place | KINDS[kind])) for kind in KINDS]
         asked = [*parts, *kinds, target._replace(name="test", images=test[0], texts=test[1])]
         found = solve(f"{config.run}/directions.safetensors", loaded.heads, fitted, sample, asked, config, resources)
         influence = found.sample.influence.sum(1)
