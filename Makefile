@@ -7,8 +7,9 @@ READY := .venv/.ready
 demo: $(READY)  ## the main job on the embedded corpus; prints where its results are
 	$(BIN)/ecif demo
 
-test: $(READY)  ## everything that a change must keep true
-	$(BIN)/pytest
+test: $(READY)  ## everything that a change must keep true; whole runs and faults come last, one at a time
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/end_to_end --ignore tests/faults
+	$(BIN)/pytest tests/end_to_end tests/faults
 
 test-slow: $(READY)  ## also what takes long or needs the npm registry
 	$(BIN)/pytest -m "slow or network"
