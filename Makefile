@@ -2,10 +2,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo demo-readme test test-slow lint bench clean
 
 demo: $(READY)  ## the main job on the embedded corpus; prints where its results are
 	$(BIN)/ecif demo
+
+demo-readme: demo  ## the table and the picture of the README, from the demo's own results
+	$(BIN)/python -m jobs.demo.table runs/demo/run/summary.json README.md
+	cp runs/demo/result.png docs/result.png
 
 test: $(READY)  ## everything that a change must keep true; whole runs and faults come last, one at a time
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/end_to_end --ignore tests/faults

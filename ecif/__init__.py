@@ -4,13 +4,14 @@ One sign everywhere: influence is the predicted change of the target loss if the
 Above 0 the pair helps the target, below 0 it harms it. Method: ECIF, arXiv 2411.11667.
 """
 
+from ecif.attribute import Settings, attribute
 from ecif.heads import Heads
 from ecif.losses import Clip, Dcl, Loss, MvInfoNCE, SigLip, SoftInfoNCE
 from ecif.registry import option
 from ecif.targets import Contrastive, OfPairs, RetrievalMargin, TargetLoss, ZeroShot
 from ecif.towers import load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Clip",
@@ -21,10 +22,12 @@ __all__ = [
     "MvInfoNCE",
     "OfPairs",
     "RetrievalMargin",
+    "Settings",
     "SigLip",
     "SoftInfoNCE",
     "TargetLoss",
     "ZeroShot",
+    "attribute",
     "load",
     "option",
 ]

@@ -18,7 +18,7 @@ from ecif.heads import Heads, standardised
 PROBE = "A photo of 2 cats (déjà vu!), 漢字 and \U0001f642 " + "word " * 100  # its tokens tell tokenizers apart
 
 
-class Whole(NamedTuple):
+class LoadedModel(NamedTuple):
     """An open_clip model as it is, nothing cut off: its parameters have open_clip's names."""
 
     model: nn.Module  # float32, evaluation mode
@@ -76,11 +76,11 @@ def load(name: str, checkpoint: str | None = None) -> Towers:
         ValueError: an architecture without a checkpoint: random weights would score nothing.
         Exception: what open_clip raises for an unknown name or a checkpoint that does not fit.
     """
-    model, tokenizer, preprocess = load_whole(name, checkpoint)
+    model, tokenizer, preprocess = load_uncut(name, checkpoint)
     return Towers(model, _architecture(name), tokenizer, preprocess)
 
 
-def load_whole(name: str, checkpoint: str | None = None) -> Whole:
+def load_uncut(name: str, checkpoint: str | None = None) -> LoadedModel:
     """The same model before its heads are cut off; the same errors."""
     if not name.startswith("local-dir:") and checkpoint is None:
         raise ValueError(f"model {name!r} needs a checkpoint: give model.checkpoint, or a local-dir: model folder")
@@ -93,7 +93,7 @@ def load_whole(name: str, checkpoint: str | None = None) -> Whole:
         open_clip.load_checkpoint(model, checkpoint, strict=True, weights_only=True)
     else:
         model = open_clip.create_model(name, pretrained=checkpoint, weights_only=True, require_pretrained=True)
-    return Whole(model.eval(), open_clip.get_tokenizer(name), open_clip.get_model_preprocess_cfg(model))
+    return LoadedModel(model.eval(), open_clip.get_tokenizer(name), open_clip.get_model_preprocess_cfg(model))
 
 
 def normalised(pixels: Tensor, preprocess: dict[str, Any]) -> Tensor:

@@ -2,23 +2,23 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from ray.exceptions import RayError
 
 from pipeline.config import Config
-from pipeline.console import aligned, say
+from pipeline.console import aligned, say, show_on_terminal
 from pipeline.errors import RunError, UserError
 from pipeline.kinds import OfKind
 
 if TYPE_CHECKING:
-    from pipeline.run import Outcome
+    from pipeline.run_folder.outcome import Outcome
 
 app = typer.Typer(
     help="Influence of every image-text pair on a CLIP model: find misaligned pairs, filter, export.",
@@ -37,18 +37,18 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="of the swaps")] = 0,
 ) -> None:
     """The whole story on the embedded corpus: plant swapped captions, run, filter, refit, judge."""
-    from jobs.demo.story import tell
+    from jobs.demo.story import run_demo
 
-    tell(out, noise, seed)
+    run_demo(out, noise, seed)
 
 
 @app.command()
 def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see `ecif config`")]) -> None:
-    """Embed, fit, solve, filter, score. The same command resumes."""
+    """Embed, fit, solve, filter, score, publish. The same command resumes."""
     from pipeline.run import run as run_pipeline
 
     with redirect_stdout(sys.stderr):  # where Ray's remarks on lost processes belong
-        outcome = run_pipeline(read_config(config))
+        outcome = run_pipeline(Config.from_yaml(config))
     _report(outcome)
 
 
@@ -57,10 +57,10 @@ def plan(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML fil
     """What a run would read, do and store; nothing is started."""
     from pipeline.operate import plan as estimate
 
-    planned = estimate.plan(read_config(config))
+    planned = estimate.plan(Config.from_yaml(config))
     typer.echo(aligned([estimate.HEADER, *(dataset.cells() for dataset in planned.datasets)]))
-    sizes = f"scores ~{estimate.size(planned.score_bytes)}, heads and directions {estimate.size(planned.head_bytes)}"
-    typer.echo(f"also to be stored: {sizes}; ~ is an estimate")
+    stored = ", ".join(f"{stage} ~{estimate.size(count)}" for stage, count in planned.stored.items())
+    typer.echo(f"also to be stored, by stage: {stored}; ~ is an estimate")
 
 
 @app.command()
@@ -74,7 +74,8 @@ def status(run: RunFolder) -> None:
 @app.command()
 def verify(run: RunFolder) -> None:
     """Check that a finished run is whole; a violation is exit code 1."""
-    from pipeline.operate.verify import Violation, verify
+    from pipeline.operate.check_shard import Violation
+    from pipeline.operate.verify import verify
 
     wrong = 0
 
@@ -116,10 +117,11 @@ def select(
     by: Annotated[str | None, typer.Option(help="the column to rank by; by default the run's filter")] = None,
 ) -> None:
     """Keep the best share of the pairs by one column: a DataComp subset file."""
-    from pipeline.results.select import chosen_filter, read_scores, select, write_subset
+    from pipeline.results.select import chosen_filter, select, write_subset
+    from pipeline.run_folder.finished import open_run
 
     by, keep = chosen_filter(run, by, keep)
-    uids = select(read_scores(run, ["uid", by]), by, keep)
+    uids = select(open_run(run).scores(["uid", by]), by, keep)
     write_subset(out, uids)
     say(f"{len(uids)} pairs kept by {by}")
     typer.echo(out)
@@ -148,34 +150,10 @@ def config() -> None:
     _explain(Config, "")
 
 
-def read_config(path: Path) -> Config:
-    """The validated configuration.
-
-    Raises:
-        UserError: with one line about the first thing that is wrong.
-    """
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text") from None
-    try:
-        return Config.model_validate(yaml.safe_load(text) or {})
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "configuration"
-        plain = {"extra_forbidden": "no such key", "missing": "this key is required"}
-        what = plain.get(first["type"], first["msg"].removeprefix("Value error, "))
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise UserError(f"{path}: {where}: {what}{more}; `ecif config` explains every key") from None
-
-
 def main() -> None:
     """Entry point: one clear line for a user's mistake (exit code 2) or a failed run (exit code 1)."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from local files: nothing is looked up
+    show_on_terminal()
     try:
         app()
     except UserError as error:
@@ -193,24 +171,34 @@ def main() -> None:
 
 
 def _report(outcome: "Outcome") -> None:
-    for name, facts in outcome.targets.items():
-        lds = "" if facts["lds"] is None else f", agreement with {facts['refits']} real refits (LDS) {facts['lds']:.2f}"
-        say(f"target {name}: damping {facts['damping']:g}{lds}")
-        if chosen := facts.get("filter"):
-            gain = 1 - chosen["loss"] / chosen["loss_of_everything"]
-            how = f"keep {chosen['keep']:.0%}, influence {chosen['weight']:g} : {1 - chosen['weight']:g} misalignment"
-            best = f"{how}; refits gain {gain:.1%} of the target's loss" if chosen["keep"] < 1 else "keep everything"
-            say(f"target {name}: filter: {best}")
-        if forward := facts.get("forward"):
-            reached = f"residual {forward['residual']:.2g} after {forward['iterations']} products"
-            say(f"target {name}: {forward['parameters']} parameters in forward mode, damping {forward['damping']:g}, {reached}")
-    say(f"misaligned, as far as swaps tell: {next(iter(outcome.targets.values()))['misaligned']:.1%} of the pairs")
+    checkpoints = outcome.finished.checkpoints
+    for i, checkpoint in enumerate(checkpoints):
+        which = f", checkpoint {i}" if len(checkpoints) > 1 else ""
+        for name, facts in checkpoint.targets.items():
+            for line in _of_target(facts):
+                say(f"target {name}{which}: {line}")
+    share = next(iter(checkpoints[0].targets.values()))["misaligned"]
+    say(f"misaligned, as far as swaps tell: {share:.1%} of the pairs")
     bad = ", ".join(f"{count} {reason}" for reason, count in outcome.quarantined.items())
     lost = sum(outcome.quarantined.values())
     say(f"{outcome.scored} of {outcome.pairs} pairs scored, {lost} quarantined" + (f": {bad}" if bad else ""))
     if outcome.lost:
         say(f"{outcome.lost} more pairs are counted in _stats.json files than the tars hold")
-    typer.echo(outcome.scores)
+    typer.echo(outcome.finished.table)
+
+
+def _of_target(facts: dict[str, Any]) -> Iterator[str]:
+    """What is said of one target."""
+    lds = "" if facts["lds"] is None else f", agreement with {facts['refits']} real refits (LDS) {facts['lds']:.2f}"
+    yield f"damping {facts['damping']:g}{lds}"
+    if chosen := facts.get("filter"):
+        gain = 1 - chosen["loss"] / chosen["loss_of_everything"]
+        how = f"keep {chosen['keep']:.0%}, influence {chosen['weight']:g} : {1 - chosen['weight']:g} misalignment"
+        best = f"{how}; refits gain {gain:.1%} of the target's loss" if chosen["keep"] < 1 else "keep everything"
+        yield f"filter: {best}"
+    if forward := facts.get("forward"):
+        reached = f"residual {forward['residual']:.2g} after {forward['iterations']} products"
+        yield f"{forward['parameters']} parameters in forward mode, damping {forward['damping']:g}, {reached}"
 
 
 def _explain(model: type[BaseModel], prefix: str) -> None:

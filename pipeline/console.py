@@ -1,20 +1,45 @@
-"""What a person reads: plain lines on standard error, aligned tables."""
+"""Text for people: lines through `logging`, and aligned tables.
 
+A caller from Python can silence, redirect or show the logger `ecif` like any other. The command line shows it on stderr.
+"""
+
+import logging
 import sys
 
 from rich.console import Console
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+log = logging.getLogger("ecif")
 
 
-def say(line: str) -> None:
-    """One plain line on standard error."""
-    console.print(line, markup=False)
-    sys.stderr.flush()
+class _Terminal(logging.Handler):
+    """Plain lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(self.format(record), markup=False)
+        sys.stderr.flush()
+
+
+def show_on_terminal() -> None:
+    """Show lines on standard error from now on, with progress bars if that is a terminal."""
+    if not any(isinstance(handler, _Terminal) for handler in log.handlers):
+        log.addHandler(_Terminal())
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def has_bars() -> bool:
+    """Whether progress is shown as a bar."""
+    return console.is_terminal and any(isinstance(handler, _Terminal) for handler in log.handlers)
+
+
+def say(line: str, level: int = logging.INFO) -> None:
+    """Log one line for the user."""
+    log.log(level, "%s", line)
 
 
 def aligned(rows: list[list[str]]) -> str:
-    """Rows of cells as lines, the first column to the left and the others, mostly numbers, to the right."""
+    """Rows of cells as lines. The first column is aligned left; the others, mostly numbers, right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     cells = ([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))] for row in rows)
     return "\n".join("  ".join(line).rstrip() for line in cells)

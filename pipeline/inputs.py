@@ -1,25 +1,26 @@
-"""What a run starts from, checked before anything is started: the model, the corpus, the targets."""
+"""The inputs of a run: model, corpus and targets. They are checked before anything starts."""
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ecif import towers
 from pipeline import storage
-from pipeline.config import Config, Model, Pairs
+from pipeline.config import Config
 from pipeline.corpus import shards, sidecar
 from pipeline.corpus.shards import Shard
 from pipeline.errors import UserError
-from pipeline.run_folder.artifacts import fingerprint
+from pipeline.run_folder.artifacts import KINDS, fingerprint
 from pipeline.run_folder.dataset import Dataset
+from pipeline.sections import Model, Pairs
 from pipeline.stages.embed.prompts import read_prompts
 
 
 def load_model(model: Model) -> towers.Towers:
-    """The model on this machine's CPU: its fingerprint, heads and preprocessing.
+    """Load the model on the CPU of this machine, for its fingerprint, heads and preprocessing.
 
     Raises:
-        UserError: it is unknown, or its weights can't be had.
+        UserError: the model is unknown, or its weights can't be loaded.
     """
     if model.checkpoints:
         raise UserError("model.checkpoints: `ecif plan` and judging know one only: use a run with one checkpoint")
@@ -39,46 +40,50 @@ class Inputs(NamedTuple):
     corpus: Dataset
     targets: dict[str, Dataset]
 
+    def datasets(self) -> dict[str, Dataset]:
+        """The corpus and the targets, by the name that a user knows."""
+        return {"corpus": self.corpus} | {f"target {name}": target for name, target in self.targets.items()}
+
 
 def load_inputs(config: Config) -> Inputs:
     """Find every shard and load the model.
 
     Raises:
-        UserError: shards, classes or a model that can't be had.
+        UserError: shards, classes or the model can't be read.
     """
-    corpus = shards.find(config.corpus.shards, "corpus.shards")
+    corpus = shards.find(config.corpus.shards, "corpus.shards", config.corpus.root)
     clean = {name: shards.find(pairs.shards, f"targets.{name}.shards") for name, pairs in config.targets.items()}
     prompts = {name: read_prompts(target, f"targets.{name}") for name, target in config.targets.items()}
     beside = sidecar.find(corpus, config.corpus.sidecar, config.corpus.uid == "sidecar")
     model = load_model(config.model)
-    # No softmax sees a bias common to all logits; the sigmoid loss has no sensible fit without it.
+    # Only the sigmoid loss needs a bias: a softmax does not change with a bias common to all logits.
     model.heads = model.heads._replace(
         train_logit_scale=config.fit.train_logit_scale, train_logit_bias=config.loss.kind.has_bias
     )
-    return Inputs(
-        model,
-        as_dataset(config.run, config.corpus, corpus, config, model, sidecars=beside),
-        {
-            name: as_dataset(
-                storage.join(config.run, "targets", name), config.targets[name], found, config, model, prompts[name]
-            )
-            for name, found in clean.items()
-        },
-    )
+    how, uids = made_by(model, config), ["sidecar"] if beside and beside.uids else []
+    of_corpus = as_dataset(config.run, config.corpus, corpus, [*how, *uids])
+    of_corpus.sidecars = beside
+    folders = {name: storage.join(config.run, "targets", name) for name in clean}
+    targets = {n: as_dataset(folders[n], config.targets[n], found, how, prompts[n]) for n, found in clean.items()}
+    return Inputs(model, of_corpus, targets)
 
 
-def as_dataset(
-    folder: str,
-    pairs: Pairs,
-    found: list[Shard],
-    config: Config,
-    model: towers.Towers,
-    prompts: Sequence[list[str]] = (),
-    sidecars: sidecar.Sidecars | None = None,
-) -> Dataset:
-    """Shards, and the folder that their features go to."""
-    budgets = {"max_bad_fraction", "max_bad_fraction_of_shard"}  # what may end a run changes no bytes
-    limits = config.embed.model_dump(exclude=budgets)
-    uids = ["sidecar"] if sidecars and sidecars.uids else []
-    made_by = [model.fingerprint, pairs.caption, limits, *uids, *([prompts] if prompts else [])]
-    return Dataset(folder, fingerprint(*made_by), found, pairs.caption, prompts, sidecars)
+def as_dataset(folder: str, pairs: Pairs, found: list[Shard], made_by: list[Any], prompts: Sequence[list[str]] = ()) -> Dataset:
+    """A dataset with these shards, whose features go to a folder.
+
+    Args:
+        folder: the run, or a target's folder in it.
+        pairs: how the pairs are read.
+        found: the shards.
+        made_by: what features depend on beside the way they are read, see `made_by`.
+        prompts: the filled templates of each class, for a target whose images have classes.
+    """
+    versions = [KINDS[kind].version for kind in ("features", *(["prompts"] if prompts else []))]
+    name = fingerprint(versions, made_by, pairs.caption, list(prompts))
+    return Dataset(folder, name, found, pairs.caption, prompts)
+
+
+def made_by(model: towers.Towers, config: Config) -> list[Any]:
+    """What the features of any pairs depend on: the model, and the limits within which pairs are read."""
+    budgets = {"max_bad_fraction", "max_bad_fraction_of_shard"}  # these may end a run, and change no bytes
+    return [model.fingerprint, config.embed.model_dump(exclude=budgets)]

@@ -1,7 +1,7 @@
-"""Losses and kinds of targets in a configuration: the class that a name stands for, and the keys that are its own.
+"""Kinds in a configuration, such as losses and targets: the class that a name stands for, and the keys of that class.
 
-The options of a kind are its dataclass fields, and what it can is asked of its class. So a new kind brings its own keys, and no
-list of names is kept here. `ecif`, which takes seconds to import, is not imported before a configuration is read.
+The options of a kind are its dataclass fields. Its capabilities are attributes of its class. So a new kind brings its own keys,
+and no list of names is kept here. `ecif` takes seconds to import, so it is imported when a configuration is read.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class OfKind(BaseModel):
 
     @classmethod
     def contract(cls) -> "type[Kind]":
-        """What the kinds are subclasses of."""
+        """The class that all kinds are subclasses of."""
         raise NotImplementedError
 
     @classmethod
@@ -38,7 +38,7 @@ class OfKind(BaseModel):
 
     @classmethod
     def kinds(cls) -> dict[str, Any]:
-        """The kinds that have a name, by it."""
+        """The kinds that have a name, by name."""
         return cls.contract().kinds
 
     @property
@@ -56,7 +56,7 @@ class OfKind(BaseModel):
         return {name: getattr(own, name) for name in names}
 
     def question(self) -> dict[str, Any]:
-        """Everything that the kind computes from the same tensors depends on: plain values, for a fingerprint."""
+        """Plain values for a fingerprint: all that the kind's results depend on, beside the tensors that it is given."""
         kind, given = self.kind, self.model_extra or {}
         options = {option.name: given[option.name] for option in kind.options()}
         return {"kind": getattr(self, self.named_by), "version": kind.version, "options": options}
@@ -64,7 +64,7 @@ class OfKind(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _with_the_keys_of_its_kind(cls, given: Any) -> Any:
-        """The section with all of its kind's keys, so that a run's record does not depend on later defaults."""
+        """Fill in every key of the kind, so that the record of a run does not depend on later defaults."""
         short = isinstance(given, str)
         given = {cls.named_by: given} if short else given
         field = cls.model_fields[cls.named_by]
@@ -103,7 +103,7 @@ class TrainingLoss(OfKind):
         """The loss.
 
         Args:
-            more: fields of its class that are no options of the training.
+            more: fields of its class that are not keys of this section.
         """
         return self.kind(**self.options, **more)
 
@@ -121,10 +121,10 @@ def find_kind(contract: type[K], name: str, *key: str) -> type[K]:
     Args:
         contract: such as `Loss`.
         name: what the configuration says.
-        key: where it says so, for the error.
+        key: the key that says so, for the error.
 
     Raises:
-        ValidationError: there is no such kind, or one that can't be used; in one line.
+        ValidationError: there is no such kind, or it can't be used; one line says why.
     """
     from ecif import registry
 
@@ -140,13 +140,13 @@ def find_kind(contract: type[K], name: str, *key: str) -> type[K]:
 
 
 def path_of(kind: "type[Kind]") -> str:
-    """The name under which every process finds a kind: workers know the registered names of `ecif` only."""
+    """The name under which every process finds a kind. Workers know only the names that `ecif` registers."""
     return kind.name if kind.__module__.startswith("ecif.") else f"{kind.__module__}:{kind.__qualname__}"
 
 
 @cache
 def keys(kind: Any, base: type[BaseModel] | None = None) -> type[BaseModel]:
-    """The options of a kind as a section of the configuration that allows no other key.
+    """A section of the configuration with the options of a kind. It allows no other key.
 
     Args:
         kind: a class; its dataclass fields become keys, see `ecif.registry.option`.

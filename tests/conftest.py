@@ -15,6 +15,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 multiprocessing.set_forkserver_preload(["pytest", "s3fs", "jobs.cli", "pipeline.run"])  # other processes import this once
 
 
+@pytest.fixture(scope="session", autouse=True)
+def said_on_the_terminal():
+    """What is said is seen, as by someone at the command line."""
+    from pipeline.console import show_on_terminal
+
+    show_on_terminal()
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> str:
     return write_model(tmp_path_factory.mktemp("model"), TINY)

@@ -1,13 +1,14 @@
 """Do an image and its caption have the same neighbours?
 
-Pairs whose images are alike should have captions that are alike. The image and the caption of a pair each name their neighbours
-in a bank of other pairs of the corpus, within their own modality, as in stochastic neighbour embedding (Hinton & Roweis, 2002):
+Pairs with similar images should have similar captions. For each pair, the image defines a distribution over its neighbours in a
+bank of other pairs of the corpus, and so does the caption. Each compares features of its own modality only, as in stochastic
+neighbour embedding (Hinton & Roweis, 2002):
 
     a_nm = softmax_m(s_x <x_n, x_m>),   b_nm = softmax_m(s_t <t_n, t_m>),   agreement_n = log( M sum_m a_nm b_nm )
 
-M counts the bank's pairs that are not of the pair's own fold. The score is the log of how many times likelier than chance image
-and caption name the same one of them. ASIF compares two modalities by their likeness to known pairs too (Norelli et al., arXiv
-2210.01738). Features are enough: there is no head and no fit, so nothing can be memorised.
+M is the number of the bank's pairs outside the pair's own fold. Draw one neighbour from each distribution: the score is the log
+of how many times likelier than chance both are the same pair. ASIF also compares two modalities by their similarity to known
+pairs (Norelli et al., arXiv 2210.01738). The score uses trunk features only. Without heads and a fit, nothing is memorised.
 """
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from ecif.columns.bank import Bank
 from ecif.columns.contract import HeldOutPairs, PairScore
 
-CHUNK = 256  # pairs that meet the bank at once
+CHUNK = 256  # pairs that are compared with the bank at once
 
 
 class Agreement(PairScore, name="agreement"):
@@ -33,13 +34,13 @@ class Agreement(PairScore, name="agreement"):
 
 
 def agreement_with(bank: Bank, images: Tensor, texts: Tensor, fold: Tensor) -> Tensor:
-    """[N] float32, nats: 0 is chance, high is good.
+    """Agreement [N] of every pair, float32, in nats: 0 is chance, high is good.
 
     Args:
-        bank: the pairs that neighbours are found among.
+        bank: the pairs among which neighbours are found.
         images: [N, d_x] features.
         texts: [N, d_t] features.
-        fold: [N] of each pair. A pair whose fold holds the whole bank gets 0.
+        fold: [N] fold of each pair. A pair whose fold holds the whole bank gets 0.
     """
     parts = zip(images.split(CHUNK), texts.split(CHUNK), fold.split(CHUNK), strict=True)
     return torch.cat([_agreement(bank, *part) for part in parts])

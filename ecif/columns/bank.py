@@ -1,7 +1,7 @@
-"""A bank of the corpus's own pairs, in which other pairs find their neighbours.
+"""A bank: pairs of the corpus among which every pair's nearest neighbours are found.
 
-Neighbours are found within one modality, among trunk features that are centred on the bank and have unit length. No fit takes
-part. A pair never meets the bank's pairs of its own fold, of which it is one itself.
+Neighbours are compared within one modality, by the cosine of trunk features that are centred on the bank's mean. Fitted heads
+play no part. A pair is not compared with the bank's pairs of its own fold: the pair itself and its copies may be among them.
 """
 
 from typing import NamedTuple
@@ -13,48 +13,48 @@ from torch.nn.functional import normalize
 from ecif.heads import Heads, embed
 from ecif.search import bisect
 
-NEIGHBOURS = 30.0  # perplexity that the median row of the bank has at the chosen sharpness
-PROBES = 512  # rows that the median is taken over
-LOG2_SHARPNESS, HALVINGS = (-5.0, 10.0), 16  # interval of the bisection, which ends within 2e-4 of the logarithm
+NEIGHBOURS = 30.0  # perplexity of the median row at the chosen sharpness
+PROBES = 512  # the median is taken over at most this many rows
+LOG2_SHARPNESS, HALVINGS = (-5.0, 10.0), 16  # the bisection's interval and steps; log2 of the sharpness is exact to 2.3e-4
 
 
 class Bank(NamedTuple):
     """M pairs of the corpus."""
 
     images: Tensor  # [M, d_x] float16, centred, unit length
-    texts: Tensor  # [M, d_t] alike
-    image_centre: Tensor  # [d_x] float32
-    text_centre: Tensor  # [d_t]
-    fold: Tensor  # [M]
-    cosine: Tensor  # [M] float32 of image and text of each pair, under the checkpoint's heads
-    sharpness: Tensor  # [2] float64: s_x of images, s_t of texts
+    texts: Tensor  # [M, d_t] float16, centred, unit length
+    image_centre: Tensor  # [d_x] float32, mean of the features before centring
+    text_centre: Tensor  # [d_t] float32
+    fold: Tensor  # [M] fold of each pair
+    cosine: Tensor  # [M] float32, cosine of image and text of each pair under the checkpoint's heads
+    sharpness: Tensor  # [2] float64, softmax sharpness: s_x of images, s_t of texts
 
     def to(self, device: torch.device | str) -> "Bank":
         """The same bank on another device."""
         return Bank(*(part.to(device) for part in self))
 
     def image_cosine(self, images: Tensor) -> Tensor:
-        """[N, M] cosine of features [N, d_x], centred as the bank is, with every image of the bank."""
+        """[N, M] cosine of image features [N, d_x] with every image of the bank, after centring them as the bank is."""
         return normalize(images - self.image_centre, dim=1) @ self.images.to(images.dtype).T
 
     def text_cosine(self, texts: Tensor) -> Tensor:
-        """[N, M] cosine of features [N, d_t], centred as the bank is, with every text of the bank."""
+        """[N, M] cosine of text features [N, d_t] with every text of the bank, after centring them as the bank is."""
         return normalize(texts - self.text_centre, dim=1) @ self.texts.to(texts.dtype).T
 
     def same_fold(self, fold: Tensor) -> Tensor:
-        """[N, M] bool: which pairs of the bank a pair of fold [N] must not meet."""
+        """[N, M] bool: which pairs of the bank are in the fold of each of N pairs, and so are not its neighbours."""
         return fold[:, None] == self.fold[None]
 
 
-def build(images: Tensor, texts: Tensor, fold: Tensor, checkpoint: Heads) -> Bank:
-    """Make a bank, and find the sharpness at which a typical image or caption has NEIGHBOURS neighbours in it.
+def build_bank(images: Tensor, texts: Tensor, fold: Tensor, checkpoint: Heads) -> Bank:
+    """Make a bank, and choose the sharpness of each modality so that the median row has about NEIGHBOURS neighbours.
 
-    A small bank has a quarter of its distinct rows as neighbours instead.
+    In a small bank, a quarter of the distinct rows are neighbours instead.
 
     Args:
         images: [M, d_x] float32 features.
         texts: [M, d_t] float32 features.
-        fold: [M], the fold of each pair.
+        fold: [M] fold of each pair.
         checkpoint: the model's own heads.
     """
     image_centre, text_centre = images.mean(0), texts.mean(0)
@@ -66,7 +66,7 @@ def build(images: Tensor, texts: Tensor, fold: Tensor, checkpoint: Heads) -> Ban
 
 
 def _sharpness(known: Tensor) -> float:
-    """The softmax sharpness at which the median row has perplexity NEIGHBOURS, or a quarter of the rows where they are few.
+    """The softmax sharpness at which the median row has perplexity NEIGHBOURS, or a quarter of the rows if that is less.
 
     Computed over distinct rows: exact copies are each other's neighbours at any sharpness and would bias the median.
     """
@@ -79,6 +79,6 @@ def _sharpness(known: Tensor) -> float:
     def too_sharp(log2_sharpness: float) -> bool:
         p = (2**log2_sharpness * likeness).softmax(1)
         perplexity = (-torch.special.xlogy(p, p).sum(1)).exp().nanmedian().item()
-        return not perplexity > wanted  # so also where there is nobody else, and the perplexity is NaN
+        return not perplexity > wanted  # written with `not`: a bank of one row has perplexity NaN, which counts as too sharp
 
     return float(2 ** bisect(too_sharp, *LOG2_SHARPNESS, HALVINGS)[0])

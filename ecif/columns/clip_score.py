@@ -7,7 +7,7 @@ from ecif.heads import Heads, embed
 
 
 class ClipScore(PairScore, name="clip_score"):
-    """Mean over the seeds of <u_n, v_n>."""
+    """Mean of <u_n, v_n> over the seeds."""
 
     good = "high"
     unit = "cosine"

@@ -1,4 +1,4 @@
-"""What a column of scores is, and what a score of a pair is computed from.
+"""The contract of a score column: the pairs that it is computed from, and how it describes itself.
 
 A score is one file with one subclass of `PairScore`, registered under its name:
 
@@ -7,7 +7,7 @@ A score is one file with one subclass of `PairScore`, registered under its name:
 
         def values(self, pairs: HeldOutPairs) -> Tensor: ...
 
-Columns that come out of a whole stage, such as influence, state themselves as a `Column` beside the code that they belong to.
+A column that a whole stage computes, such as influence, is no `PairScore`. A `Column` beside the stage's code describes it.
 """
 
 from abc import ABC, abstractmethod
@@ -26,17 +26,17 @@ Good = Literal["high", "low"]
 
 
 class HeldOutPairs(NamedTuple):
-    """N pairs, and everything that a score of them may be computed from; all tensors on one device."""
+    """N pairs, and everything that their scores may be computed from. All tensors are on one device."""
 
     images: Tensor  # [N, d_x] float32 unit trunk features
     texts: Tensor  # [N, d_t] float32 unit trunk features; row n belongs to image n
     fold: Tensor  # [N] int, the fold of each pair
-    batches: list[Tensor]  # rows that share a softmax, of all repeats: a pair in several batches gets the mean over them
+    batches: list[Tensor]  # rows that share a softmax, batches of all repeats; a score is the mean over a pair's batches
     checkpoint: Heads  # the model's own heads
-    fitted: list[Heads]  # one a seed, fitted to the end; without the pairs that are asked about, see `PairScore.of_fold`
-    loss: Loss  # that the heads were fitted with
-    bank: Bank
-    target_images: Tensor | None = None  # [M, d_x] image features of the target, for the scores of a target
+    fitted: list[Heads]  # for each seed, the last checkpoint of a fit without the scored pairs' fold, see `PairScore.of_fold`
+    loss: Loss  # the loss that the heads were fitted with
+    bank: Bank  # neighbours are found among its pairs
+    target_images: Tensor | None = None  # [M, d_x] image features of a target, for scores with `each_target`
 
     def mean_over_seeds(self, of_heads: Callable[[Heads], Tensor]) -> Tensor:
         """[N] mean of a score over the fitted heads.
@@ -64,18 +64,18 @@ class HeldOutPairs(NamedTuple):
 
 
 class PairScore(Kind, ABC):
-    """A score of pairs: one column, or one a target."""
+    """A score of pairs: one column, or one column for each target."""
 
-    good: ClassVar[Good]  # the end of the column at which the good pairs are
+    good: ClassVar[Good]  # whether good pairs have high or low values
     unit: ClassVar[str]  # "cosine", "nats", "probability"; "1" for a number without a unit
     says: ClassVar[str]  # one sentence for a person who reads the Parquet schema
-    evidence: ClassVar[bool] = False  # part of what misalignment is learned from
-    of_fold: ClassVar[bool] = False  # uses `fitted`, heads that never saw the pair: it is asked fold by fold
-    each_target: ClassVar[bool] = False  # uses `target_images`: one column a target, <name>_<target>
+    evidence: ClassVar[bool] = False  # misalignment is learned from this score, among others
+    of_fold: ClassVar[bool] = False  # uses `fitted`, heads fitted without the pair: it is computed fold by fold
+    each_target: ClassVar[bool] = False  # uses `target_images`: one column for each target, <name>_<target>
 
     @abstractmethod
     def values(self, pairs: HeldOutPairs) -> Tensor:
-        """[N] float32, the score of every pair in the dtype of the features."""
+        """[N] score of every pair, in the dtype of the features (float32)."""
 
 
 class Column(NamedTuple):
@@ -91,18 +91,18 @@ class Column(NamedTuple):
         """The column of a score.
 
         Args:
-            score: the kind.
-            target: name of the target where `score.each_target`.
+            score: its class.
+            target: name of the target, if the score has `each_target`.
         """
         return cls(f"{score.name}_{target}" if score.each_target else score.name, score.good, score.unit, score.says)
 
 
 def held_out_values(score: PairScore, pairs: HeldOutPairs, fitted: list[list[Heads]]) -> Tensor:
-    """[N] a score of pairs of all folds; with `of_fold`, every pair is scored by the heads that did not see its fold.
+    """Score [N] of pairs of all folds. With `of_fold`, every pair is scored by heads that were fitted without its fold.
 
     Args:
-        score: to compute.
-        pairs: of any folds; its own `fitted` is not read.
+        score: the score to compute.
+        pairs: pairs of any folds; their `fitted` is not read.
         fitted: [K folds][seeds] heads; those of fold k were fitted without the pairs of fold k.
     """
     if not score.of_fold:

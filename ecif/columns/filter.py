@@ -1,14 +1,14 @@
 """Which pairs to keep for a target: candidates are tried by refitting the heads, and the best one ranks every pair.
 
-Which pairs are misaligned and which pairs harm the target are two questions. What weight each deserves, and how many pairs to
-keep, belongs to the corpus. A candidate ranks the sample by both, drops the worst pairs, and the heads are fitted anew on what
-is left.
+A pair can be misaligned, and a pair can harm the target. The best weight between the two, and the best number of pairs to keep,
+depend on the corpus. A candidate ranks the sampled pairs by a weighted mean of both ranks and drops the worst. The heads are
+then refitted on the rest.
 
 A filter chosen on a target overfits it, so its loss on that target is optimistic. We split the target in two: one half ranks
 the pairs, both halves measure the refitted heads. The ranking half is optimistic; the other half is pessimistic, because pairs
 that serve only its concepts were dropped first. Their mean has a smaller, slightly optimistic bias (docs/method.md).
 
-Everything here is of one target: the filter of a target does not depend on the other targets of a run.
+The filter of a target does not depend on the other targets of a run.
 """
 
 from itertools import product
@@ -19,20 +19,20 @@ from torch import Tensor
 
 from ecif.columns.contract import Column
 
-QUANTILES = 1025
-OVERRATED = 0.01  # losses that differ by this share count as equal: the ranking half overrates what it asked for
-ENOUGH_GAIN = 0.02  # a smaller gain, as a share of the loss, drops nothing; on a clean corpus the best seemed to gain 0.012
+QUANTILES = 1025  # points that store the sample's distribution of a score
+OVERRATED = 0.01  # losses that differ by this share count as equal, as the ranking half overrates what it ranked for
+ENOUGH_GAIN = 0.02  # with a smaller relative gain no pair is dropped; on a clean corpus the best candidate seemed to gain 0.012
 
 
 class Candidate(NamedTuple):
     """A filter to try."""
 
-    weight: float  # of influence, 0 to 1; misalignment has the rest
-    keep: float  # share of the pairs that stay
+    weight: float  # weight of influence, 0 to 1; misalignment has weight 1 - `weight`
+    keep: float  # share of the pairs that are kept
 
 
 class Choice(NamedTuple):
-    """The filter that was chosen; `keep` is 1 where no candidate gains enough."""
+    """The filter that was chosen. `keep` is 1 if no candidate gains enough."""
 
     weight: float
     keep: float
@@ -40,21 +40,21 @@ class Choice(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """Ranks pairs of any shard as if they were in the sample; all float64.
+    """Ranks pairs of any shard as if they were in the sample. All tensors are float64.
 
-    A shard's pairs are placed among the sample's quantiles, so that the rank of a pair does not depend on its shard.
+    A pair's rank is its place among the quantiles of the sample, so it does not depend on the other pairs of the shard.
     """
 
-    misalignment: Tensor  # [QUANTILES] of the sample's probabilities
-    influence: Tensor  # [QUANTILES] of the sample's influence on the target
-    weight: Tensor  # [] of influence
+    misalignment: Tensor  # [QUANTILES] quantiles of the sample's probabilities of misalignment
+    influence: Tensor  # [QUANTILES] quantiles of the sample's influence on the target
+    weight: Tensor  # [] weight of influence
 
     def scores(self, misalignment: Tensor, influence: Tensor) -> Tensor:
-        """[N] float32 in 0 to 1, high is good: how early a pair is kept.
+        """[N] float32 in 0 to 1: the higher its score, the earlier a pair is kept.
 
         Args:
-            misalignment: [N] probabilities.
-            influence: [N] on the target.
+            misalignment: [N] probabilities of misalignment.
+            influence: [N] influence on the target.
         """
         aligned, helpful = 1 - _rank(misalignment, self.misalignment), _rank(influence, self.influence)
         return ((1 - self.weight) * aligned + self.weight * helpful).float()
@@ -71,12 +71,12 @@ def filter_column(target: str) -> Column:
 
 
 def ranking(misalignment: Tensor, influence: Tensor, weight: float) -> Ranking:
-    """The ranking that a choice stands for.
+    """The ranking by a weight of influence, with the quantiles of the sample.
 
     Args:
-        misalignment: [N] probabilities of the sample.
-        influence: [N] of the sample on the target.
-        weight: of influence.
+        misalignment: [N] probabilities of misalignment of the sampled pairs.
+        influence: [N] influence of the sampled pairs on the target.
+        weight: weight of influence, 0 to 1.
     """
     grid = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
     known = [values.double().quantile(grid) for values in (misalignment, influence)]
@@ -84,17 +84,17 @@ def ranking(misalignment: Tensor, influence: Tensor, weight: float) -> Ranking:
 
 
 def candidates(weights: list[float], keep: list[float]) -> list[Candidate]:
-    """[1 + W K] what is tried: first to keep everything, then every weight with every share."""
+    """[1 + W K] the candidates to try: first to keep everything, then every weight with every share."""
     return [Candidate(0.0, 1.0), *(Candidate(*candidate) for candidate in product(weights, keep))]
 
 
-def kept(misalignment: Tensor, influence: Tensor, candidate: Candidate) -> Tensor:
+def keep_mask(misalignment: Tensor, influence: Tensor, candidate: Candidate) -> Tensor:
     """[N] bool: the pairs of the sample that a candidate keeps.
 
     Args:
-        misalignment: [N] probabilities; their evidence of influence is the ranking half's.
-        influence: [N] on the half of the target that ranks.
-        candidate: to try.
+        misalignment: [N] probabilities of misalignment; their evidence has the influence on the ranking half.
+        influence: [N] influence on the half of the target that ranks.
+        candidate: the candidate to try.
     """
     score = (1 - candidate.weight) * _position(-misalignment) + candidate.weight * _position(influence)
     mask = torch.zeros(len(score), dtype=torch.bool, device=score.device)
@@ -102,18 +102,18 @@ def kept(misalignment: Tensor, influence: Tensor, candidate: Candidate) -> Tenso
     return mask
 
 
-def choose(weights: list[float], keep: list[float], losses: Tensor, aligned: float) -> Choice:
+def choose_candidate(weights: list[float], keep: list[float], losses: Tensor, aligned: float) -> Choice:
     """Choose the share to keep by its mean loss over all weights, then the weight at that share.
 
-    The ranking half overrates what it asked for. So losses within OVERRATED of the best count as equal, and what is known
-    without the refits decides between them: of shares the one nearest to the share of aligned pairs is taken, of weights the
-    smallest, which trusts influence the least.
+    The ranking half overrates the pairs that it ranked high, so losses within OVERRATED of the best count as equal. Among equal
+    shares, the one nearest to the estimated share of aligned pairs is taken. Among equal weights, the smallest is taken,
+    because it trusts influence the least.
 
     Args:
-        weights: W candidates.
-        keep: K candidates.
-        losses: [1 + W K] of the target after each refit, in the order of `candidates`, mean over halves and seeds.
-        aligned: expected share of the pairs that are aligned.
+        weights: W candidate weights of influence.
+        keep: K candidate shares of pairs to keep.
+        losses: [1 + W K] loss of the target after each refit, in the order of `candidates`, mean over halves and seeds.
+        aligned: estimated share of the pairs that are aligned.
     """
     everything, table = losses[0].item(), losses[1:].view(len(weights), len(keep))
     k = min(_equally_good(table.mean(0)), key=lambda i: abs(keep[i] - aligned))
@@ -129,12 +129,12 @@ def _equally_good(losses: Tensor) -> list[int]:
 
 
 def _position(values: Tensor) -> Tensor:
-    """[N] ranks, 0 to 1."""
+    """[N] ranks, scaled to 0 to 1."""
     return values.argsort(stable=True).argsort() / max(1, len(values) - 1)
 
 
 def _rank(values: Tensor, quantiles: Tensor) -> Tensor:
-    """[N] float64 in 0 to 1: where values lie among quantiles, linear between two of them."""
+    """[N] float64 in 0 to 1: the position of values among quantiles, interpolated linearly."""
     values = values.double()
     within = values.clamp(quantiles[0], quantiles[-1])
     below = (torch.searchsorted(quantiles, within, right=True) - 1).clamp(0, len(quantiles) - 2)

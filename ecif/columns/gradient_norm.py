@@ -1,13 +1,15 @@
 """The norm of the gradient of a pair's own loss, with respect to all parameters of both heads (GraNd, arXiv 2107.07075).
 
-No backward pass a pair. Pos_n depends on row n and column n of S alone. With r_j = dPos_n / dS_nj and c_i = dPos_n / dS_in
-(`Loss.pair_cotangents`), cosines C_ij = <u_i, v_j> and a_j = x_j / |z_j|, the gradient with respect to the image head is
+It needs no backward pass for each pair, because Pos_n depends on row n and column n of S only. With r_j = dPos_n / dS_nj and
+c_i = dPos_n / dS_in (`Loss.pair_cotangents`), cosines C_ij = <u_i, v_j> and a_j = x_j / |z_j|, the gradient with respect to the
+image head is
 
     G_n = s [ alpha_n (x) u_n - sum_j m_j a_j (x) v_j + a_n (x) w_n ]
     alpha_n = sum_j r_j a_j,   m_j = r_j C_nj,   w_n = sum_i c_i (u_i - C_in v_n)
 
-Its squared norm is made of inner products of the a_j and of the embeddings, so of B x B matrices. For the text head, images and
-texts change places. Where log s or the bias is a parameter, it adds the square of sum_ij dPos_n/dS_ij S'_ij, S' = s C or 1.
+Its squared norm is a sum of products of B x B matrices: the inner products of the a_j and of the embeddings. For the text head,
+images and texts change places. If log s or the bias is a parameter, it adds (sum_ij dPos_n/dS_ij S'_ij)^2, with S' = s C for
+log s and S' = 1 for the bias.
 """
 
 from torch import Tensor
@@ -41,7 +43,7 @@ def pair_gradient_norms(heads: Heads, batch: Embedded, loss: Loss) -> Tensor:
     Args:
         heads: where the gradient is taken.
         batch: B pairs under these heads.
-        loss: whose Pos_n it is; a loss of two towers.
+        loss: the loss that defines Pos_n; a loss of two towers.
     """
     rows, columns = loss.pair_cotangents(logits(heads, batch))
     cosine = batch.u @ batch.v.T
@@ -59,7 +61,7 @@ def _squared_norms(a: Tensor, v: Tensor, u: Tensor, rows: Tensor, columns: Tenso
     """|G_n / s|^2 [B] for one head.
 
     Args:
-        a: [B, d_x] features of the head over the length of their embeddings.
+        a: [B, d_x] features of the head, divided by the norm of their projections z.
         v: [B, d] unit embeddings of the head.
         u: [B, d] unit embeddings of the other head.
         rows: r [n, j], with embedding j of this head.

@@ -1,10 +1,11 @@
-"""Intra-modal structure consistency (GSC; Zhao et al., arXiv 2405.16996): is an image as near to the other images of its batch
-as its caption is to their captions?
+"""Intra-modal structure consistency (GSC; Zhao et al., arXiv 2405.16996).
+
+It asks whether an image is as similar to the other images of its batch as its caption is to their captions:
 
     gsc_n = cos( (<x_n, x_j>)_j, (<t_n, t_j>)_j )
 
-The two vectors are the pair's rows of the batch's image and text similarity matrices, of unit trunk features. Each holds the
-pair itself, with 1. The mean is taken over the batches.
+The two vectors are the pair's rows of the image and of the text similarity matrix of the batch, from unit trunk features. Each
+row includes the pair's similarity 1 with itself. The score is the mean over the pair's batches.
 """
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from ecif.columns.contract import HeldOutPairs, PairScore
 
 
 class Gsc(PairScore, name="gsc"):
-    """Do image and caption stand to the rest of the batch in the same way?"""
+    """Are image and caption similar to the same other pairs of the batch?"""
 
     good = "high"
     unit = "cosine"

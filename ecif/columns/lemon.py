@@ -4,9 +4,9 @@
     s_n = mean over the k nearest images x_j of  d_text(y, y_j) exp(-tau1 d_image(x, x_j)) exp(-tau2 d_mm(x_j, y_j))
     s_m = mean over the k nearest texts  y_j of  d_image(x, x_j) exp(-tau1 d_text(y, y_j)) exp(-tau2 d_mm(x_j, y_j))
 
-Neighbours are found in the bank, without the pair's own fold. All distances are 1 - cosine: d_mm under the checkpoint's heads,
-d_image and d_text between trunk features that are centred on the bank. The parameters are those that the paper proposes where
-there are no labels to tune them on.
+Neighbours are found in the bank, outside the pair's own fold. All distances are 1 - cosine: d_mm between embeddings under the
+checkpoint's heads, d_image and d_text between trunk features that are centred on the bank. The parameters are the fixed ones
+that the paper proposes for data without labels to tune them on.
 """
 
 import torch
@@ -17,7 +17,7 @@ from ecif.columns.contract import HeldOutPairs, PairScore
 from ecif.heads import Heads, embed
 
 K, BETA, GAMMA, TAU1, TAU2 = 30, 5.0, 5.0, 0.1, 5.0
-CHUNK = 256  # pairs that meet the bank at once
+CHUNK = 256  # pairs that are compared with the bank at once
 
 
 class Lemon(PairScore, name="lemon"):
@@ -28,7 +28,7 @@ class Lemon(PairScore, name="lemon"):
     says = "Distance of image and caption, plus that of each to the partners of the other's 30 nearest neighbours (LEMoN)."
 
     def values(self, pairs: HeldOutPairs) -> Tensor:
-        """[N] score of every pair. Where the bank has fewer than K pairs of other folds, the mean is over those there are."""
+        """[N] score of every pair. If the bank has fewer than K pairs of other folds, the mean is over all of them."""
         parts = zip(*(side.split(CHUNK) for side in (pairs.images, pairs.texts, pairs.fold)), strict=True)
         return torch.cat([_lemon(pairs.checkpoint, pairs.bank, *part) for part in parts])
 
@@ -42,12 +42,12 @@ def _lemon(checkpoint: Heads, bank: Bank, images: Tensor, texts: Tensor, fold: T
 
 
 def _discrepancy(near: Tensor, far: Tensor, own: Tensor, trust: Tensor) -> Tensor:
-    """s [n]: how far the nearest neighbours in one modality are in the other; 0 for a pair that meets nobody.
+    """s [n]: mean weighted distance, in one modality, to the nearest neighbours in the other; 0 for a pair without neighbours.
 
     Args:
-        near: [n, M] cosines of the modality in which neighbours are found.
-        far: [n, M] cosines of the other one.
-        own: [n, M] pairs of the bank that must not be met.
+        near: [n, M] cosines in the modality in which neighbours are found.
+        far: [n, M] cosines in the other modality.
+        own: [n, M] bool, the bank's pairs of the pair's own fold, which are left out.
         trust: [M] weight of every pair of the bank.
     """
     cosine, neighbours = near.masked_fill(own, -torch.inf).topk(min(K, near.shape[1]), dim=1)

@@ -1,16 +1,18 @@
-"""How likely an image and its caption do not belong together, learned from swaps that the method plants itself.
+"""The probability that an image and its caption do not belong together, learned from planted caption swaps.
 
-Which pairs of a corpus are misaligned is unknown, but misaligned pairs can be made: a held-out pair with the caption of
-another. Both are scored by heads that saw neither. Planted swaps are then a sample of the bad pairs, real pairs a mixture:
+It is unknown which pairs of a corpus are misaligned, but misaligned pairs can be made. A planted swap is a held-out image with
+the caption of another held-out pair. Its evidence is computed with heads that were fitted without either pair. Planted swaps
+are then a sample of the misaligned pairs, and the corpus's own pairs are a mixture of good and misaligned ones:
 
     p_real(e) = (1 - share) p_good(e) + share p_planted(e),      log p_planted(e) / p_good(e) = w . e + c
 
-Presence-only data, fitted by expectation and maximisation (Ward, Hastie et al., Biometrics 2009): each real pair counts as bad
-by its own probability, a logistic regression tells bad from good, and the share is the mean of the probabilities. By Bayes,
+This is presence-only data. It is fitted by expectation maximisation (Ward, Hastie et al., Biometrics 2009). Each real pair
+counts as bad with its current probability. A logistic regression separates bad from good. The share is the mean probability. By
+Bayes' rule,
 
     P(misaligned | e) = sigmoid(w . e + c + log share / (1 - share))
 
-Calibrated as far as real misalignment looks like a swap: a caption that only says little is less bad than one of another image.
+The probability is calibrated as far as real misalignment looks like a swap. Captions that merely say little are milder cases.
 """
 
 from typing import NamedTuple
@@ -26,9 +28,9 @@ MISALIGNMENT = Column(
     "probability",
     "Probability that image and caption do not belong together, calibrated on caption swaps that the run plants itself.",
 )
-SHARE = 0.2  # that the iteration starts from
+SHARE = 0.2  # the misaligned share at the start of the iteration
 ITERATIONS = 200
-RIDGE = 0.01  # on the weights, against separable samples
+RIDGE = 0.01  # on the weights; without it they would grow without limit on a separable sample
 
 
 class Misalignment(NamedTuple):
@@ -36,28 +38,23 @@ class Misalignment(NamedTuple):
 
     centre: Tensor  # [E] median of the real pairs' evidence
     spread: Tensor  # [E] half the range between the 1st and the 99th percentile
-    weights: Tensor  # [E + 1], the last is the intercept: log-odds of a pair in the corpus
-    share: Tensor  # [] of the corpus that is misaligned, estimated
+    weights: Tensor  # [E + 1] of the log-odds of misalignment in the corpus; the last is the intercept
+    share: Tensor  # [] estimated share of the corpus's pairs that are misaligned
 
     def probability(self, evidence: Tensor) -> Tensor:
-        """[N] in (0, 1), that each pair is misaligned, from its evidence [N, E]."""
+        """[N] in (0, 1): the probability that each pair is misaligned, from its evidence [N, E]."""
         return _log_odds(self.standardise(evidence), self.weights).sigmoid()
 
     def standardise(self, evidence: Tensor) -> Tensor:
-        """Evidence [N, E] around 0 and about 1 wide, float64; beyond that it grows by its logarithm only."""
+        """Evidence [N, E], centred and scaled to about -1 to 1, float64. Outliers beyond that grow by their logarithm only."""
         return ((evidence.double() - self.centre) / self.spread).asinh()
 
 
-def evidence(held_out_loss: Tensor, clip_score: Tensor, agreement: Tensor, influence: Tensor) -> Tensor:
-    """[N, 3 + T] what tells good pairs from bad: loss, cosine, agreement [N], and influence [T, N] on every target."""
-    return torch.cat([held_out_loss[None], clip_score[None], agreement[None], influence]).T
-
-
-def learn(real: Tensor, planted: Tensor) -> Misalignment:
+def learn_misalignment(real: Tensor, planted: Tensor) -> Misalignment:
     """Learn the model from the evidence of real pairs [N, E] and of planted swaps [M, E].
 
     Raises:
-        ValueError: evidence that is not finite.
+        ValueError: the evidence is not finite.
     """
     if not (real.isfinite().all() and planted.isfinite().all()):
         raise ValueError("evidence is not finite")
@@ -71,7 +68,7 @@ def learn(real: Tensor, planted: Tensor) -> Misalignment:
     for _ in range(ITERATIONS):
         weight = torch.cat([torch.ones(len(bad), dtype=torch.float64), probability, 1 - probability])
         weights = _logistic_step(evidence, label, weight, model.weights)
-        # The regression saw planted swaps too: back to the odds of the corpus.
+        # The regression's sample also holds the planted swaps, so its odds are converted to those of the corpus.
         count, share = probability.sum(), probability.mean()
         sampled = ((len(bad) + count) / (len(z) - count)).log()
         odds = _log_odds(z, weights) - sampled + (share / (1 - share)).log()

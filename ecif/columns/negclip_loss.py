@@ -1,9 +1,9 @@
-"""negCLIPLoss (Wang et al., arXiv 2405.19547): the cosine of a pair, less what any caption and any image would reach.
+"""negCLIPLoss (Wang et al., arXiv 2405.19547): the cosine of a pair, minus a soft maximum of its cosines with the batch.
 
     negclip_n = c_nn - tau/2 ( log sum_j exp(c_nj / tau) + log sum_i exp(c_in / tau) )
 
-c is the cosine of every text with every image of a batch, tau = 1 / logit_scale. Both are the checkpoint's own; the mean is
-taken over random batches.
+c_ij is the cosine of text i with image j of the batch, and tau = 1 / logit_scale. Both are those of the checkpoint. The score
+is the mean over several random batches.
 """
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from ecif.heads import embed
 
 
 class NegClipLoss(PairScore, name="negclip_loss"):
-    """Cosine normalised by the batch."""
+    """Cosine of image and caption, normalised by the batch."""
 
     good = "high"
     unit = "cosine"

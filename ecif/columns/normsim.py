@@ -1,9 +1,9 @@
-"""NormSim (Wang et al., arXiv 2405.19547): how near the images of a target a pair's image is.
+"""NormSim (Wang et al., arXiv 2405.19547): how similar a pair's image is to the images of a target.
 
     normsim_2_n = | X_T f_n |_2,      normsim_inf_n = max over the rows of X_T f_n
 
-X_T [M, d_x] holds the target's image features and f_n is the pair's, all trunk features of unit length. Captions count for
-nothing.
+X_T [M, d_x] holds the image features of the target, and f_n is the image feature of the pair. All are trunk features of unit
+length. Captions are not used.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ecif.columns.contract import HeldOutPairs, PairScore
 
-CHUNK = 256  # pairs that meet the target at once
+CHUNK = 256  # pairs that are compared with the target at once
 
 
 class NormSim2(PairScore, name="normsim_2"):
@@ -46,7 +46,7 @@ def _cosines(pairs: HeldOutPairs) -> Iterator[Tensor]:
     """X_T f [chunk, M], chunk by chunk.
 
     Raises:
-        ValueError: there are no images of a target.
+        ValueError: the target has no images.
     """
     if pairs.target_images is None:
         raise ValueError("NormSim compares with the images of a target, and this one has none")

@@ -10,7 +10,7 @@ q then gives the exact derivatives of every Pos_n and Neg_n of a batch. No per-p
 The two parts are those of ECIF (arXiv 2411.11667). Forward-INF (arXiv 2402.08922) is related: it takes one ascent step on the
 target and looks at the change of every pair's loss. That is a finite difference, without curvature and without a sign.
 
-    parameters = choose(model, ["visual.transformer.resblocks.11.*"])
+    parameters = choose_parameters(model, ["visual.transformer.resblocks.11.*"])
     function = clip_logits(model)
     gradient = loss_gradient(function, parameters, target_batches)
     product = lambda v: gauss_newton_product(function, parameters, sample, v)
@@ -57,7 +57,7 @@ class Logits(NamedTuple):
         return list(zip(batch[0].split(size), batch[1].split(size), strict=True))
 
 
-def choose(model: nn.Module, patterns: Sequence[str]) -> Parameters:
+def choose_parameters(model: nn.Module, patterns: Sequence[str]) -> Parameters:
     """The parameters whose names match one of the shell patterns, in the model's order and sharing its memory.
 
     Args:

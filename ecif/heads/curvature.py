@@ -2,7 +2,7 @@
 
     H = sum over batches of J^T (d2L/dS2) J,   J = dS/d(heads)
 
-Not the empirical Fisher sum g g^T: that ignores that every logit of a batch shares its softmax.
+It is not the empirical Fisher matrix sum g g^T, which ignores that the logits of a batch share their softmaxes.
 """
 
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ def gauss_newton_product(heads: Heads, batches: Iterable[Embedded], directions: 
     """H directions, summed over `batches` in their order, without damping.
 
     Args:
-        heads: where the curvature is taken.
+        heads: the heads at which the curvature is taken.
         batches: batches embedded with these heads.
         directions: [n, P].
-        loss: what is trained on.
+        loss: the training loss.
 
     Returns:
         [n, P], loss units per squared parameter unit times direction.

@@ -1,4 +1,4 @@
-"""Fit the heads on cached features. Influence is a statement about a minimum, so the heads have to be at one.
+"""Fit the heads on cached features. Influence is derived at a minimum of the training loss, so the heads have to be near one.
 
 The trunks stay frozen (LiT, arXiv 2111.07991). Cosine heads are scale-invariant, so plain weight decay gives them no minimum,
 and many epochs memorise wrong pairs. The fit therefore stops early, after a fixed number of epochs of Adam with cosine decay.
@@ -18,20 +18,20 @@ from ecif.heads.curvature import loss_gradient
 from ecif.losses import CLIP, Loss
 from ecif.search import bisect
 
-BIAS_BATCHES = 16  # the final bias is the best one for this many batches
-BIAS_HALVINGS = 40  # of the bracket that it is searched in
-MARGIN = 20.0  # the bracket ends this far beyond the logits: a bias there would be the best for e^20 negatives a positive
+BIAS_BATCHES = 16  # a checkpoint's bias is the best one for this many batches
+BIAS_HALVINGS = 40  # bisection steps of the search for the bias
+MARGIN = 20.0  # the search goes this far beyond the logits; a bias there would be the best for e^20 negatives a positive
 
 Epoch = Callable[[torch.Generator], list[Tensor]]
 
 
 def fixed_batches(batches: list[Tensor]) -> Epoch:
-    """Every epoch visits the same batches in a new order: who shares a softmax never changes, as influence assumes."""
+    """Every epoch visits the same batches in a new order. The pairs of a softmax never change, as influence assumes."""
     return lambda order: [batches[i] for i in torch.randperm(len(batches), generator=order).tolist()]
 
 
 def reshuffled(pairs: int, batch_size: int, steps: int) -> Epoch:
-    """Every epoch deals `pairs` pairs into `steps` new full batches, as trainers do. When all pairs are dealt, it starts again.
+    """Every epoch shuffles the pairs into `steps` new full batches, as trainers do, with as many passes as that takes.
 
     With the same `steps`, a filtered corpus gets the same number of updates as the whole one.
     """
@@ -58,19 +58,19 @@ def fit(
     loss: Loss = CLIP,
     checkpoints: int = 1,
 ) -> list[Heads]:
-    """Train the heads on features of pairs, and the logit scale and bias where they are parameters.
+    """Train the heads on features of pairs, and also the logit scale and bias if they are parameters.
 
     Args:
-        start: where to begin; use `standardised` heads so that the learning rate has its usual meaning.
+        start: initial heads; use `standardised` heads so that the learning rate has its usual meaning.
         images: [N, d_x] features.
         texts: [N, d_t] features.
         epoch: `fixed_batches` or `reshuffled`.
-        batch_size: the nominal one. Losses are divided by 2 * batch_size whatever a batch holds, so that removing a pair
-            from a fixed batch takes out the pair's own terms and reweights nothing else.
-        epochs: passes over the pairs; the learning rate falls to 0 over them on a half cosine.
+        batch_size: the nominal batch size. Losses are divided by 2 * batch_size even if a batch holds fewer or more pairs, so
+            that removing a pair from a fixed batch takes out the pair's own terms and reweights no other.
+        epochs: passes over the pairs. Over all of them, the learning rate falls to 0 on a half cosine.
         learning_rate: Adam's, at the start.
         seed: of the order of the batches. Nothing else is random.
-        loss: what to minimise.
+        loss: the loss to minimise.
         checkpoints: how many sets of heads to return: one after the first epoch, one after the last, the others evenly between.
             With 1, only the heads after the last epoch.
 

@@ -12,7 +12,7 @@ def group_influence(
 ) -> Tensor:
     """The predicted change of each target's loss if all pairs of a group are removed together, to first order in the step.
 
-    Groups of pairs in different batches add up. Pairs of one batch do not: see `ecif.losses.groups`.
+    The influence of pairs in different batches adds up. That of pairs in one batch does not, see `ecif.losses.groups`.
 
     Args:
         heads: the heads that the directions were solved for.

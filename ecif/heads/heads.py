@@ -1,11 +1,11 @@
 """The two linear heads of a CLIP model on cached features, and their derivatives in closed form.
 
-With z = x W and v = z / |z| for images, u alike for texts, the logits are S_ij = s <u_i, v_j> + b: row = text, column = image.
-A direction in the space of the heads is one flat vector of length P: image head d_x d, text head d_t d, then log s and b where
-they are parameters.
+The image embedding is v = z / |z| with z = x W; the text embedding u is made in the same way. The logits are
+S_ij = s <u_i, v_j> + b: row = text, column = image. A direction in the space of the heads is one flat vector of length P: image
+head d_x d, text head d_t d, then log s and b if they are parameters.
 
-A head with a bias c is one of these too: z = x W + c = [x, 1] [W; c], and as only the direction of z counts, [x, 1] may be
-scaled to length 1 as x is (`ecif.towers`).
+A head with a bias c has the same form: z = x W + c = [x, 1] [W; c]. Only the direction of z counts, so [x, 1] may be scaled to
+length 1, as x is (`ecif.towers`).
 """
 
 import math
@@ -16,14 +16,14 @@ from torch import Tensor
 
 
 class Heads(NamedTuple):
-    """The final projections of both towers; everything before them is frozen."""
+    """The final projections of both towers. Everything before them is frozen."""
 
     image: Tensor  # [d_x, d]
     text: Tensor  # [d_t, d]
     logit_scale: float  # s, already exponentiated
-    logit_bias: float = 0.0  # b: SigLIP's; no softmax sees it
-    train_logit_scale: bool = False  # log s is a parameter
-    train_logit_bias: bool = False  # b is one
+    logit_bias: float = 0.0  # b, which SigLIP has; a softmax is invariant to it
+    train_logit_scale: bool = False  # whether log s is a parameter
+    train_logit_bias: bool = False  # whether b is a parameter
 
     @property
     def size(self) -> int:
@@ -40,18 +40,18 @@ class Heads(NamedTuple):
         return image.view_as(self.image), text.view_as(self.text)
 
     def split_scalars(self, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """The changes of log s and of b in a flat direction [P], 0 for what is no parameter."""
+        """The changes of log s and of b in a flat direction [P]. A change is 0 if the scalar is not a parameter."""
         rest = direction[self.image.numel() + self.text.numel() :]
         zero = direction.new_zeros(())
         return rest[0] if self.train_logit_scale else zero, rest[-1] if self.train_logit_bias else zero
 
     def flat(self) -> Tensor:
-        """The parameters [P], copied."""
+        """A copy of the parameters as one flat vector [P]."""
         scalars = [math.log(self.logit_scale)] * self.train_logit_scale + [self.logit_bias] * self.train_logit_bias
         return torch.cat([self.image.flatten(), self.text.flatten(), self.image.new_tensor(scalars)])
 
     def at(self, point: Tensor) -> "Heads":
-        """These heads with other parameters [P]; the projections are views of them."""
+        """These heads with other parameters [P]. The projections are views of `point`."""
         image, text = self.split(point)
         log_scale, bias = self.split_scalars(point)
         scale = log_scale.exp().item() if self.train_logit_scale else self.logit_scale
@@ -61,7 +61,7 @@ class Heads(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """Pairs seen through the heads: what every derivative below needs."""
+    """Pairs embedded with a set of heads, with everything that the derivatives below need."""
 
     images: Tensor  # [N, d_x] features x
     texts: Tensor  # [N, d_t] features t
@@ -78,8 +78,8 @@ class Embedded(NamedTuple):
 def standardised(heads: Heads) -> Heads:
     """The same model with each head scaled to Frobenius norm sqrt(d).
 
-    Cosine heads are scale-invariant, so this changes no logit; it gives learning rate and damping one meaning for every
-    checkpoint (a gradient with respect to W goes as 1 / |W|).
+    Cosine heads are scale-invariant, so this changes no logit. But a gradient with respect to W is proportional to 1 / |W|:
+    with standardised heads, learning rate and damping mean the same for every checkpoint.
     """
     rescale = lambda w: w * (w.shape[1] ** 0.5 / w.norm())  # noqa: E731
     return heads._replace(image=rescale(heads.image), text=rescale(heads.text))
@@ -94,7 +94,7 @@ def embed(heads: Heads, images: Tensor, texts: Tensor) -> Embedded:
         texts: [N, d_t] text features; row i belongs to image i.
 
     Returns:
-        Unit embeddings in the dtype of the features, and what their derivatives need.
+        Unit embeddings in the dtype of the features, with features and norms for the derivatives.
     """
     z_image, z_text = images @ heads.image, texts @ heads.text
     # A feature that the head maps to zero has no direction: its embedding is zero, not NaN.
@@ -110,9 +110,9 @@ def logits(heads: Heads, pairs: Embedded) -> Tensor:
 
 
 def tangents(heads: Heads, pairs: Embedded, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the heads' move along `direction` [P] does to each pair: (u', v', b'), [N, d], [N, d] and a scalar.
+    """Derivatives (u', v', b') of each pair's embeddings and of the bias along `direction` [P]: [N, d], [N, d] and a scalar.
 
-    A change of log s is in u': s <u, v> grows with it as if u did.
+    u' also holds the change of log s: scaling s changes s <u, v> as scaling u does.
     """
     image, text = heads.split(direction)
     log_scale, shift = heads.split_scalars(direction)
@@ -123,7 +123,7 @@ def tangents(heads: Heads, pairs: Embedded, direction: Tensor) -> tuple[Tensor, 
 
 
 def logits_jvp(heads: Heads, pairs: Embedded, du: Tensor, dv: Tensor, shift: Tensor) -> Tensor:
-    """S' [N, N]: the change of the logits, from `tangents`."""
+    """S' [N, N]: the derivative of the logits, from the derivatives that `tangents` gives."""
     return heads.logit_scale * (du @ pairs.v.T + pairs.u @ dv.T) + shift
 
 

@@ -1,10 +1,11 @@
-"""The columns: what each pair of a batch does to a target, by exact projection on a solved direction.
+"""The influence of each pair of a batch on a target: the pair's gradient, projected exactly on a solved direction.
 
-With q = H^-1 grad L_T, removing pair n moves the heads by H^-1 (grad Pos_n + grad Neg_n), and to first order the target loss by
+Removing pair n moves the heads by H^-1 (grad Pos_n + grad Neg_n). With q = H^-1 grad L_T, the first-order change of the target
+loss is
 
     influence_n = <grad Pos_n, q> + <grad Neg_n, q>
 
-Both projections are directional derivatives: one tangent pass gives them for the whole batch, no per-pair gradient exists.
+Both projections are directional derivatives. One tangent pass gives them for the whole batch, so no pair's gradient is formed.
 """
 
 from typing import NamedTuple
@@ -19,8 +20,8 @@ from ecif.losses import CLIP, Loss
 class PairScores(NamedTuple):
     """Scores of N pairs under one set of heads."""
 
-    positive: Tensor  # [T, N] predicted change of each target's loss from removing the pair as a positive
-    negative: Tensor  # [T, N] ... and as a negative
+    positive: Tensor  # [T, N] predicted change of each target's loss if the pair is removed as a positive
+    negative: Tensor  # [T, N] the same if it is removed as a negative
     pair_loss: Tensor  # [N] Pos_n, nats
     clip_score: Tensor  # [N] cosine of image and caption
 
@@ -31,12 +32,12 @@ def score(heads: Heads, pairs: Embedded, batches: list[Tensor], directions: Tens
     Args:
         heads: the heads the directions were solved for.
         pairs: all N pairs under these heads.
-        batches: index tensors without repeats. A pair in several batches gets the mean over them, in none NaN.
+        batches: index tensors without repeats. A pair in several batches gets the mean over them; a pair in none gets NaN.
         directions: [T, P], q = H^-1 grad L_T of each target.
         loss: what the heads were fitted with; `Clip("taylor")` for the paper's first-order negatives.
 
     Returns:
-        Influence in loss units of the target's summed loss; the sign says what removing the pair does to it.
+        Influence in units of the target's summed loss. Above 0 the pair helps the target, below 0 it harms it.
     """
     moved = [tangents(heads, pairs, direction) for direction in directions]
     sums = pairs.u.new_zeros(2 * len(moved) + 2, len(pairs.u))

@@ -1,11 +1,12 @@
-"""What a target asks of the model: a loss as a function of the heads, whose gradient influence is projected on.
+"""The contract of a target: clean data, and a loss on it as a function of the heads. Influence predicts changes of this loss.
 
-A kind of target is a subclass of `TargetLoss` with two methods: the similarities of a batch, and its loss in them. Sum
-convention, as in training: a target's loss is the sum over its pairs, not their mean.
+A kind of target is a subclass of `TargetLoss` with three methods: the captions, the similarities of a batch, and the loss as a
+function of these similarities. A target's loss is the sum over its pairs, not their mean, as the training loss is.
 
     class Recall(OfPairs, name="recall"): ...
 
-registers one. It is a dataclass. Fields that `TargetData` has too are filled with the target's data, all others are options.
+registers a kind. It is a dataclass. Fields that `TargetData` also has are filled with the target's data; all others are
+options.
 """
 
 import math
@@ -21,35 +22,36 @@ from ecif.heads import Heads, embed, logits
 from ecif.losses import CLIP, Loss
 from ecif.registry import Kind, option
 
-TEMPERATURES = 16.0  # a calibrated scale stays within this factor of the model's own: separable pairs would take it to infinity
+TEMPERATURES = 16.0  # tau stays between 1 / TEMPERATURES and TEMPERATURES; on separable pairs the best tau is infinite
 
 
 class TargetData(NamedTuple):
-    """What is known of a target, on one device. A kind takes the fields that it has."""
+    """The data of a target, on one device. A kind takes those that it has fields for."""
 
-    images: Tensor  # [N, d_x] features
-    texts: Tensor  # [N, d_t] features
-    labels: Tensor | None = None  # int64 [N], the class of each image; of labelled kinds
-    prompts: Tensor | None = None  # [C, M, d_t] text features of M templates for each of C classes; of labelled kinds
-    loss: Loss = CLIP  # what the model is trained with
+    images: Tensor  # [N, d_x] image features
+    texts: Tensor  # [N, d_t] text features
+    labels: Tensor | None = None  # int64 [N], the class of each image; for labelled kinds
+    prompts: Tensor | None = None  # [C, M, d_t] text features of M templates for each of C classes; for labelled kinds
+    loss: Loss = CLIP  # the training loss of the model
 
 
 @dataclass(eq=False, kw_only=True)
 class TargetLoss(Kind, ABC):
     """A target's pairs and the loss on them.
 
-    A calibrated loss is min over tau of L(tau S), the loss at its own best temperature; otherwise a change of confidence, which
-    decides no ranking, drowns the change of ranking. By the envelope theorem its gradient is that of L(tau S) at the best tau
-    held fixed. All batches of a call share one tau.
+    A calibrated loss is min over tau of L(tau S), the loss at its own best temperature. Without calibration, a change of
+    confidence, which leaves every ranking as it is, hides the change of ranking. By the envelope theorem, the gradient is that
+    of L(tau S) with the best tau held fixed. All batches of a call share one tau.
 
     Attributes:
         has_temperature: the loss is convex in a factor on the similarities, so that it has a best temperature. A kind without
-            one has no option `calibrated`.
-        has_curvature: uncalibrated, it is the training loss on the target's pairs, whose gradient and Gauss-Newton matrix are
-            known for any parameters. Second order and forward mode need that.
-        labelled: it asks about images with a class each, and reads labels and prompts instead of captions.
+            a temperature has no option `calibrated`.
+        has_curvature: without calibration, the loss is the training loss on the target's pairs. Its gradient and Gauss-Newton
+            matrix are then known for any parameters, as second order and forward mode need.
+        labelled: the target has images with a class each. It reads labels and prompts instead of captions.
     """
 
+    unit: ClassVar[str] = "nats"  # of the loss
     has_temperature: ClassVar[bool] = True
     has_curvature: ClassVar[bool] = False
     labelled: ClassVar[bool] = False
@@ -59,22 +61,26 @@ class TargetLoss(Kind, ABC):
     )
 
     @abstractmethod
+    def captions(self) -> Tensor:
+        """[N, d_t] text features that say what each pair is about, for `ecif.targets.coverage`."""
+
+    @abstractmethod
     def similarities(self, heads: Heads, batches: list[Tensor]) -> list[Tensor]:
-        """The matrix that each batch's loss is a function of, differentiable in the heads."""
+        """The similarity matrix of each batch, differentiable in the heads. `batch_loss` is a function of it."""
 
     @abstractmethod
     def batch_loss(self, similarity: Tensor, rows: Tensor) -> Tensor:
-        """Loss, a scalar, of the pairs at `rows`, whose similarities these are."""
+        """Summed loss, a scalar, of the pairs at `rows`, given their similarities."""
 
     @classmethod
     def options(cls) -> list[Field[Any]]:
-        """The fields that a configuration may set: those that are no data."""
+        """The fields that a configuration may set: those that hold no data."""
         others = TargetData._fields if cls.has_temperature else (*TargetData._fields, "calibrated")
         return [option for option in super().options() if option.name not in others]
 
     @classmethod
     def of(cls, data: TargetData, **options: Any) -> Self:
-        """The loss on a target, given what is known of it and values for `options`."""
+        """The loss on a target, given its data and values for `options`."""
         own = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in data._asdict().items() if name in own}, **options)
 
@@ -82,8 +88,8 @@ class TargetLoss(Kind, ABC):
         """Loss of some of the target's pairs, a scalar in loss units.
 
         Args:
-            heads: the heads to ask.
-            batches: rows of the target; those of one batch are each other's negatives where the loss has negatives.
+            heads: the heads at which the loss is taken.
+            batches: rows of the target. If the loss has negatives, the pairs of a batch are each other's negatives.
         """
         similarities = self.similarities(heads, batches)
         if self.calibrated and self.has_temperature:
@@ -106,7 +112,7 @@ class TargetLoss(Kind, ABC):
         return gradient
 
     def mean(self, heads: Heads, rows: Tensor) -> float:
-        """Loss a pair of the pairs at `rows`, all in one batch and at the best temperature: for comparing models."""
+        """Mean loss of the pairs at `rows`, all in one batch and at the best temperature, to compare models by."""
         return replace(self, calibrated=True).value(heads, [rows]).item() / len(rows)
 
     def _sum(self, similarities: list[Tensor], batches: list[Tensor]) -> Tensor:
@@ -120,6 +126,10 @@ class OfPairs(TargetLoss):
     images: Tensor
     texts: Tensor
 
+    def captions(self) -> Tensor:
+        """[N, d_t] text features of the captions."""
+        return self.texts
+
     def similarities(self, heads: Heads, batches: list[Tensor]) -> list[Tensor]:
         """Logits S [B, B] of each batch, row = text."""
         return [logits(heads, embed(heads, self.images[rows], self.texts[rows])) for rows in batches]
@@ -132,14 +142,14 @@ def best_temperature(loss: Callable[[Tensor], Tensor]) -> float:
         loss: L(tau) of a float64 scalar, twice differentiable.
 
     Returns:
-        The minimiser; a bound of the bracket [1 / TEMPERATURES, TEMPERATURES] where the loss still falls there.
+        The minimiser in [1 / TEMPERATURES, TEMPERATURES]. It is a bound of that bracket if the loss still falls there.
     """
     low, high, log_tau = -math.log(TEMPERATURES), math.log(TEMPERATURES), 0.0
     for _ in range(64):
         x = torch.tensor(log_tau, dtype=torch.float64, requires_grad=True)
         (slope,) = torch.autograd.grad(loss(x.exp()), x, create_graph=True)
         (curvature,) = torch.autograd.grad(slope, x)
-        # The slope's sign changes once, from below: bisection is always right, Newton's step when it stays inside.
+        # The slope changes its sign once, from below. Newton's step is taken if it stays in the bracket, bisection otherwise.
         low, high = (low, log_tau) if slope > 0 else (log_tau, high)
         newton = log_tau - slope.item() / curvature.item() if curvature > 0 else math.inf
         last, log_tau = log_tau, newton if low <= newton <= high else (low + high) / 2

@@ -16,9 +16,9 @@ class Contrastive(OfPairs, name="contrastive"):
     """The training loss on these pairs.
 
     Args:
-        images: [N, d_x].
-        texts: [N, d_t].
-        loss: what the model is trained with; the target's loss is in its units (nats).
+        images: [N, d_x] image features.
+        texts: [N, d_t] text features.
+        loss: the training loss of the model; the target's loss is in its units (nats).
         calibrated: see `TargetLoss`.
     """
 
@@ -31,5 +31,5 @@ class Contrastive(OfPairs, name="contrastive"):
         return self.loss.batch_loss(similarity)
 
     def mean(self, heads: Heads, rows: Tensor) -> float:
-        """CLIP's calibrated loss a pair, whatever the training loss: models are compared here as they are on a test set."""
+        """Mean calibrated loss of CLIP, even if the training loss is another: models are compared as on a test set."""
         return calibrated_loss(heads, self.images[rows], self.texts[rows])

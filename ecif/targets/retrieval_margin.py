@@ -15,14 +15,16 @@ class RetrievalMargin(OfPairs, name="retrieval_margin"):
     """Hinges on wrong pairings that come within a margin of the right one: triplet ranking loss on cosines.
 
     sum_i sum_{j != i} [m + c_ij - c_ii]_+ + [m + c_ji - c_ii]_+, c_ij = <u_i, v_j>: the sum-of-hinges loss of VSE++
-    (arXiv 1707.05612, equation 5). It has no temperature. Zero, and without a gradient, once every pair is right by the margin.
+    (arXiv 1707.05612, equation 5). It has no temperature. The loss and its gradient are 0 once every right pairing is better
+    than all wrong ones by the margin.
 
     Args:
-        images: [N, d_x].
-        texts: [N, d_t].
+        images: [N, d_x] image features.
+        texts: [N, d_t] text features.
         margin: m, in cosine.
     """
 
+    unit: ClassVar[str] = "cosine"
     has_temperature: ClassVar[bool] = False
 
     margin: float = option(0.2, "by which the right pairing has to be better than a wrong one, in cosine", gt=0)

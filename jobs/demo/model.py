@@ -18,7 +18,7 @@ CONTEXT_LENGTH = 24
 LOGIT_SCALE = 10.0
 
 
-def build(folder: Path) -> str:
+def build_model(folder: Path) -> str:
     """Write the model as an open_clip folder; returns its open_clip name, `local-dir:...`.
 
     Raises:

@@ -13,11 +13,12 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline import storage
-from pipeline.config import Config, Pairs
+from pipeline.config import Config
 from pipeline.corpus import shards
 from pipeline.corpus.captions import caption_of
 from pipeline.corpus.pairs import image_bytes
-from pipeline.corpus.tar import Contents, groups
+from pipeline.corpus.tar import Contents, read_groups
+from pipeline.sections import Pairs
 
 PER_ROW = 8
 
@@ -53,7 +54,7 @@ def _load(wanted: set[tuple[str, int]], corpus: Pairs, config: Config) -> dict[t
         if not mine:
             continue
         with storage.local_copy(shard.source) as file:
-            for group in groups(file, Contents()):
+            for group in read_groups(file, Contents()):
                 if group.index in mine:
                     image = Image.open(io.BytesIO(image_bytes(file, group, config.embed))).convert("RGB")
                     found[shard.name, group.index] = (image, caption_of(file, group, corpus.caption, config.embed))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ecif.permutation import permutation
 from pipeline import storage
-from pipeline.corpus.batches import permutation
 from pipeline.run_folder import tables
 
 
@@ -28,7 +28,7 @@ def plant(source: Path, out: Path, truth: Path, share: float, seed: int) -> int:
     """
     shards = {path: _read(path) for path in sorted(source.glob("*.tar"))}
     pairs = [fields for members in shards.values() for name, fields in _jsons(members)]
-    chosen = [pairs[i] for i in permutation(len(pairs), "swap", seed)[: round(share * len(pairs))]]
+    chosen = [pairs[i] for i in permutation(len(pairs), "swap", seed).tolist()[: round(share * len(pairs))]]
     captions = [fields["caption"] for fields in chosen]
     swapped = {
         fields["uid"]: caption

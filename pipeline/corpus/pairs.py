@@ -1,4 +1,4 @@
-"""From the members of a key to a pair that can be embedded, or to a reason why not."""
+"""Decode the members of a key to a pair that can be embedded, or find the reason why that is not possible."""
 
 import hashlib
 import io
@@ -6,19 +6,19 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.config import Embed
 from pipeline.corpus.captions import is_unicode, read_caption, read_fields, read_label, read_within
 from pipeline.corpus.reasons import Reason, Refused
 from pipeline.corpus.tar import Group
+from pipeline.sections import Embed
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-MAX_ASPECT = 200  # resizing makes the short side a few hundred pixels wide: a line of pixels would take gigabytes
+MAX_ASPECT = 200  # resizing scales the short side to a few hundred pixels: a thin line would grow to gigabytes
 _UID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -31,7 +31,7 @@ class Pair:
     uid: str
     caption: str
     pixels: NDArray[np.uint8]  # [3, H, W]
-    label: int | None = None  # its class, where a dataset has classes
+    label: int | None = None  # its class, if the dataset has classes
 
 
 @dataclass(frozen=True)
@@ -46,38 +46,37 @@ class Quarantined:
 
 
 def identity(shard: str, key: str, fields: dict[str, Any]) -> str:
-    """The pair's uid: 32 hex digits from its JSON if there, else a hash of (shard, key)."""
+    """The uid of a pair: 32 hex digits from its JSON, or a hash of (shard, key) if there are none."""
     uid = fields.get("uid")
     if isinstance(uid, str) and _UID.fullmatch(uid):
         return uid
     return hashlib.blake2b(f"{shard}/{key}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def read_pair(
-    file: BinaryIO,
-    group: Group,
-    shard: str,
-    caption: str,
-    limits: Embed,
-    resize: Callable[[Any], Any],
-    classes: Sequence[str] = (),
-    uids: dict[str, str] | None = None,
-) -> Pair | Quarantined:
+class ReadingRules(NamedTuple):
+    """How the pairs of a shard are read."""
+
+    shard: str  # its name; a pair without a uid in its JSON gets one from it
+    caption: str  # `txt`, a preset, or the JSON field that holds the caption
+    limits: Embed  # limits that are checked before anything is decoded
+    resize: Callable[[Any], Any]  # the model's own preprocessing of a PIL image, up to the tensor
+    # A caption for each class of a classification dataset, else empty. The class of a pair is the number in its .cls member
+    # (the layout of clip_benchmark's WebDatasets).
+    classes: Sequence[str] = ()
+    uids: dict[str, str] | None = None  # by key, from the sidecar; None to take them from the JSON
+
+
+def read_pair(file: BinaryIO, group: Group, rules: ReadingRules) -> Pair | Quarantined:
     """Decode one pair.
 
     Args:
         file: the shard.
         group: the pair's members.
-        shard: its name, part of the identity where the JSON has no uid.
-        caption: `txt`, a preset, or the JSON field that holds it.
-        limits: the caps that are checked before anything is decoded.
-        resize: the model's own preprocessing of a PIL image, up to the tensor.
-        classes: of a classification dataset, what each is called; a pair's class is the number in its .cls member, and its
-            caption the class's name (the layout of clip_benchmark's WebDatasets).
-        uids: of the sidecar, by key; None to take them from the JSON.
+        rules: how to read it.
     """
-    known = None if uids is None else {"uid": uids.get(group.key)}
-    uid, key = identity(shard, group.key, known or {}), group.key
+    limits = rules.limits
+    known = None if rules.uids is None else {"uid": rules.uids.get(group.key)}
+    uid, key = identity(rules.shard, group.key, known or {}), group.key
     try:
         if not is_unicode(key):
             key = key.encode("utf-8", "backslashreplace").decode()
@@ -85,16 +84,16 @@ def read_pair(
         if group.repeated:
             raise Refused("duplicate_key")
         fields = read_fields(file, group, limits)
-        uid = identity(shard, group.key, fields if known is None else known)
-        label = read_label(file, group, len(classes), limits) if classes else None
-        text = read_caption(file, group, fields, caption, limits) if label is None else classes[label]
-        return Pair(group.index, key, uid, text, _pixels(file, group, limits, resize), label)
+        uid = identity(rules.shard, group.key, fields if known is None else known)
+        label = read_label(file, group, len(rules.classes), limits) if rules.classes else None
+        text = read_caption(file, group, fields, rules.caption, limits) if label is None else rules.classes[label]
+        return Pair(group.index, key, uid, text, _pixels(file, group, limits, rules.resize), label)
     except Refused as refused:
         return Quarantined(group.index, key, uid, refused.reason, refused.detail)
 
 
 def image_bytes(file: BinaryIO, group: Group, limits: Embed) -> bytes:
-    """The encoded image of a pair; Refused where there is none."""
+    """The encoded image of a pair. Raises Refused if it has none."""
     suffix = next((s for s in IMAGE_SUFFIXES if s in group.members), None)
     if suffix is None:
         raise Refused("missing_image", f"members: {sorted(group.members)}")
@@ -102,10 +101,10 @@ def image_bytes(file: BinaryIO, group: Group, limits: Embed) -> bytes:
 
 
 def open_image(data: bytes, limits: Embed) -> Image.Image:
-    """An image whose header was read and whose size is within the limits; nothing is decoded yet."""
+    """Open an image by its header. No pixel is decoded. Raises Refused if the image is larger than the limits allow."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own cap decides, below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit decides below
             image = Image.open(io.BytesIO(data), formats=["JPEG", "PNG", "WEBP"])
     except Image.DecompressionBombError as error:
         raise Refused("too_many_pixels", str(error)) from None
@@ -123,15 +122,15 @@ def _pixels(file: BinaryIO, group: Group, limits: Embed, resize: Callable[[Any],
     image = open_image(data, limits)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the decoder's remarks on odd files are no news here
-            rgb = image.convert("RGB")  # before it is resized, as open_clip's training loader does
+            warnings.simplefilter("ignore")  # about odd files that are decoded all the same
+            rgb = image.convert("RGB")  # before the resize, as in open_clip's training loader
             return np.ascontiguousarray(np.asarray(resize(rgb), dtype=np.uint8).transpose(2, 0, 1))
     except Exception as error:  # noqa: BLE001
         raise _undecodable(data, error) from None
 
 
 def _undecodable(data: bytes, error: Exception) -> Refused:
-    """Why a decoder gave up: the image's own end is missing, or something else."""
+    """The reason why a decoder gave up: the end of the image is missing, or something else is wrong."""
     if data.startswith(b"\xff\xd8\xff"):
         whole = b"\xff\xd9" in data[max(0, data.rfind(b"\xff\xda")) :]  # JPEG: an end after the last scan's start
     elif data.startswith(b"\x89PNG"):

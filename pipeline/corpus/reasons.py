@@ -1,4 +1,4 @@
-"""Why a pair can't be used: a closed list."""
+"""The closed list of reasons why a pair can't be used."""
 
 from typing import Literal, get_args
 
@@ -18,13 +18,13 @@ Reason = Literal[
     "non_finite_features",
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
-# What another attempt may not find again: the shard was still being written, the device computed wrongly. All other reasons
-# are functions of a pair's bytes.
+# Reasons that can pass: the shard was still being written, or the device computed wrongly. All other reasons are functions of
+# the bytes of a pair.
 TRANSIENT: frozenset[str] = frozenset({"truncated_shard", "non_finite_features"})
 
 
 class Refused(Exception):
-    """A pair is unusable for a reason of the closed list."""
+    """Raised when a pair can't be used, with a reason of the closed list."""
 
     def __init__(self, reason: Reason, detail: str = ""):
         super().__init__(reason, detail)

@@ -1,6 +1,6 @@
-"""What img2dataset leaves beside `<shard>.tar`: `<shard>.parquet` with metadata by key, `<shard>_stats.json` with a count.
+"""Files of img2dataset beside `<shard>.tar`: `<shard>.parquet` has metadata by key, `<shard>_stats.json` the number of pairs.
 
-A sidecar is in the order of the downloads and holds the failed ones too: it is joined by key, never by position.
+A sidecar (`<shard>.parquet`) is in the order of the downloads and holds failed ones too. It is joined by key, not by position.
 """
 
 import io
@@ -15,22 +15,22 @@ from pipeline.console import say
 from pipeline.corpus.shards import Shard
 from pipeline.errors import RunError, UserError
 
-PREFIX = "sidecar_"  # of the columns in the score table: no name there can collide
+PREFIX = "sidecar_"  # of its columns in the score table, so that no other name there collides
 
 
 class Sidecars(NamedTuple):
     """The sidecars of a corpus's shards."""
 
     found: dict[str, storage.Object]  # by shard; a shard may have none
-    schema: pa.Schema  # of the columns to carry, as in the first sidecar
-    uids: bool  # whether pairs have their uid from there
+    schema: pa.Schema  # of the columns to carry into the score table, as in the first sidecar
+    uids: bool  # whether uids are taken from the sidecars
 
 
 def find(shards: list[Shard], columns: list[str], uids: bool) -> Sidecars | None:
-    """List the sidecars, and check the first; None where nothing is asked of them.
+    """List the sidecars and check the first. None if the configuration asks nothing of them.
 
     Raises:
-        UserError: there is none, the first lacks a column, or uids are to be from there and a shard has none.
+        UserError: there is no sidecar, the first lacks a column, or a shard has none and uids are taken from them.
     """
     if not columns and not uids:
         return None
@@ -54,16 +54,16 @@ def find(shards: list[Shard], columns: list[str], uids: bool) -> Sidecars | None
 
 
 def read_uids(data: bytes, url: str) -> dict[str, str]:
-    """The uid of each key; the first row of a key counts, as the first pair of a key does in a tar."""
+    """The uid of each key. If a key has several rows the first counts, as the first pair of a key does in a tar."""
     table = _read(data, url, pa.schema([("uid", pa.string())]))
     return {k: u for k, u in zip(reversed(table["key"].to_pylist()), reversed(table["uid"].to_pylist()), strict=True)}
 
 
 def columns(sidecars: Sidecars, shard: str, keys: list[str]) -> dict[str, pa.ChunkedArray]:
-    """The carried columns of a shard's pairs, named for the score table; null where there is no sidecar or no such key.
+    """The carried columns of a shard's pairs, named as in the score table. Values without a sidecar or a row are null.
 
     Raises:
-        RunError: a sidecar without a column or with another type, or of which no key is in the shard.
+        RunError: a column is missing or has another type, or no key of the sidecar is in the shard.
     """
     if shard not in sidecars.found:
         return {PREFIX + f.name: pa.chunked_array([pa.nulls(len(keys), f.type)]) for f in sidecars.schema}
@@ -77,23 +77,23 @@ def columns(sidecars: Sidecars, shard: str, keys: list[str]) -> dict[str, pa.Chu
 
 
 def successes(source: storage.Object) -> int | None:
-    """How many pairs img2dataset says that it wrote to a shard; None where it left no `_stats.json`.
+    """The number of pairs of a shard by its `_stats.json`; None if it has no such file.
 
     Raises:
-        RunError: the file is there and says nothing.
+        RunError: the file exists and has no such number.
     """
     url = f"{_stem(source.url)}_stats.json"
     try:
         stats = json.loads(storage.read_bytes(url))
         return int(stats["successes"])
-    except (FileNotFoundError, PermissionError):  # what a store says of a missing object to who may not list
+    except (FileNotFoundError, PermissionError):  # the second is the answer for a missing object, if listing is forbidden
         return None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RunError(f"{url} has no count of successes ({type(error).__name__}: {error}); mend it, or remove it") from None
 
 
 def _read(data: bytes, url: str, schema: pa.Schema) -> pa.Table:
-    """`key` as text and the columns of a schema, in its types."""
+    """The column `key` as text, and the columns of a schema in its types."""
     schema = schema.insert(0, pa.field("key", pa.string()))
     try:
         return pq.read_table(io.BytesIO(data), columns=schema.names).select(schema.names).cast(schema)

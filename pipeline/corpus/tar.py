@@ -1,4 +1,4 @@
-"""Read a tar strictly: every member is accounted for, and an end that is no end is an error, never a short corpus."""
+"""Read a tar strictly. Every member is counted, and a tar that breaks off is reported, never taken for a shorter one."""
 
 import os
 import re
@@ -20,23 +20,23 @@ class Group:
     index: int  # position of the pair in its shard, from 0
     key: str
     members: dict[str, tarfile.TarInfo] = field(default_factory=dict)  # by lower-case suffix
-    count: int = 0  # members with this key; more than `members` where a suffix is repeated
-    repeated: bool = False  # the key, or a suffix within it, was there before
+    count: int = 0  # members with this key; more than `members` if a suffix is repeated
+    repeated: bool = False  # the key was in the tar before, or a suffix is twice in the group
 
 
 @dataclass
 class Contents:
-    """What a tar held. `broken` says why reading stopped before a proper end, or is None."""
+    """Counts of a tar. `broken` says why reading stopped before a proper end; it is None if the end was reached."""
 
     members: int = 0
     ignored: int = 0  # directories, links, devices, sparse files, and files without a suffix
     broken: str | None = None
 
 
-def groups(file: BinaryIO, contents: Contents) -> Iterator[Group]:
-    """Yield the pairs of a tar; count every member in `contents`, and say there if the tar broke off.
+def read_groups(file: BinaryIO, contents: Contents) -> Iterator[Group]:
+    """Yield the members of a tar, grouped by key. Every member is counted in `contents`, which also says if the tar broke off.
 
-    The members of the pair at which a tar breaks off are yielded too: it is up to the reader to refuse it.
+    The group at which a tar breaks off is yielded too. The caller has to refuse it.
     """
     group: Group | None = None
     keys: set[str] = set()
@@ -44,7 +44,7 @@ def groups(file: BinaryIO, contents: Contents) -> Iterator[Group]:
     for member in _members(file, contents):
         contents.members += 1
         match = MEMBER_NAME.match(member.name)
-        if not match or not member.isreg() or member.issparse():  # a sparse file's bytes are not all there
+        if not match or not member.isreg() or member.issparse():  # a tar holds not all bytes of a sparse file
             contents.ignored += 1
             continue
         key, suffix = match[1], match[2].lower()
@@ -75,20 +75,20 @@ def read_member(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
 
 
 def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
-    """Headers in order. tarfile ends silently at a damaged header: the end is therefore checked here."""
+    """Yield the headers in order. tarfile ends silently at a damaged header, so the end is checked here."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
         headers: Any = _Headers(file)
         with tarfile.open(fileobj=headers, mode="r:", encoding="utf-8") as tar:  # not the locale's: keys are identities
             while (member := tar.next()) is not None:
-                if member.size < 0:  # tarfile would go back by it, round and round
+                if member.size < 0:  # tarfile would go back by it, in an endless loop
                     contents.broken = "a member of negative size"
                     return
-                tar.members.clear()  # type: ignore[attr-defined]  # or a shard of many members stays in memory
+                tar.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every header in memory
                 after = tar.offset
                 yield member
-                if after > size:  # where no file system can seek to
+                if after > size:  # beyond the end of the file
                     contents.broken = "unexpected end of data"
                     return
             end = tar.offset
@@ -99,14 +99,14 @@ def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
     if file.read(2 * BLOCK) != bytes(2 * BLOCK):
         contents.broken = "the tar does not end in two zero blocks"
         return
-    while rest := file.read(1 << 20):  # a hole of zeros in mid-file looks like an end, and so does a tar before another
+    while rest := file.read(1 << 20):  # zeros in mid-file look like an end, and so does the end of the first of two tars
         if any(rest):
             contents.broken = "the tar goes on after its end"
             return
 
 
 class _Headers:
-    """What tarfile sees of a file: it reads headers from it, and none of them is large."""
+    """The file as tarfile sees it. tarfile reads only headers from it, so a large read is refused."""
 
     def __init__(self, file: BinaryIO):
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
@@ -118,7 +118,7 @@ class _Headers:
 
 
 def _compression(file: BinaryIO) -> str | None:
-    """What to say of a compressed tar under the name of a plain one."""
+    """What to say about a compressed tar that has the name of a plain one; None if the file is not compressed."""
     file.seek(0)
     start = file.read(max(map(len, COMPRESSED)))
     kind = next((kind for magic, kind in COMPRESSED.items() if start.startswith(magic)), None)

@@ -1,1 +1,1 @@
-"""Questions to a run folder; nothing is computed."""
+"""Commands that ask a run folder: plan, status, verify and retry. They compute nothing themselves."""

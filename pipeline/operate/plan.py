@@ -1,21 +1,27 @@
-"""What a run would do and store, before it is started: from listings, `_stats.json` or the first bytes of a few shards."""
+"""Estimate what a run would do and store. Sources are listings, and `_stats.json` or the first bytes of a few shards."""
 
 import io
+from collections.abc import Callable
 from typing import NamedTuple
 
+from ecif.columns.filter import QUANTILES
+from ecif.sample import BANK
+from ecif.targets.question import CALIBRATION_GROUPS
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus import sidecar
 from pipeline.corpus.shards import Shard
-from pipeline.corpus.tar import Contents, groups
+from pipeline.corpus.tar import Contents, read_groups
 from pipeline.inputs import load_inputs
+from pipeline.run_folder.artifacts import KINDS, instances
+from pipeline.run_folder.columns import columns, evidence_scores
 from pipeline.run_folder.dataset import Dataset
-from pipeline.stages.solve.stage import BANK
+from pipeline.stages.forward.model import check_parameters
 
-SAMPLED = 8  # shards that a dataset's density of pairs is taken from
-HEAD = 16 << 20  # bytes of each that are read where no _stats.json counts its pairs
+SAMPLED = 8  # shards that pairs a byte are estimated from
+HEAD = 16 << 20  # bytes that are read of each, if no _stats.json counts its pairs
 IDENTITY_BYTES = 60  # of a pair in a Parquet table: mostly its uid and key, compressed
-PART_BYTES = 3000  # of a feature file beside its rows
+PART_BYTES = 3000  # size of a feature file beside its rows
 
 
 class DatasetPlan(NamedTuple):
@@ -30,7 +36,7 @@ class DatasetPlan(NamedTuple):
     feature_bytes: int  # estimated, of all shards
 
     def cells(self) -> list[str]:
-        """For a table with the columns of `HEADER`."""
+        """Cells of a table row, in the columns of `HEADER`."""
         counts = [str(self.shards), size(self.bytes), f"~{self.pairs}", str(self.done_shards)]
         left = [str(self.shards - self.done_shards), size(self.bytes - self.done_bytes)]
         return [self.name, *counts, *left, f"~{size(self.feature_bytes)}"]
@@ -40,39 +46,93 @@ HEADER = ["", "shards", "size", "pairs", "shards done", "left", "size left", "fe
 
 
 class RunPlan(NamedTuple):
-    """What a configuration asks for."""
+    """The estimate for a configuration."""
 
     datasets: list[DatasetPlan]
-    score_bytes: int  # estimated
-    head_bytes: int  # heads and directions
+    stored: dict[str, float]  # bytes that each stage after `embed` will store, estimated
+
+
+class Sizes(NamedTuple):
+    """The numbers that sizes of objects are computed from."""
+
+    config: Config
+    shards: int
+    pairs: int
+    features: int  # d_x + d_t
+    parameters: int  # P, of both heads
+    chosen: int  # parameters that forward mode moves
+
+    @property
+    def fits(self) -> int:
+        """Sets of heads that score pairs."""
+        return self.config.fit.folds * self.config.fit.fits
+
+    @property
+    def sample(self) -> int:
+        """Pairs that are fitted on."""
+        return min(self.pairs, self.config.fit.sample)
+
+    def projected(self, rank: tuple[int, int]) -> int:
+        """k, numbers of a gradient of both heads in a projection."""
+        return 2 * rank[0] * rank[1]
+
+
+def _index_rank(sizes: Sizes) -> int:
+    return sizes.projected(sizes.config.index.rank) if sizes.config.index else 0
+
+
+def _order_rank(sizes: Sizes) -> int:
+    return sizes.projected(sizes.config.score.order_rank)
+
+
+# Bytes of one object of each kind, or of all shards together for a kind with an object for each shard. Numbers are float32, if
+# nothing else is said. Tables of the stage `score` other than `pairs` repeat the pair's position, 4 bytes.
+BYTES: dict[str, Callable[[Sizes], float]] = {
+    "heads": lambda s: 4 * s.parameters * (s.config.fit.checkpoints + s.fits),
+    "evidence": lambda s: s.sample * (8 * len(evidence_scores(s.config)) + 1) + min(s.sample, BANK) * 2 * s.features,
+    "directions": lambda s: 4 * s.parameters * s.fits + 4 * s.sample * (3 + CALIBRATION_GROUPS),
+    "misalignment": lambda s: 500,
+    "curvature": lambda s: 8 * s.fits * _order_rank(s) ** 2,
+    "second_order": lambda s: 4 * s.fits * _order_rank(s) * (1 + _order_rank(s)),
+    "filter": lambda s: 16 * QUANTILES,
+    "pairs": lambda s: s.pairs * (IDENTITY_BYTES + 4 * len(evidence_scores(s.config))),
+    "influence": lambda s: 12 * s.pairs,
+    "correction": lambda s: 16 * s.pairs,
+    "column": lambda s: 8 * s.pairs,
+    "parameters": lambda s: 4 * s.chosen,
+    "forward_directions": lambda s: 4 * s.chosen,
+    "forward_influence": lambda s: 12 * s.pairs,
+    "scores": lambda s: s.pairs * (IDENTITY_BYTES + 4 * len(columns(s.config)) + 8 * len(s.config.corpus.sidecar)),
+    "index_projection": lambda s: 4 * sum(s.config.index.rank if s.config.index else ()) * s.features,
+    "index": lambda s: s.pairs * (IDENTITY_BYTES + 4 * _index_rank(s) + 8) + 4 * s.shards * _index_rank(s) ** 2,
+    "index_curvature": lambda s: 4 * _index_rank(s) ** 2,
+    "self_influence": lambda s: s.pairs * (IDENTITY_BYTES + 32),
+}
 
 
 def plan(config: Config) -> RunPlan:
     """Estimate a run; nothing is started or written.
 
     Raises:
-        UserError: a corpus, model or target that can't be had.
+        UserError: the corpus, the model or a target can't be read.
     """
-    model, corpus, clean = load_inputs(config)
-    feature_bytes = 2 * (model.heads.image.shape[0] + model.heads.text.shape[0])
-    of_pair = feature_bytes + IDENTITY_BYTES
-    datasets = [
-        _dataset(name, dataset, of_pair, config.embed.part_size)
-        for name, dataset in {"corpus": corpus, **{f"target {name}": target for name, target in clean.items()}}.items()
-    ]
-    columns = 4 + (4 if config.filter else 3) * len(clean)  # of float32
-    head_sets = config.fit.folds * config.fit.fits
-    parameters = model.heads.image.numel() + model.heads.text.numel()
-    return RunPlan(
-        datasets,
-        datasets[0].pairs * (4 * columns + IDENTITY_BYTES),
-        4 * parameters * (config.fit.checkpoints + head_sets + head_sets * len(clean))
-        + feature_bytes * min(datasets[0].pairs, config.fit.sample, BANK),
-    )
+    inputs = load_inputs(config)
+    heads = inputs.model.heads
+    features = heads.image.shape[0] + heads.text.shape[0]
+    of_pair = 2 * features + IDENTITY_BYTES
+    datasets = [_dataset(name, dataset, of_pair, config.embed.part_size) for name, dataset in inputs.datasets().items()]
+    corpus = datasets[0]
+    chosen = check_parameters(config)
+    sizes = Sizes(config, corpus.shards, corpus.pairs, features, heads.image.numel() + heads.text.numel(), chosen)
+    stored: dict[str, float] = {}
+    for kind, what in KINDS.items():
+        if kind in BYTES and what.asked(config):
+            stored[what.stage] = stored.get(what.stage, 0) + len(instances(kind, config)) * BYTES[kind](sizes)
+    return RunPlan(datasets, stored)
 
 
 def size(count: float) -> str:
-    """Bytes, to three digits: 1.23 GB."""
+    """A number of bytes as text, to three digits: 1.23 GB."""
     units = ["B", "kB", "MB", "GB", "TB"]
     while count >= 999.5 and len(units) > 1:
         count, units = count / 1000, units[1:]
@@ -83,7 +143,7 @@ def _dataset(name: str, dataset: Dataset, of_pair: int, part_size: int) -> Datas
     done = dataset.accounting()
     left = [shard for shard in dataset.shards if shard.name not in done]
     sample = [left[i * len(left) // SAMPLED] for i in range(SAMPLED)] if len(left) > SAMPLED else left
-    counted = list(storage.in_threads(_count, sample))
+    counted = list(storage.in_threads(count_pairs, sample))
     bytes_left = sum(shard.source.size for shard in left)
     pairs_a_byte = sum(pairs for pairs, _ in counted) / max(1, sum(count for _, count in counted))
     pairs = sum(a.pairs for a in done.values()) + round(bytes_left * pairs_a_byte)
@@ -95,13 +155,16 @@ def _dataset(name: str, dataset: Dataset, of_pair: int, part_size: int) -> Datas
     )
 
 
-def _count(shard: Shard) -> tuple[int, int]:
-    """Pairs, and in how many bytes they are: by `_stats.json`, else of the shard's beginning."""
+def count_pairs(shard: Shard) -> tuple[int, int]:
+    """A number of pairs of a shard, and the number of bytes that hold them.
+
+    All pairs are counted if there is a `_stats.json`, else those in the first HEAD bytes.
+    """
     successes = sidecar.successes(shard.source)
     if successes is not None:
         return successes, shard.source.size
     data = storage.read_start(shard.source.url, HEAD)
-    starts = [min(m.offset for m in group.members.values()) for group in groups(io.BytesIO(data), Contents())]
+    starts = [min(m.offset for m in group.members.values()) for group in read_groups(io.BytesIO(data), Contents())]
     if len(data) < shard.source.size and len(starts) > 1:  # the last pair is cut
         return len(starts) - 1, starts[-1]
     return len(starts), len(data)

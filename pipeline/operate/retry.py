@@ -1,26 +1,27 @@
-"""Take up what failed for a reason that can pass; what is wrong with a pair's own bytes is not tried again."""
+"""Read shards again whose pairs failed for a reason that can pass. Faults in a pair's own bytes are not tried again."""
 
 from pipeline.console import say
 from pipeline.corpus.reasons import TRANSIENT
-from pipeline.run import Outcome, run
-from pipeline.run_folder.started import read_plan
+from pipeline.run import run
+from pipeline.run_folder.outcome import Outcome
+from pipeline.run_folder.started import read_started
 
 
 def retry(folder: str) -> Outcome | None:
-    """Run the last configuration of a folder again, with the shards read anew that have a transient reason.
+    """Run the last configuration of a folder again. Shards with a transient reason of quarantine are read anew.
 
-    Shards that are not done, or have changed, are taken up too, as by `ecif run`.
+    Shards that are not done or have changed are read too, as by `ecif run`.
 
     Returns:
-        What the run did; None where nothing can be retried.
+        The outcome of the run; None if there is nothing to retry.
 
     Raises:
         UserError: no run there, or its inputs are not where they were.
-        RunError: as of `run`.
+        RunError: see `run`.
     """
-    plan = read_plan(folder)
+    started = read_started(folder)
     again, left = list[str](), 0
-    for datasets in plan.datasets():
+    for datasets in started.datasets():
         for dataset in datasets.values():
             done = dataset.accounting()
             left += len(dataset.shards) - len(done)
@@ -28,4 +29,4 @@ def retry(folder: str) -> Outcome | None:
     if not again and not left:
         return None
     say(f"{len(again)} shards are read anew, {left} were not done or have changed")
-    return run(plan.config, again)
+    return run(started.config, again)

@@ -1,29 +1,33 @@
-"""How far a run is, from what its folder lists: also while it goes on elsewhere. Nothing is written, Ray is not asked."""
+"""How far a run is, from a listing of its folder. The run may go on elsewhere. Nothing is written and Ray is not asked."""
 
 import time
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipeline import storage
+from pipeline.config import Config
+from pipeline.run_folder.artifacts import KINDS, Artifacts, instances
 from pipeline.run_folder.dataset import Dataset, in_folder
-from pipeline.run_folder.started import Plan, read_plan
+from pipeline.run_folder.finished import LATEST
+from pipeline.run_folder.started import Started, read_started
 from pipeline.run_folder.tables import Accounting
+from pipeline.stages.publish import Publication
 
 
 class StageStatus(NamedTuple):
     """One stage of a run, from its objects and when they were written."""
 
     name: str
-    done: int  # shards; for fit and solve the one object that they write
+    done: int  # number of shards, or of objects if the stage does not go shard by shard
     total: int
     pairs: int | None = None  # done
     quarantined: int | None = None
-    pairs_per_s: float | None = None  # since the run was started last, or the stage before it ended; None if nothing is new
-    left_s: float | None = None  # at this rate; None where there is no rate
+    pairs_per_s: float | None = None  # since the start, or the end of the stage before; None if nothing is new
+    left_s: float | None = None  # at this rate; None without a rate
     last: float | None = None  # unix time of the object that was written last
 
     def cells(self) -> list[str]:
-        """For a table with the columns of `HEADER`."""
+        """Cells of a table row, in the columns of `HEADER`."""
         cells = [self.name, f"{self.done} of {self.total}", str(self.total - self.done)]
         cells += ["" if count is None else str(count) for count in (self.pairs, self.quarantined)]
         cells.append("" if self.pairs_per_s is None else f"{self.pairs_per_s:.3g}")
@@ -34,17 +38,18 @@ HEADER = ["stage", "done", "left", "pairs", "quarantined", "pairs/s", "time left
 
 
 def status(folder: str) -> list[StageStatus]:
-    """Every stage of the run that was started last in a folder.
+    """Every stage that was asked for, of the run that was started last in a folder.
 
     Raises:
         UserError: no run there, or its corpus is not where it was.
     """
-    plan = read_plan(folder)
-    found = []
-    for i, (ids, datasets) in enumerate(zip(plan.checkpoints, plan.datasets(), strict=True)):
-        stages = _checkpoint(plan, ids, datasets)
-        found += [s._replace(name=f"{s.name}, checkpoint {i}") for s in stages] if len(plan.checkpoints) > 1 else stages
-    return found
+    started = read_started(folder)
+    each, found = started.datasets(), []
+    artifacts = [started.artifacts(datasets) for datasets in each]
+    for i, (datasets, there) in enumerate(zip(each, artifacts, strict=True)):
+        stages = _checkpoint(started, datasets, there)
+        found += [s._replace(name=f"{s.name}, checkpoint {i}") for s in stages] if len(each) > 1 else stages
+    return [*found, _publish(started, each[0]["corpus"], [one for one in artifacts if one])]
 
 
 def duration(seconds: float) -> str:
@@ -56,20 +61,81 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def _checkpoint(plan: Plan, ids: dict[str, Any], datasets: dict[str, Dataset]) -> list[StageStatus]:
+def stages_of(config: Config) -> dict[str, list[str]]:
+    """The keys of every stage that a configuration asks for, in the order of the recipe, without `embed` and `publish`."""
+    found: dict[str, list[str]] = {}
+    for kind, what in KINDS.items():
+        if what.stage not in ("embed", "publish") and what.asked(config):
+            found.setdefault(what.stage, []).extend(key for key, _ in instances(kind, config))
+    return found
+
+
+def _checkpoint(started: Started, datasets: dict[str, Dataset], artifacts: Artifacts | None) -> list[StageStatus]:
     of = {name: dataset.accounting() for name, dataset in datasets.items()}
-    embed = _embed(datasets, of, plan.started)
-    kinds = {"fit": "heads", "solve": "directions"} | ({"filter": "filter"} if plan.config.filter else {})
-    objects = {name: _tensors(plan, kind, ids) for name, kind in kinds.items()}
-    stages = [
-        StageStatus(name, int(item is not None), 1, last=item.modified if item else None) for name, item in objects.items()
-    ]
-    since = max(plan.started, *(item.modified if item else 0.0 for item in objects.values()))
-    return [embed, *stages, _score(plan, ids, of["corpus"], len(datasets["corpus"].shards), since)]
+    stages, since = [_embed(datasets, of, started.time)], started.time
+    corpus = _Corpus.of(datasets["corpus"])
+    for name, keys in stages_of(started.config).items():
+        if any("shard" in KINDS[key.partition("/")[0]].each for key in keys):
+            stage = _of_shards(name, keys, artifacts, corpus, since)
+        else:
+            stage = _of_objects(name, keys, artifacts)
+        stages.append(stage)
+        since = max(since, stage.last or 0.0)
+    return stages
+
+
+class _Corpus(NamedTuple):
+    """The shards that tables are written for."""
+
+    pairs: dict[str, int]  # usable pairs of each shard that has some
+    shards: int  # number of shards that have or will have a table; one without a usable pair has none
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "_Corpus":
+        done = dataset.accounting()
+        pairs = {shard: a.embedded for shard, a in done.items() if a.embedded}
+        return cls(pairs, len(dataset.shards) - (len(done) - len(pairs)))
+
+
+def _of_objects(name: str, keys: list[str], artifacts: Artifacts | None) -> StageStatus:
+    """A stage that does not go shard by shard."""
+    written = {key: item for key in keys if artifacts and (item := _describe(artifacts.url(key)))}
+    return StageStatus(name, len(written), len(keys), last=_last(written))
+
+
+def _of_shards(name: str, keys: list[str], artifacts: Artifacts | None, corpus: _Corpus, since: float) -> StageStatus:
+    """A stage that goes shard by shard. A shard is done when all its tables exist; other objects are not counted."""
+    if artifacts is None:
+        return StageStatus(name, 0, corpus.shards, 0)
+    listed = [artifacts.listed(key) for key in keys if "shard" in KINDS[key.partition("/")[0]].each]
+    whole = {shard: [of[shard] for of in listed] for shard in corpus.pairs if all(shard in of for of in listed)}
+    last = {shard: max(items, key=lambda item: item.modified) for shard, items in whole.items()}
+    return _rated(StageStatus(name, len(whole), corpus.shards, 0), last, corpus, since)
+
+
+def _publish(started: Started, dataset: Dataset, artifacts: list[Artifacts]) -> StageStatus:
+    """The stage that writes the folder of the newest columns."""
+    corpus = _Corpus.of(dataset)
+    if len(artifacts) < len(started.checkpoints):
+        return StageStatus("publish", 0, corpus.shards, 0)
+    publication = Publication(started.config, artifacts, dataset.sidecars)
+    current = {shard for shard, said in publication.written().items() if said == publication.of_shard(shard)}
+    listed = in_folder(storage.join(started.config.run, LATEST), ".parquet")
+    written = {shard: listed[shard] for shard in corpus.pairs if shard in current}
+    return _rated(StageStatus("publish", len(written), corpus.shards, 0), written, corpus, started.time)
+
+
+def _rated(stage: StageStatus, written: dict[str, storage.Object], corpus: _Corpus, since: float) -> StageStatus:
+    """A stage with the number of pairs written, the rate, and the time left."""
+    new, seconds = _since(written, since)
+    rate = sum(corpus.pairs[shard] for shard in new) / seconds if seconds else None
+    done = sum(corpus.pairs[shard] for shard in written)
+    left = sum(corpus.pairs.values()) - done
+    return stage._replace(pairs=done, pairs_per_s=rate, left_s=left / rate if rate and left else None, last=_last(written))
 
 
 def _embed(datasets: dict[str, Dataset], of: dict[str, dict[str, Accounting]], since: float) -> StageStatus:
-    """The shards of the corpus and of all targets; time left is by bytes, of which shards have very different numbers."""
+    """The shards of the corpus and of all targets. Time left is estimated by bytes, because shards differ much in size."""
     written: dict[str, storage.Object] = {}
     done: dict[str, Accounting] = {}
     for name, dataset in datasets.items():
@@ -92,31 +158,15 @@ def _embed(datasets: dict[str, Dataset], of: dict[str, dict[str, Accounting]], s
     )
 
 
-def _score(plan: Plan, ids: dict[str, Any], corpus: dict[str, Accounting], shards: int, since: float) -> StageStatus:
-    pairs = {a.shard: a.embedded for a in corpus.values() if a.embedded}
-    total = shards - (len(corpus) - len(pairs))  # a shard without a usable pair has no table
-    if "scores" not in ids:
-        return StageStatus("score", 0, total, 0)
-    there = in_folder(storage.join(plan.config.run, "scores", ids["scores"]), ".parquet")
-    written = {shard: there[shard] for shard in pairs if shard in there}
-    new, seconds = _since(written, since)
-    rate = sum(pairs[shard] for shard in new) / seconds if seconds else None
-    scored = sum(pairs[shard] for shard in written)
-    left = sum(pairs.values()) - scored
-    return StageStatus("score", len(written), total, scored, None, rate, left / rate if rate and left else None, _last(written))
-
-
-def _tensors(plan: Plan, kind: str, ids: dict[str, Any]) -> storage.Object | None:
-    if kind not in ids:
-        return None
+def _describe(url: str) -> storage.Object | None:
     try:
-        return storage.describe(storage.join(plan.config.run, kind, f"{ids[kind]}.safetensors"))
+        return storage.describe(url)
     except FileNotFoundError:
         return None
 
 
 def _since(written: dict[str, storage.Object], since: float) -> tuple[Collection[str], float]:
-    """Which objects are newer than a time, and in how many seconds they were written."""
+    """The objects that are newer than a time, and the seconds from that time to the newest of them."""
     new = [shard for shard, item in written.items() if item.modified > since]
     return new, max((written[shard].modified - since for shard in new), default=0.0)
 

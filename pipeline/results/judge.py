@@ -1,148 +1,167 @@
-"""What the scores are worth: filter by each of them, train on what is left, test on pairs that no stage saw."""
+"""Judge the scores: filter by each of them, train heads on the pairs that are left, test them on pairs that no stage saw."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
+from ecif.columns import Column
+from ecif.directions import Directions
 from ecif.evaluation import auroc, calibrated_loss, linear_datamodeling_score, precision_at, retrieval_recall
 from ecif.heads import Heads
+from ecif.heads.cross_fit import Refit, removals
+from ecif.permutation import permutation
+from ecif.sample import Sample
+from ecif.targets.question import Question
 from pipeline import storage
-from pipeline.config import Config, Pairs
-from pipeline.corpus.batches import permutation
+from pipeline.config import Config
 from pipeline.corpus.shards import find
-from pipeline.inputs import as_dataset, load_inputs
-from pipeline.results.select import LOW_IS_GOOD, read_scores, select
-from pipeline.run import load_run
-from pipeline.run_folder.dataset import Dataset
+from pipeline.inputs import as_dataset, load_inputs, made_by
+from pipeline.results.select import select
+from pipeline.run_folder import tensors
+from pipeline.run_folder.columns import columns
+from pipeline.run_folder.finished import Finished, open_run
+from pipeline.sections import Pairs
 from pipeline.stages.embed.stage import embed
-from pipeline.stages.fit.sample import Sample, draw, read_all, read_uids
-from pipeline.stages.fit.stage import Refit, as_features, refit_all
-from pipeline.stages.solve.stage import read_directions, removals
-from pipeline.stages.solve.targets import Target, group_losses, read_targets, target_loss
+from pipeline.stages.fit.sample import read_all, read_sample, read_uids
+from pipeline.stages.fit.stage import as_features, refitter
+from pipeline.stages.solve.targets import read_target
 from pipeline.workers.cluster import Resources, session
 from pipeline.workers.progress import Stage
 
+BASELINES = ("everything", "oracle: exactly the swapped", "random")  # rules that rank by no column
+CHOSEN = "chosen filter"
 SEEDS = 3
 LDS_REFITS = 24
+LABELS = {"clip_score": "CLIP score", "held_out_loss": "held-out loss"}  # rules whose name is not that of their column
+
+
+class Rule(NamedTuple):
+    """A way to choose pairs."""
+
+    name: str
+    column: str  # the column that it ranks by; empty if it ranks by none
+    kept: list[str]  # uids
 
 
 def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
     """Judge a finished run whose misaligned pairs are known.
 
-    Every rule drops as many pairs as were swapped, but the chosen filter, where the run has one, as many as it chose; heads are
-    then trained from the model's own on what is left, for the same number of steps each. The linear datamodeling score comes
-    from refits other than those that chose the damping.
+    A rule that ranks by a column drops as many pairs as were swapped. The filter that the run chose drops as many as it chose.
+    Heads are then trained on the pairs that are left. Every training starts from the model's own heads and takes the same
+    number of steps. The linear datamodeling score comes from refits other than those that chose the damping.
 
     Args:
         run: folder of a finished run.
-        test: pairs that no stage of the run saw; their features go to the run's folder.
+        test: pairs that no stage of the run saw. Their features are written to the folder of the run.
         swapped: uids of the misaligned pairs. Nothing but this function sees them.
 
     Returns:
-        {"rules": rows of the table, "scores": AUROC and precision a column, "lds": a target}.
+        {"rules": rows of the table, "scores": AUROC and precision of each column, "lds": the scores of each target,
+            "swapped", "pairs": their numbers}.
     """
-    facts = load_run(run)
-    config = Config(**facts["config"])
+    finished = open_run(run)
+    config, table = finished.config, finished.scores()
     found = find(test.shards, "test.shards")
-    model, corpus, targets = load_inputs(config)
-    held_out = as_dataset(storage.join(run, "test"), test, found, config, model)
+    model, corpus, clean = load_inputs(config)
+    held_out = as_dataset(storage.join(run, "test"), test, found, made_by(model, config))
     with session(config.workers) as resources:
         embed([held_out], config.model, config.embed, model.preprocess, resources)
-        asked = read_targets(targets, config)
+        questions = [read_target(name, dataset).question(config) for name, dataset in clean.items()]
         uids = read_uids(corpus)
-        every = Sample(*read_all(corpus), np.zeros(len(uids), np.int16), [len(uids)])
-        table = read_scores(run)
-        chosen = facts["targets"][asked[0].name].get("filter")
-        rules = {name: np.isin(uids, kept) for name, kept in _rules(table, swapped, asked[0].name, chosen).items()}
-        rows = _train_and_test(model.heads, every, asked[0], read_all(held_out), rules, config, resources)
-        lds = _lds(run, facts, model.heads, corpus, asked, config, resources)
+        images, texts = map(torch.from_numpy, read_all(corpus))
+        every = Sample(images, texts, torch.zeros(len(uids), dtype=torch.int16), [len(uids)])
+        rules = _rules(finished, table, swapped)
+        jobs = [Refit(torch.from_numpy(np.isin(uids, rule.kept)), s, True) for rule in rules for s in range(SEEDS)]
+        with Stage("judge", len(jobs)) as progress:
+            trained = [path[-1] for path in refitter(config, resources, model.heads, every, progress)(jobs)]
+        test_images, test_texts = (as_features(part, torch.device("cpu")) for part in read_all(held_out))
+        rows: list[dict[str, Any]] = [
+            {"rule": rule.name, "column": rule.column, "kept": len(rule.kept)}
+            | _measures(trained[i * SEEDS : (i + 1) * SEEDS], test_images, test_texts, questions[0])
+            for i, rule in enumerate(rules)
+        ]
+        lds = _lds(finished, model.heads, read_sample(corpus, config), questions, resources)
     gain = rows[0]["test_loss"] - rows[1]["test_loss"]
     for row in rows:
         row["share_of_oracle_gain"] = (rows[0]["test_loss"] - row["test_loss"]) / gain
-    return {"rules": rows, "scores": _detection(table, swapped), "lds": lds, "swapped": len(swapped), "pairs": len(uids)}
+    detection = _detection(config, table, swapped)
+    return {"rules": rows, "scores": detection, "lds": lds, "swapped": len(swapped), "pairs": len(uids)}
 
 
-def _rules(table: pa.Table, swapped: set[str], target: str, chosen: dict[str, Any] | None) -> dict[str, list[str]]:
-    """What each rule keeps: uids."""
+def _rules(run: Finished, table: pa.Table, swapped: set[str]) -> list[Rule]:
+    """One rule for every column that ranks pairs, and the rules that these are compared with."""
     uids = table["uid"].to_pylist()
-    kept = 1 - len(swapped) / len(uids)
-    rules = {
-        "everything": uids,
-        "oracle: exactly the swapped": [uid for uid in uids if uid not in swapped],
-        "random": [uids[i] for i in permutation(len(uids), "random rule")[: round(kept * len(uids))]],
-        "CLIP score": select(table, "clip_score", kept),
-        "held-out loss": select(table, "held_out_loss", kept),
-        "agreement": select(table, "agreement", kept),
-        "influence": select(table, f"influence_{target}", kept),
-        "misalignment": select(table, "misalignment", kept),
+    share = 1 - len(swapped) / len(uids)
+    shuffled = [uids[i] for i in permutation(len(uids), "random rule").tolist()]
+    kept = [uids, [uid for uid in uids if uid not in swapped], shuffled[: round(share * len(uids))]]
+    rules = [Rule(name, "", of_rule) for name, of_rule in zip(BASELINES, kept, strict=True)]
+    rules += [Rule(name, column, select(table, column, share)) for name, column in rankings(run.config).items()]
+    target = next(iter(run.config.targets))
+    chosen = run.checkpoints[0].targets[target].get("filter")
+    if chosen:
+        rules.append(Rule(CHOSEN, f"filter_{target}", select(table, f"filter_{target}", chosen["keep"])))
+    return rules
+
+
+def rankings(config: Config) -> dict[str, str]:
+    """The rules that rank by one column: the name of each, and its column."""
+    target = next(iter(config.targets))
+    ranking = (column.name for column in columns(config) if _ranks(column, target))
+    return {LABELS.get(name, name.removesuffix(f"_{target}")): name for name in ranking}
+
+
+def _ranks(column: Column, target: str) -> bool:
+    """Whether a column is judged as a filter. Parts of influence, other targets, `leverage` and the chosen filter are not."""
+    others = ("influence_positive_", "influence_negative_", "filter_", "leverage")
+    return not column.name.startswith(others) and (
+        not column.name.startswith("influence_") or column.name == f"influence_{target}"
+    )
+
+
+def _measures(trained: list[Heads], images: Tensor, texts: Tensor, question: Question) -> dict[str, float]:
+    """Mean and spread over the seeds of every measure."""
+    measures = {
+        "test_loss": lambda heads: calibrated_loss(heads, images, texts),
+        "test_r1": lambda heads: retrieval_recall(heads, images, texts, 1),
+        "test_r5": lambda heads: retrieval_recall(heads, images, texts, 5),
+        "target_loss": question.mean_loss,
     }
-    return rules | ({"chosen filter": select(table, f"filter_{target}", chosen["keep"])} if chosen else {})
-
-
-def _train_and_test(
-    start: Heads,
-    corpus: Sample,
-    target: Target,
-    test: tuple[NDArray[np.float16], NDArray[np.float16]],
-    rules: dict[str, NDArray[np.bool_]],
-    config: Config,
-    resources: Resources,
-) -> list[dict[str, Any]]:
-    """Mean and spread over the seeds of every measure, a row a rule."""
-    jobs = [Refit(keep, seed, new_batches=True) for keep in rules.values() for seed in range(SEEDS)]
-    images, texts = (as_features(part, torch.device("cpu")) for part in test)
-    with Stage("judge", len(jobs)) as progress:
-        trained = refit_all(start, corpus, jobs, config, resources, progress)
-    rows = []
-    for i, (name, keep) in enumerate(rules.items()):
-        measures = {
-            "test_loss": lambda heads: calibrated_loss(heads, images, texts),
-            "test_r1": lambda heads: retrieval_recall(heads, images, texts, 1),
-            "test_r5": lambda heads: retrieval_recall(heads, images, texts, 5),
-            "target_loss": lambda heads: target_loss(heads, target, config),
-        }
-        row: dict[str, Any] = {"rule": name, "kept": int(keep.sum())}
-        for key, measure in measures.items():
-            values = [measure(heads) for heads in trained[i * SEEDS : (i + 1) * SEEDS]]
-            row |= {key: float(np.mean(values)), f"{key}_std": float(np.std(values))}
-        rows.append(row)
-    return rows
+    row: dict[str, float] = {}
+    for key, measure in measures.items():
+        values = [measure(heads) for heads in trained]
+        row |= {key: float(np.mean(values)), f"{key}_std": float(np.std(values))}
+    return row
 
 
 def _lds(
-    run: str,
-    facts: dict[str, Any],
-    start: Heads,
-    corpus: Dataset,
-    targets: list[Target],
-    config: Config,
-    resources: Resources,
-) -> dict[str, Any]:
-    """Per target: agreement of single-model influence with refits that had no part in choosing the damping."""
-    sample = draw(corpus, config)
-    removed = removals(len(sample.fold), LDS_REFITS, config, "judge")
+    run: Finished, start: Heads, sample: Sample, questions: list[Question], resources: Resources
+) -> dict[str, dict[str, float]]:
+    """For each target, how well single-model influence agrees with refits that had no part in the choice of the damping."""
+    config, artifacts = run.config, run.checkpoints[0].artifacts(run.folder)
+    removed = removals(len(sample.fold), LDS_REFITS, "judge", config.seed)
     with Stage("lds", LDS_REFITS) as progress:
-        refitted = refit_all(start, sample, [Refit(~r, config.seed) for r in removed], config, resources, progress)
-    influence = read_directions(storage.join(run, "directions", f"{facts['directions']}.safetensors")).calibration
+        refit = refitter(config, resources, start, sample, progress)
+        refitted = [path[-1] for path in refit([Refit(~without, config.seed) for without in removed])]
     out = {}
-    for target in targets:
-        losses = torch.stack([group_losses(heads, target, config) for heads in refitted])
-        mine, influence = influence[: losses.shape[1]], influence[losses.shape[1] :]
-        whole = linear_datamodeling_score(mine.sum(0, keepdim=True), torch.from_numpy(removed), losses.sum(1, keepdim=True))
-        parts = linear_datamodeling_score(mine, torch.from_numpy(removed), losses)
-        out[target.name] = {"lds": whole, "lds_of_target_parts": parts, "parts": losses.shape[1], "refits": LDS_REFITS}
+    for question in questions:
+        losses = torch.stack([question.group_losses(heads) for heads in refitted])
+        influence = tensors.load(artifacts.url(f"directions/{question.name}"), Directions).groups
+        whole = linear_datamodeling_score(influence.sum(0, keepdim=True), removed, losses.sum(1, keepdim=True))
+        parts = linear_datamodeling_score(influence, removed, losses)
+        found = {"lds": whole, "lds_of_target_parts": parts, "parts": losses.shape[1], "refits": LDS_REFITS}
+        out[question.name] = found
     return out
 
 
-def _detection(table: pa.Table, swapped: set[str]) -> dict[str, dict[str, float]]:
+def _detection(config: Config, table: pa.Table, swapped: set[str]) -> dict[str, dict[str, float]]:
     """How well each column finds the swapped pairs."""
     bad = torch.tensor([uid in swapped for uid in table["uid"].to_pylist()])
     found = {}
-    for column in table.column_names[6:]:
-        values = torch.from_numpy(table[column].to_numpy())
-        badness = values if column in LOW_IS_GOOD else -values
-        found[column] = {"auroc": auroc(badness, bad), "precision": precision_at(badness, bad, len(swapped))}
+    for column in columns(config):
+        values = torch.tensor(table[column.name].to_numpy())
+        badness = values if column.good == "low" else -values
+        found[column.name] = {"auroc": auroc(badness, bad), "precision": precision_at(badness, bad, len(swapped))}
     return found

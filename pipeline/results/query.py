@@ -1,4 +1,4 @@
-"""Questions to an index: what a loss owes to every pair, from storage alone.
+"""Ask an index how any loss depends on every pair. It reads the index and no images.
 
 index = OpenIndex("s3://bucket/run")
 query = index.query(images, texts, [torch.arange(len(images))])  # the loss of some pairs; any other loss: index.project
@@ -14,24 +14,25 @@ import torch
 from torch import Tensor
 
 from ecif.heads import embed
+from ecif.heads.cross_fit import FittedHeads
 from ecif.heads.curvature import loss_gradient
+from ecif.projected.projection import Projection
 from ecif.projected.relative import loss_relatif, relative_influence, theta_relatif
 from pipeline import storage
-from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.run import load_run
-from pipeline.run_folder import tables
-from pipeline.stages.fit.stage import read_heads
-from pipeline.stages.index import read_curvature, read_projection
+from pipeline.run_folder import tables, tensors
+from pipeline.run_folder.dataset import in_folder
+from pipeline.run_folder.finished import open_run
+from pipeline.stages.index import IndexCurvature
 
-PARALLEL = 1e-2  # the sine below which a pair's two parts span a line: gradients in fp16 tell no smaller angle
+PARALLEL = 1e-2  # sine below which the two parts of a pair count as parallel; fp16 gradients resolve no smaller angle
 
 
 class Answers(NamedTuple):
     """T answers about the N pairs of a shard, float64. Above 0 the pair helps."""
 
     pairs: pa.Table  # shard, index, key, uid, batch
-    positive: Tensor  # [T, N] predicted change of each query's loss if the pair is removed as a positive, in its units
+    positive: Tensor  # [T, N] predicted change of each query's loss, in its units, if the pair is removed as a positive
     negative: Tensor  # [T, N] ... and as a negative
     relative_influence: Tensor  # [T, N] per unit of parameter change, over the plane of both parts (ECIF, constrained form)
     theta_relatif: Tensor  # [T, N] influence per unit of parameter change
@@ -51,19 +52,19 @@ class OpenIndex:
 
     Raises:
         UserError: no finished run there, or it has no index.
-        RunError: the curvature is not positive definite.
+        RunError: the damped curvature is not positive definite.
     """
 
     def __init__(self, run: str):
-        facts = load_run(run)
-        settings = Config(**facts["config"]).index
+        finished = open_run(run)
+        settings = finished.config.index
         if settings is None:
             raise UserError(f"{run} has no index: add `index: {{}}` to its configuration and run it again")
-        self.gradients = storage.join(run, "index", facts["index"])
-        self.self_influence = storage.join(run, "self_influence", facts["self_influence"])
-        self.heads = read_heads(storage.join(run, "heads", f"{facts['heads']}.safetensors")).full
-        self.projection = read_projection(self.gradients)
-        self.curvature = read_curvature(self.gradients, settings.damping)
+        artifacts = finished.checkpoints[0].artifacts(run)
+        self.gradients, self.self_influence = artifacts.tables("index"), artifacts.tables("self_influence")
+        self.heads = tensors.load(artifacts.url("heads"), FittedHeads).full
+        self.projection = tensors.load(artifacts.url("index_projection"), Projection)
+        self.curvature = tensors.load(artifacts.url("index_curvature"), IndexCurvature).damped(settings.damping)
 
     def project(self, gradients: Tensor) -> Tensor:
         """Queries [T, k] of any losses' gradients [T, P] with respect to both heads, image head first."""
@@ -75,22 +76,21 @@ class OpenIndex:
         Args:
             images: [N, d_x] unit features, float32.
             texts: [N, d_t]; row i belongs to image i.
-            batches: rows that share a softmax.
+            batches: the rows that share a softmax, an index tensor for each batch.
         """
         embedded = [embed(self.heads, images[rows], texts[rows]) for rows in batches]
         return self.project(loss_gradient(self.heads, embedded)[None])[0]
 
     def ask(self, queries: Tensor) -> Iterator[Answers]:
-        """Answer queries [T, k] about every pair, shard by shard: one pass over the index, 2 T k multiply-adds a pair."""
+        """Answer queries [T, k] about every pair, shard by shard. It reads the index once; a pair costs 2 T k multiply-adds."""
         moved = self.curvature.solve(queries)
-        for item in storage.listing(self.gradients, ".parquet"):
-            table = tables.read_table(item.url)
-            own = tables.read_table(storage.join(self.self_influence, item.url.partition(self.gradients + "/")[2]))
+        for name in in_folder(self.self_influence, ""):  # lists present shards; the index may hold older ones
+            table, own = (tables.read_table(storage.join(folder, name)) for folder in (self.gradients, self.self_influence))
             positive, negative = (moved @ torch.from_numpy(part).double().T for part in tables.read_gradients(table))
             moves, self_influence = (torch.tensor(part) for part in tables.read_self_influence(own))
             both = positive + negative
             yield Answers(
-                table.select(tables.IDENTITY),
+                table.select(tables.INDEXED),
                 positive,
                 negative,
                 relative_influence(positive, negative, moves, PARALLEL),

@@ -1,12 +1,13 @@
-"""What a run folder holds of a corpus or a target: features, accounting, quarantine, and where each is."""
+"""Features, accounting and quarantine of a corpus or a target in a run folder, and where each of them is."""
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline import storage
 from pipeline.corpus.shards import Shard
 from pipeline.corpus.sidecar import Sidecars
-from pipeline.run_folder.tables import Accounting
+from pipeline.run_folder.tables import Accounting, json_bytes
 
 
 class Dataset:
@@ -14,11 +15,11 @@ class Dataset:
 
     Args:
         folder: the run, or a target's folder in it.
-        fingerprint: of the model, the way pairs are read and the limits; another one never mixes with it.
-        shards: what the features are of.
+        fingerprint: of the model, the rules of reading and the limits. Objects of two fingerprints never mix.
+        shards: the shards that features are computed from.
         caption: `txt`, a preset, or the JSON field that holds the caption.
         prompts: of a classification dataset, the filled templates of each class.
-        sidecars: what is beside the shards, if anything is asked of it.
+        sidecars: of the shards; None if nothing is read from them.
     """
 
     def __init__(
@@ -32,18 +33,23 @@ class Dataset:
     ):
         self.folder, self.fingerprint, self.shards, self.caption = folder, fingerprint, shards, caption
         self.prompts, self.sidecars = prompts, sidecars
+        self._done: dict[str, Accounting] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state that workers get: without the accounting of every shard, which they do not need."""
+        return self.__dict__ | {"_done": None}
 
     @property
     def classes(self) -> list[str]:
-        """A caption for each class, its first prompt; empty where there are no classes."""
+        """A caption for each class: its first prompt. Empty for a dataset without classes."""
         return [templates[0] for templates in self.prompts]
 
     def prompts_url(self) -> str:
-        """Where the prompts' features are."""
+        """URL of the features of the prompts."""
         return storage.join(self.folder, "prompts", f"{self.fingerprint}.safetensors")
 
     def features_folder(self, shard: str) -> str:
-        """Where a shard's parts are."""
+        """Folder of the parts of a shard."""
         return storage.join(self.folder, "features", self.fingerprint, shard).rstrip("/")
 
     def accounting_url(self, shard: str) -> str:
@@ -51,35 +57,40 @@ class Dataset:
         return storage.join(self.folder, "shards", self.fingerprint, f"{shard}.json")
 
     def quarantine_url(self, shard: str) -> str:
-        """The table of a shard's unusable pairs: none, or empty once mended, where there are none."""
+        """URL of the table of a shard's unusable pairs.
+
+        A shard without such pairs has no table. If it had some before it was mended, its table is empty.
+        """
         return storage.join(self.folder, "quarantine", self.fingerprint, f"{shard}.parquet")
 
     def uids_from(self, shard: str) -> storage.Object | None:
-        """The sidecar that a shard's uids are from; None where they are from its JSON."""
+        """The sidecar that holds a shard's uids; None if they are in the JSON of its pairs."""
         return self.sidecars.found[shard] if self.sidecars and self.sidecars.uids else None
 
-    def content(self) -> list[str]:
-        """What the features are a function of: how they were made, every shard's bytes, and which pairs could not be used.
-
-        The last is no function of the bytes where a device failed: `non_finite_features`.
-        """
-        done = self.accounting()
-        digests = {name: [a.sha256, *(a.sidecar or [])[1:], a.unusable] for name, a in done.items()}
-        return [self.fingerprint, *(" ".join([name, *digests[name]]) for name in sorted(done))]
-
     def accounting(self) -> dict[str, Accounting]:
-        """Accounting of every shard that is done and has not changed since."""
-        return {name: done for name, done in self._written().items() if done}
+        """Accounting of every shard that is done and has not changed since, in the order of the shards.
+
+        It is read once; `record` keeps it up to date.
+        """
+        if self._done is None:
+            self._done = {name: done for name, done in self._written().items() if done}
+        return {shard.name: self._done[shard.name] for shard in self.shards if shard.name in self._done}
+
+    def record(self, done: Accounting) -> None:
+        """Write the accounting of a shard. It has to be the last object of the shard: it says that the shard is done."""
+        self._done = self.accounting() | {done.shard: done}
+        storage.write_bytes(self.accounting_url(done.shard), json_bytes(done._asdict()))
 
     def forget_changed(self) -> dict[str, Accounting]:
-        """Remove the accounting of shards that have changed, before their parts are written anew; returns the rest."""
+        """Remove the parts and the accounting of shards that have changed. Returns the accounting of all others."""
         written = self._written()
         for name, done in written.items():
             if not done:
-                for part in self.parts(name):  # it may have fewer now
+                for part in self.parts(name):  # the changed shard may have fewer parts
                     storage.delete(part)
                 storage.delete(self.accounting_url(name))
-        return {name: done for name, done in written.items() if done}
+        self._done = {name: done for name, done in written.items() if done}
+        return dict(self._done)
 
     def objects(self) -> dict[str, storage.Object]:
         """The accounting object of every shard that has one, whether or not the shard has changed since."""
@@ -87,19 +98,19 @@ class Dataset:
         return {shard.name: there[shard.name] for shard in self.shards if shard.name in there}
 
     def parts(self, shard: str) -> list[str]:
-        """URLs of the parts that are there, whether or not the shard is done."""
+        """URLs of the parts that exist, whether or not the shard is done."""
         folder = f"/{self.fingerprint}/{shard}"
         listed = [item.url for item in storage.listing(self.features_folder(shard), ".parquet")]
         return [url for url in listed if url.rpartition("/")[0].endswith(folder)]  # not those of a shard <shard>/<more>
 
     def is_of(self, done: Accounting, shard: Shard) -> bool:
-        """Whether accounting is of a shard as it is now."""
+        """Whether an accounting was written for the content that a shard has now."""
         uids = self.uids_from(shard.name)
         same = (done.size, done.etag) == (shard.source.size, shard.source.etag)
         return same and (uids is None or (done.sidecar or [""])[0] == uids.etag)
 
     def _written(self) -> dict[str, Accounting | None]:
-        """For every shard with an accounting object: what it says, or None if the shard has changed since."""
+        """The accounting of every shard that has one; None for a shard that has changed since."""
         there = self.objects()
         shards = [shard for shard in self.shards if shard.name in there]
         return dict(zip((s.name for s in shards), storage.in_threads(self._read, shards), strict=True))
@@ -110,6 +121,6 @@ class Dataset:
 
 
 def in_folder(folder: str, suffix: str) -> dict[str, storage.Object]:
-    """Every object below a run's folder `<kind>/<fingerprint>`, by the name of the shard that it is of."""
+    """Every object below a folder `<kind>/<fingerprint>` of a run, by the name of its shard."""
     below = "/" + "/".join(folder.rsplit("/", 2)[1:]) + "/"
     return {item.url.partition(below)[2].removesuffix(suffix): item for item in storage.listing(folder, suffix)}

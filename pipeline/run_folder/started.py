@@ -1,4 +1,4 @@
-"""What a run is about while it goes on: <run>/plan.json, written when it starts and whenever a stage's fingerprint is known."""
+"""The record of the run that was started last in a folder: <run>/started.json, written before any stage runs."""
 
 import json
 import time
@@ -9,83 +9,88 @@ from pydantic import ValidationError
 from ecif import __version__
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.console import say
 from pipeline.corpus import shards, sidecar
 from pipeline.errors import UserError
 from pipeline.run_folder import tables
-from pipeline.run_folder.artifacts import fingerprint
+from pipeline.run_folder.artifacts import Artifacts
+from pipeline.run_folder.contents import find_artifacts
 from pipeline.run_folder.dataset import Dataset
 
+OLDER = "plan.json"  # runs before version 0.2 wrote this file instead of started.json
 
-class Plan(NamedTuple):
-    """The run that was started last in a folder.
 
-    Each checkpoint of the model has the fingerprints of its objects as far as they are known: `features`, `target_features` by
-    target, then `heads`, `directions`, `scores`.
-    """
+class Started(NamedTuple):
+    """The run that was started last in a folder."""
 
     config: Config
-    started: float  # unix time
-    checkpoints: list[dict[str, Any]]
-
-    def note(self, checkpoint: int, **ids: str) -> None:
-        """Write down fingerprints that have become known."""
-        self.checkpoints[checkpoint].update(ids)
-        facts = {"version": __version__, "config": self.config.model_dump(), "started": self.started}
-        data = tables.json_bytes(facts | {"checkpoints": self.checkpoints})
-        storage.write_bytes(storage.join(self.config.run, "plan.json"), data)
+    time: float  # unix time
+    checkpoints: list[dict[str, str]]  # for each checkpoint, fingerprints of the features, by the name of the dataset
 
     def datasets(self) -> list[dict[str, Dataset]]:
-        """For each checkpoint the datasets, by the name that a user knows: `corpus`, `target NAME`; shards are listed anew.
+        """The datasets of each checkpoint, by the name that a user knows: `corpus` or `target NAME`. Shards are listed anew.
 
         Raises:
-            UserError: the corpus or a target is not there.
+            UserError: the corpus or a target has no shards where the configuration says.
         """
         config = self.config
-        corpus = shards.find(config.corpus.shards, "corpus.shards")
+        corpus = shards.find(config.corpus.shards, "corpus.shards", config.corpus.root)
         beside = sidecar.find(corpus, config.corpus.sidecar, config.corpus.uid == "sidecar")
         clean = {name: shards.find(pairs.shards, f"targets.{name}.shards") for name, pairs in config.targets.items()}
         return [
-            {"corpus": Dataset(config.run, ids["features"], corpus, config.corpus.caption, sidecars=beside)}
+            {"corpus": Dataset(config.run, features["corpus"], corpus, config.corpus.caption, sidecars=beside)}
             | {
                 f"target {name}": Dataset(
-                    storage.join(config.run, "targets", name), ids["target_features"][name], found, config.targets[name].caption
+                    storage.join(config.run, "targets", name),
+                    features[f"target {name}"],
+                    found,
+                    config.targets[name].caption,
                 )
                 for name, found in clean.items()
             }
-            for ids in self.checkpoints
+            for features in self.checkpoints
         ]
 
-    def scores(self) -> str | None:
-        """Fingerprint of the columns that the run ends with; None while a checkpoint has none."""
-        each = [ids.get("scores") for ids in self.checkpoints]
-        if None in each:
+    def artifacts(self, datasets: dict[str, Dataset]) -> Artifacts | None:
+        """Where the objects of a checkpoint are; None while shards are left to embed."""
+        if any(len(dataset.accounting()) < len(dataset.shards) for dataset in datasets.values()):
             return None
-        return each[0] if len(each) == 1 else fingerprint(each)
+        targets = {name: datasets[f"target {name}"] for name in self.config.targets}
+        return find_artifacts(self.config, datasets["corpus"], targets)
 
 
-def start_plan(config: Config, known: list[dict[str, Any]]) -> Plan:
-    """Write down that a run starts.
+def start(config: Config, checkpoints: list[dict[str, Dataset]]) -> Started:
+    """Write started.json.
 
     Args:
         config: of the run.
-        known: of each checkpoint, the fingerprints of its features.
+        checkpoints: the datasets of each checkpoint, by the name that a user knows.
     """
-    plan = Plan(config, round(time.time(), 3), known)
-    plan.note(0)
-    return plan
+    if storage.exists(storage.join(config.run, OLDER)):
+        say(f"{config.run} also holds objects of an older version of ecif: they are left alone, and none is used")
+    features = [{name: dataset.fingerprint for name, dataset in datasets.items()} for datasets in checkpoints]
+    started = Started(config, round(time.time(), 3), features)
+    facts: dict[str, Any] = {"version": __version__, "config": config.model_dump(mode="json"), "started": started.time}
+    data = tables.json_bytes(facts | {"checkpoints": features})
+    storage.write_bytes(storage.join(config.run, "started.json"), data)
+    return started
 
 
-def read_plan(folder: str) -> Plan:
-    """The plan of the run that was started last in a folder, wherever the folder is by now.
+def read_started(folder: str) -> Started:
+    """The run that was started last in a folder. The folder may have been moved since.
 
     Raises:
         UserError: no run there, or one of another version.
     """
-    url = storage.join(folder, "plan.json")
+    url = storage.join(folder, "started.json")
     try:
         facts = json.loads(storage.read_bytes(url))
-        return Plan(Config.model_validate(facts["config"] | {"run": folder}), facts["started"], facts["checkpoints"])
+        return Started(Config.model_validate(facts["config"] | {"run": folder}), facts["started"], facts["checkpoints"])
     except FileNotFoundError:
-        raise UserError(f"{folder}: no run there (no plan.json)") from None
+        if storage.exists(storage.join(folder, OLDER)):
+            raise UserError(
+                f"{folder}: made by an older version of ecif; `ecif run` computes it anew beside what is there"
+            ) from None
+        raise UserError(f"{folder}: no run there (no started.json)") from None
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise UserError(f"{url} is of no run of version {__version__}: {' '.join(str(error).split())[:200]}") from None

@@ -1,5 +1,6 @@
 """The Parquet tables of a run: their schemas, and deterministic bytes for them."""
 
+import hashlib
 import io
 import json
 from typing import Any, NamedTuple
@@ -9,8 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ecif import __version__
+from ecif.columns import Column
 from pipeline import storage
 from pipeline.corpus.pairs import Pair, Quarantined
+from pipeline.run_folder.columns import IDENTITY
 
 QUARANTINE = pa.schema(
     [
@@ -25,7 +29,8 @@ QUARANTINE = pa.schema(
 )
 
 
-IDENTITY = ["shard", "index", "key", "uid", "batch"]  # of the index's tables
+FOOTER = 1 << 16  # last bytes of a file, which hold its schema unless it has very many columns
+INDEXED = ["shard", "index", "key", "uid", "batch"]  # identities in the index's tables
 
 
 class Features(NamedTuple):
@@ -53,10 +58,20 @@ class Accounting(NamedTuple):
     embedded: int
     quarantined: dict[str, int]  # by reason; pairs = embedded + all of these
     parts: int
-    broken: str | None  # why the tar ended before its end
-    successes: int | None = None  # pairs by the shard's _stats.json, where there is one
-    sidecar: list[str] | None = None  # etag and sha256 of the sidecar that the uids are from
-    unusable: str = ""  # sha256 of the indices and reasons of its quarantined pairs, where there are any
+    broken: str | None  # why the tar could not be read to its end; None if it could
+    successes: int | None = None  # number of pairs in the shard's _stats.json, if there is one
+    sidecar: list[str] | None = None  # etag and sha256 of the sidecar that holds the uids
+    unusable: str = ""  # sha256 of the indices and reasons of its quarantined pairs; empty if there are none
+
+    @property
+    def content(self) -> str:
+        """Fingerprint of everything that the shard's features depend on, beside the model and the rules of reading.
+
+        The unusable pairs are part of it, because they are no function of the bytes alone: a failing device gives
+        `non_finite_features`.
+        """
+        read = [self.sha256, (self.sidecar or ["", ""])[1], self.unusable]
+        return hashlib.sha256(json.dumps(read).encode()).hexdigest()[:16]
 
     @property
     def lost(self) -> int:
@@ -86,7 +101,7 @@ def features_table(
 
 
 def read_features(folder: str, parts: int) -> Features:
-    """All parts of a shard as one."""
+    """Read all parts of a shard as one."""
     tables = [pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, part_name(i))))) for i in range(parts)]
     return as_features(pa.concat_tables(tables).combine_chunks())
 
@@ -109,7 +124,7 @@ def part_name(part: int) -> str:
 
 
 def quarantine_table(shard: str, rows: list[tuple[str, Quarantined]]) -> pa.Table:
-    """(stage, pair) rows of one shard."""
+    """The quarantine table of one shard, from rows of (stage, pair)."""
     columns = [
         [shard] * len(rows),
         [q.index for _, q in rows],
@@ -122,23 +137,72 @@ def quarantine_table(shard: str, rows: list[tuple[str, Quarantined]]) -> pa.Tabl
     return pa.table([pa.array(c, t) for c, t in zip(columns, QUARANTINE.types, strict=True)], schema=QUARANTINE)
 
 
-def scores_table(identity: dict[str, Any], scores: dict[str, NDArray[np.float32]]) -> pa.Table:
-    """The columns of one shard: `shard, index, key, uid, batch, fold`, then scores in float32."""
-    types = {"index": pa.int32(), "batch": pa.int32(), "fold": pa.int16()}
-    columns = {name: pa.array(values, types.get(name, pa.string())) for name, values in identity.items()}
-    return pa.table(columns | {name: pa.array(values, pa.float32()) for name, values in scores.items()})
+def identity(
+    shard: str, features: Features, batch: NDArray[np.int32], fold: NDArray[np.int16] | None = None
+) -> dict[str, pa.Array]:
+    """The columns that say which pair each row of a shard's table is. Without `fold` that column is left out."""
+    columns = {
+        "shard": pa.array([shard] * len(features.uid), pa.string()),
+        "index": pa.array(features.position, pa.int32()),
+        "key": pa.array(features.key, pa.string()),
+        "uid": pa.array(features.uid, pa.string()),
+        "batch": pa.array(batch, pa.int32()),
+    }
+    return columns if fold is None else columns | {"fold": pa.array(fold, pa.int16())}
 
 
-class Halves(NamedTuple):
-    """Vectors in fp16, each over its largest magnitude: fp16 keeps 3 digits from 6e-5 to 65504 only."""
+def scores_table(identity: dict[str, pa.Array], scores: dict[str, NDArray[np.float32]]) -> pa.Table:
+    """Identities, then scores in float32."""
+    return pa.table(identity | {name: pa.array(values, pa.float32()) for name, values in scores.items()})
 
-    values: NDArray[np.float16]  # [N, k], largest magnitude of a row 1
-    scale: NDArray[np.float32]  # [N] row n is values_n scale_n
+
+def described(table: pa.Table, columns: list[Column], run: str, shard: str) -> pa.Table:
+    """A table whose schema says what every column means, and which run it is from.
+
+    Args:
+        table: of a shard.
+        columns: the scores in the table.
+        run: fingerprint of what the columns of all shards depend on.
+        shard: fingerprint of what the columns of this shard depend on beside that.
+    """
+    known = {column.name: {"says": column.says, "unit": column.unit, "good": column.good} for column in columns}
+    known |= {name: {"says": says} for name, says in IDENTITY.items()}
+    fields = [field.with_metadata(known.get(field.name)) for field in table.schema]
+    facts = {"ecif.run": run, "ecif.shard": shard, "ecif.version": __version__}
+    return table.cast(pa.schema(fields, facts))
+
+
+def good_end(field: pa.Field) -> str:
+    """Which end of a column is good, from the field's metadata: `low`, or `high` by default."""
+    return (field.metadata or {}).get(b"good", b"high").decode()
+
+
+def run_of(schema: pa.Schema) -> tuple[str, str]:
+    """Fingerprints of the run and of the shard, from a table's schema. Empty strings if the schema has none."""
+    facts = schema.metadata or {}
+    return facts.get(b"ecif.run", b"").decode(), facts.get(b"ecif.shard", b"").decode()
+
+
+def read_run(url: str) -> tuple[str, str]:
+    """`run_of` the table at a URL. Empty strings if it can't be read."""
+    for count in (FOOTER, None):
+        try:
+            return run_of(pq.read_schema(io.BytesIO(storage.read_end(url, count))))
+        except pa.ArrowInvalid:
+            continue
+    return "", ""
+
+
+class HalfPrecision(NamedTuple):
+    """Vectors in fp16, each divided by its largest magnitude: fp16 keeps 3 digits only between 6e-5 and 65504."""
+
+    values: NDArray[np.float16]  # [N, k]; the largest magnitude in a row is 1
+    scale: NDArray[np.float32]  # [N]; vector n is values[n] * scale[n]
 
     @staticmethod
-    def empty(rows: int, size: int) -> "Halves":
-        """To be filled by `put`."""
-        return Halves(np.empty((rows, size), np.float16), np.empty(rows, np.float32))
+    def empty(rows: int, size: int) -> "HalfPrecision":
+        """Rows that `put` has to fill."""
+        return HalfPrecision(np.empty((rows, size), np.float16), np.empty(rows, np.float32))
 
     def put(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         """Set some rows to vectors [n, k]."""
@@ -147,11 +211,11 @@ class Halves(NamedTuple):
         self.values[rows] = vectors / np.where(scale > 0, scale, 1)[:, None]
 
     def vectors(self) -> NDArray[np.float32]:
-        """[N, k]."""
+        """The vectors [N, k] in float32."""
         return self.values * self.scale[:, None]
 
 
-def index_table(identity: dict[str, Any], positive: Halves, negative: Halves) -> pa.Table:
+def index_table(identity: dict[str, pa.Array], positive: HalfPrecision, negative: HalfPrecision) -> pa.Table:
     """One shard of the index: identities and both parts of every pair's projected gradient."""
     columns = scores_table(identity, {})
     for name, part in (("positive", positive), ("negative", negative)):
@@ -161,15 +225,16 @@ def index_table(identity: dict[str, Any], positive: Halves, negative: Halves) ->
 
 
 def read_gradients(table: pa.Table) -> list[NDArray[np.float32]]:
-    """Positive and negative part, each [N, k], of a table of the index."""
-    return [Halves(_matrix(table[name]), table[f"{name}_scale"].to_numpy()).vectors() for name in ("positive", "negative")]
+    """Positive and negative part, each [N, k] in float32, from a table of the index."""
+    parts = ((_matrix(table[name]), table[f"{name}_scale"].to_numpy()) for name in ("positive", "negative"))
+    return [HalfPrecision(*part).vectors() for part in parts]
 
 
 def self_influence_table(index: pa.Table, gram: NDArray[np.float64], self_influence: NDArray[np.float64]) -> pa.Table:
     """One shard's self-influence [N], and the Gram matrices [N, 2, 2] of both parts' parameter changes."""
     columns = {"self_influence": self_influence, "gram_positive": gram[:, 0, 0]}
     columns |= {"gram_mixed": gram[:, 0, 1], "gram_negative": gram[:, 1, 1]}
-    return pa.table({name: index[name] for name in IDENTITY} | {name: pa.array(v, pa.float64()) for name, v in columns.items()})
+    return pa.table({name: index[name] for name in INDEXED} | {name: pa.array(v, pa.float64()) for name, v in columns.items()})
 
 
 def read_self_influence(table: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -179,7 +244,7 @@ def read_self_influence(table: pa.Table) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def read_table(url: str) -> pa.Table:
-    """A Parquet object."""
+    """Read a Parquet object."""
     return pq.read_table(io.BytesIO(storage.read_bytes(url)))
 
 

@@ -5,6 +5,6 @@ from pipeline.config import Config
 
 
 def loss_of(config: Config) -> Loss:
-    """What the heads are fitted to, and what targets and scores are in."""
+    """The loss that influence and scores are computed with. `score.negative` says which form its negative part has."""
     more = {"negative": config.score.negative} if config.loss.kind.has_taylor else {}
     return config.loss.build(**more)

@@ -1,143 +1,164 @@
-"""Stage `score`: influence columns, shard by shard; a pure function of a shard's features, the heads and the directions."""
+"""Stage `score`: the columns of every shard, a pure function of its features, the heads and the directions.
 
+A table holds columns that are computed together: the evidence of a pair, its influence on one target, or one column of
+`score.columns`. A table that exists is not computed again, so a further target costs only its own columns.
+"""
+
+import json
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from ecif.columns.agreement import agreement_with
-from ecif.columns.misalignment import evidence
-from ecif.heads import embed
-from ecif.heads.influence import score as score_pairs
+from ecif.batching import folds
+from ecif.columns.contract import HeldOutPairs, held_out_values
+from ecif.columns.evidence import Evidence
+from ecif.columns.influence import held_out_influence
+from ecif.directions import Directions
+from ecif.heads import Heads, embed
+from ecif.heads.cross_fit import FittedHeads
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.console import say
-from pipeline.corpus import sidecar
-from pipeline.corpus.batches import batch_numbers, folds, segment
-from pipeline.run_folder import tables
+from pipeline.corpus.batches import batch_numbers, batches_of
+from pipeline.run_folder import tables, tensors
+from pipeline.run_folder.artifacts import KINDS, Artifacts, instances
+from pipeline.run_folder.columns import Requested, evidence_scores, requested_columns
 from pipeline.run_folder.dataset import Dataset
-from pipeline.stages.filter import read_ranking
-from pipeline.stages.fit.stage import as_features, read_heads
+from pipeline.stages.fit.sample import read_all
+from pipeline.stages.fit.stage import as_features
 from pipeline.stages.losses import loss_of
-from pipeline.stages.solve.second_order import Corrector
-from pipeline.stages.solve.stage import read_directions
-from pipeline.workers.cluster import Resources, device
-from pipeline.workers.shards import over_shards
+from pipeline.stages.solve.second_order import Corrector, Curvature, SecondOrder
+from pipeline.workers.cluster import device
+from pipeline.workers.run import Run
+from pipeline.workers.shards import missing_tables, over_shards, seconds_a_pair
 
-HIGH_LEVERAGE = 0.5  # from here on a pair makes up at least half of some direction's curvature
-
-
-class Left(NamedTuple):
-    """Where the stages before left what scores a pair: URLs."""
-
-    heads: str
-    directions: str
-    filter: str | None  # None for no such column
-    second_order: str | None  # None for the first order
+HIGH_LEVERAGE = 0.5  # a pair with more makes up over half of the curvature along some direction
 
 
-def score(folder: str, dataset: Dataset, left: Left, config: Config, resources: Resources) -> float | None:
-    """Write the columns of every shard that has none yet below `folder`.
+def score(run: Run, start: Heads, corpus: Dataset, targets: dict[str, Dataset]) -> float | None:
+    """Write the missing tables of every shard.
 
     Args:
-        folder: of the columns.
-        dataset: the corpus's features.
-        left: by the stages before.
-        config: of the run.
-        resources: of the actors.
+        run: the run.
+        start: the model's own heads.
+        corpus: features of the corpus.
+        targets: the features of every target.
 
     Returns:
         Seconds of computation a pair; None if there was nothing to do.
     """
-    rows = over_shards("score", folder, dataset, ScoreShard, (folder, dataset, left, config), resources)
-    if not rows:
-        return None
-    pairs = sum(row["pairs"] for row in rows)
-    if left.second_order is not None:
-        high = sum(row["high_leverage"] for row in rows)
-        say(f"score    {high / pairs:.1%} of the pairs have a leverage above {HIGH_LEVERAGE:g}")
-    return sum(row["seconds"] for row in rows) / pairs
+    keys = score_keys(run.config)
+    missing = missing_tables(run.artifacts, keys)
+    todo = {key for of_shard in missing.values() for key in of_shard}
+    images = {
+        column.target: read_all(targets[column.target])[0]
+        for column in requested_columns(run.config)
+        if column.target and f"column/{column.name}" in todo
+    }
+    arguments = (run.config, run.artifacts, corpus.features_folder(""), start, images, sorted(todo))
+    rows = over_shards("score", corpus.accounting(), missing, ScoreShard, arguments, run.resources)
+    if leverages := [row["high_leverage"] for row in rows if row["high_leverage"] is not None]:
+        high = sum(leverages) / sum(row["pairs"] for row in rows)
+        say(f"score    {high:.1%} of the pairs have a leverage above {HIGH_LEVERAGE:g}")
+    return seconds_a_pair(rows)
+
+
+def score_keys(config: Config) -> list[str]:
+    """The keys of all tables that this stage writes for a shard."""
+    kinds = [kind for kind, what in KINDS.items() if what.stage == "score" and what.asked(config)]
+    return [key for kind in kinds for key, _ in instances(kind, config)]
 
 
 class ScoreShard:
-    """Actor: the columns of a shard, written as one Parquet object."""
+    """Actor: the tables of a shard, each written as one Parquet object.
 
-    def __init__(self, folder: str, dataset: Dataset, left: Left, config: Config):
+    Args:
+        config: of the run.
+        artifacts: where the objects of the run are.
+        features: folder of the features of all shards.
+        start: the model's own heads.
+        images: by target, the image features [M, d_x] that columns of `score.columns` compare with.
+        keys: of all tables that some shard lacks.
+    """
+
+    def __init__(
+        self, config: Config, artifacts: Artifacts, features: str, start: Heads, images: dict[str, Any], keys: list[str]
+    ):
         self.device = device()
-        self.heads = [[h.to(self.device) for h in seeds] for seeds in read_heads(left.heads).folds]
-        self.directions = read_directions(left.directions)
-        self.moves, self.bank = self.directions.folds.to(self.device), self.directions.bank.to(self.device)
-        self.ranking = read_ranking(left.filter) if left.filter else None
-        self.correct = Corrector(left.second_order, config.score.negative, self.device) if left.second_order else None
-        self.folder, self.dataset, self.targets, self.config = folder, dataset, list(config.targets), config
+        self.config, self.artifacts, self.features, self.keys = config, artifacts, features, keys
+        self.start, self.loss, self.batches = start.to(self.device), loss_of(config), batches_of(config)
+        fitted = tensors.load(artifacts.url("heads"), FittedHeads)
+        self.heads = [[h.to(self.device) for h in fits] for fits in fitted.folds]
+        self.ends = [[h.to(self.device) for h in ends] for ends in fitted.ends]
+        self.bank = tensors.load(artifacts.url("evidence"), Evidence).bank.to(self.device)
+        self.evidence = [kind() for kind in evidence_scores(config)]
+        self.columns = {f"column/{column.name}": column for column in requested_columns(config)}
+        self.images = {target: as_features(matrix, self.device) for target, matrix in images.items()}
+        asked = [target for target in config.targets if f"influence/{target}" in keys]
+        found = (tensors.load(artifacts.url(f"directions/{target}"), Directions) for target in asked)
+        self.directions = {t: directions.folds.to(self.device) for t, directions in zip(asked, found, strict=True)}
+        self.corrected = [target for target in config.targets if f"correction/{target}" in keys]
+        if self.corrected:
+            curvature = tensors.load(artifacts.url("curvature"), Curvature)
+            small = [tensors.load(artifacts.url(f"second_order/{target}"), SecondOrder) for target in self.corrected]
+            self.correct = Corrector(curvature, small, config.score.negative, self.device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Score and write one shard; returns what the driver counts."""
-        features = tables.read_features(self.dataset.features_folder(row["shard"]), int(row["parts"]))
+        """Compute and write the missing tables of one shard; returns what the driver counts."""
+        shard, keys = row["shard"], json.loads(row["keys"])
+        features = tables.read_features(storage.join(self.features, shard), int(row["parts"]))
         started = time.perf_counter()
-        fold = folds(features.uid, self.config.fit.folds, self.config.seed)
-        recorded, batches = self._batches(row["shard"], len(features.uid))
-        columns = self._columns(features, fold, batches)
+        pairs = self._pairs(shard, features)
+        found: dict[str, dict[str, Tensor]] = {}
+        if "pairs" in keys:
+            found["pairs"] = {s.name: held_out_values(s, pairs, self.ends) for s in self.evidence}
+        found |= self._influence(pairs, keys)
+        found |= {key: of for key, of in self._corrections(pairs, keys).items() if key in keys}
+        for key in (key for key in keys if key in self.columns):
+            found[key] = {self.columns[key].name: self._column(pairs, self.columns[key])}
+        columns = {key: {name: values.float().cpu().numpy() for name, values in of.items()} for key, of in found.items()}
         seconds = time.perf_counter() - started
-        identity = {
-            "shard": [row["shard"]] * len(features.uid),
-            "index": features.position,
-            "key": features.key,
-            "uid": features.uid,
-            "batch": recorded,
-            "fold": fold,
-        }
-        url = storage.join(self.folder, f"{row['shard']}.parquet")
-        table = tables.scores_table(identity, columns)
-        if self.dataset.sidecars:
-            for name, column in sidecar.columns(self.dataset.sidecars, row["shard"], features.key).items():
-                table = table.append_column(name, column)
-        storage.write_bytes(url, tables.parquet_bytes(table))
-        high = int((columns["leverage"] > HIGH_LEVERAGE).sum()) if self.correct else 0
+        first = self.batches.of(shard, len(features.uid))
+        identity = tables.identity(shard, features, batch_numbers(first), pairs.fold.cpu().numpy())
+        for key in keys:  # only `pairs` has all identities: the other tables have the same rows
+            table = tables.scores_table(identity if key == "pairs" else {"index": identity["index"]}, columns[key])
+            storage.write_bytes(self.artifacts.table(key, shard), tables.parquet_bytes(table))
+        leverages = [of["leverage"] for of in found.values() if "leverage" in of]
+        high = int((torch.stack(leverages).amax(0) > HIGH_LEVERAGE).sum()) if leverages else None
         return {"pairs": len(features.uid), "seconds": seconds, "high_leverage": high}
 
-    def _batches(self, shard: str, pairs: int) -> tuple[NDArray[np.int32], list[torch.Tensor]]:
-        """The batch that each pair had in the fit, and the batches of all repeats."""
-        repeats = [segment(pairs, self.config.batch_size, shard, self.config.seed, r) for r in range(self.config.repeats)]
-        return batch_numbers(repeats[0]), [torch.from_numpy(rows).to(self.device) for batches in repeats for rows in batches]
-
-    def _columns(
-        self, features: tables.Features, fold: NDArray[np.int16], batches: list[torch.Tensor]
-    ) -> dict[str, NDArray[np.float32]]:
-        """Every pair scored by the heads that did not see its fold, mean over seeds and checkpoints."""
+    def _pairs(self, shard: str, features: tables.Features) -> HeldOutPairs:
+        """The shard's pairs in the batches of all repeats."""
+        count = len(features.uid)
+        batches = [rows.to(self.device) for r in range(self.config.repeats) for rows in self.batches.of(shard, count, r)]
         images, texts = as_features(features.images, self.device), as_features(features.texts, self.device)
-        count = len(self.targets)
-        sums = np.zeros((2 * count + 2, len(fold)), np.float32)
-        added = np.zeros((2 * count + 1, len(fold)), np.float32)
-        for f, seeds in enumerate(self.heads):
-            mine = fold == f
-            for s, heads in enumerate(seeds):
-                pairs = embed(heads, images, texts)
-                scores = score_pairs(heads, pairs, batches, self.moves[f, s], loss_of(self.config))
-                rows = torch.cat([scores.positive, scores.negative]).cpu().numpy()
-                sums[:-2, mine] += rows[:, mine] / len(seeds)
-                if (s + 1) % self.config.fit.checkpoints == 0:  # influence is of the whole fit, these are of its end
-                    rows = torch.stack([scores.pair_loss, scores.clip_score]).cpu().numpy()
-                    sums[-2:, mine] += rows[:, mine] / self.config.fit.seeds
-                if self.correct:
-                    parts = self.correct(f, s, heads, pairs, batches, torch.from_numpy(mine).to(self.device))
-                    added += torch.cat([*parts[:2], parts[2][None]]).cpu().numpy() / len(seeds)
-        positive, negative, held_out_loss, clip_score = sums[:count], sums[count:-2], sums[-2], sums[-1]
-        agreement = agreement_with(self.bank, images, texts, torch.from_numpy(fold).to(self.device)).cpu().numpy()
-        # Of the first order, as the sample is that both were learned from.
-        seen = evidence(*map(torch.from_numpy, (held_out_loss, clip_score, agreement, positive + negative)))
-        misaligned = self.directions.misalignment.probability(seen).float().numpy()
-        filters = {}
-        if self.ranking:
-            filters = dict(zip(self.targets, self.ranking.scores(misaligned, positive + negative), strict=True))
-        positive, negative, leverage = positive + added[:count], negative + added[count:-1], added[-1]
-        columns = {"clip_score": clip_score, "held_out_loss": held_out_loss, "agreement": agreement}
-        for i, name in enumerate(self.targets):
-            columns[f"influence_positive_{name}"] = positive[i]
-            columns[f"influence_negative_{name}"] = negative[i]
-            columns[f"influence_{name}"] = positive[i] + negative[i]
-        columns["misalignment"] = misaligned
-        columns |= {f"filter_{name}": rank for name, rank in filters.items()}
-        return columns | ({"leverage": leverage} if self.correct else {})
+        fold = folds(features.uid, self.config.fit.folds, self.config.seed).to(self.device)
+        return HeldOutPairs(images, texts, fold, batches, self.start, [], self.loss, self.bank)
+
+    def _influence(self, pairs: HeldOutPairs, keys: list[str]) -> dict[str, dict[str, Tensor]]:
+        """Both parts of the influence on the targets that are asked for."""
+        asked = [target for target in self.directions if f"influence/{target}" in keys]
+        positive, negative = held_out_influence(pairs, self.heads, [self.directions[target] for target in asked])
+        return {f"influence/{t}": {"positive": positive[i], "negative": negative[i]} for i, t in enumerate(asked)}
+
+    def _corrections(self, pairs: HeldOutPairs, keys: list[str]) -> dict[str, dict[str, Tensor]]:
+        """Second-order corrections of both parts, and leverage.
+
+        Each pair is corrected under the heads that were fitted without its fold; the values are means over those fits.
+        """
+        if not any(f"correction/{target}" in keys for target in self.corrected):
+            return {}
+        correction = pairs.images.new_zeros(3, len(self.corrected), len(pairs.fold))
+        for f, fits in enumerate(self.heads):
+            for s, heads in enumerate(fits):
+                embedded = embed(heads, pairs.images, pairs.texts)
+                correction += self.correct(f, s, heads, embedded, pairs.batches, pairs.fold == f) / len(fits)
+        parts = ("positive", "negative", "leverage")
+        found = {t: dict(zip(parts, correction[:, i], strict=True)) for i, t in enumerate(self.corrected)}
+        return {f"correction/{target}": of for target, of in found.items()}
+
+    def _column(self, pairs: HeldOutPairs, column: Requested) -> Tensor:
+        """One column of `score.columns`, [N]."""
+        return held_out_values(column.score(), pairs._replace(target_images=self.images.get(column.target)), self.ends)

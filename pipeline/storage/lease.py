@@ -1,17 +1,18 @@
 """One run at a time in a run folder: a lease on its storage, with a fencing token.
 
-The lease is the object `<run>/lease/<token>.json` of the greatest token. Who creates the object of the next token holds the
-folder; creation is exclusive (a conditional PUT on S3, O_EXCL on local disk), so of any number of runs one gets it. The
-holder rewrites its object `BEATS` times in `ttl` seconds. A run that finds an object that nobody released watches it: it is
-refused once the object changes, and takes the next token when the object has not changed for `ttl` seconds of its own clock,
-so clocks need not agree. Where the holder was a process of this machine that has ended, it takes over at once. The last
-object stays, marked as released: tokens only grow.
+The lease is the object `<run>/lease/<token>.json` with the greatest token. A run that creates the object of the next token
+holds the folder. Creation is exclusive (a conditional PUT on S3, O_EXCL on local disk), so of any number of runs exactly one
+gets it. The holder rewrites its object `BEATS` times in `ttl` seconds.
 
-What is guaranteed: every write of the driver first checks that the lease was renewed less than `ttl / 2` ago; if it was not,
-only the next token will do, and creating that fails when anybody else has had the folder since. So a run that was stopped,
-cut off or slow for any length of time writes nothing after another has taken over, but for a write that was sent before and
-took more than `ttl / 2` to land. Tasks on workers do not check: they end with their driver, and what they write has names and
-bytes that are functions of the configuration and the shard, the same from any run.
+A run that finds an object that nobody released watches it. If the object changes, the run is refused. If it does not change for
+`ttl` seconds of the watcher's own clock, the run takes the next token. So clocks need not agree. If the holder was a process of
+this machine that has ended, the run takes over at once. The last object stays, marked as released, because tokens only grow.
+
+Guarantee: every write of the driver first checks that the lease was renewed less than `ttl / 2` ago. If it was not, the run has
+to create the next token, and that fails if anybody else has held the folder since. So a run that was stopped, cut off or slow
+for any length of time writes nothing after another has taken over. The exception is a write that was sent before and took more
+than `ttl / 2` to land. Tasks on workers do not check. They end with their driver, and names and bytes of what they write are
+functions of the configuration and the shard, the same from any run.
 """
 
 import json
@@ -30,8 +31,8 @@ from pipeline import storage
 from pipeline.console import say
 from pipeline.errors import RunError, UserError
 
-TTL_S = 60.0  # a run that crashed, or could not renew, may lose its folder after this
-BEATS = 12  # renewals in that time; a second run is refused as soon as it sees one
+TTL_S = 60.0  # seconds after which a run that crashed or could not renew may lose its folder
+BEATS = 12  # renewals in `ttl` seconds; a second run is refused as soon as it sees one
 
 
 class _Seen(NamedTuple):
@@ -39,7 +40,7 @@ class _Seen(NamedTuple):
 
     token: int  # 0: nobody has ever held the folder
     data: bytes  # of the object; every renewal changes them
-    facts: dict[str, Any]  # what it says; nothing while it is being written
+    facts: dict[str, Any]  # its parsed content; empty while it is being written
 
     def is_free(self) -> bool:
         """Whether it was released, or its holder was a process of this machine that has ended."""
@@ -50,13 +51,13 @@ class _Seen(NamedTuple):
 
 
 class Lease:
-    """A run folder that this process holds; made by `hold`.
+    """A run folder that this process holds. `hold_folder` makes it.
 
     Args:
         folder: of the run.
         token: greater than every token before.
-        holder: what the object says about this process.
-        renewed: when, on `_clock`, its object was last known to be new.
+        holder: facts about this process that the object holds.
+        renewed: start of the last successful renewal, in seconds of `_clock`.
     """
 
     def __init__(self, folder: str, token: int, holder: dict[str, Any], renewed: float):
@@ -81,15 +82,15 @@ class Lease:
             raise RunError(f"another run has taken over {self.folder}: this one did not renew its lease for {self.ttl:g} s")
 
     def keep(self) -> None:
-        """Renew until released: the work of a thread."""
+        """Renew until released. This is the body of a thread."""
         while not self._released.wait(self.ttl / BEATS):
-            with self._lock, suppress(Exception):  # tried again at the next beat; `check` says when it is too late
+            with self._lock, suppress(Exception):  # the next beat tries again; `check` raises if it is too late
                 self._renew()
 
     def release(self) -> None:
         """Let the next run have the folder at once."""
         self._released.set()
-        with self._lock, suppress(Exception):  # what can't be released expires
+        with self._lock, suppress(Exception):  # a lease that can't be released expires
             if not self._lost:
                 self._write(released=True)
 
@@ -100,7 +101,7 @@ class Lease:
         if self._lost or self._released.is_set():
             return
         started = _clock()
-        if self._is_stale():  # whether anybody else has had the folder since, only the next token can tell
+        if self._is_stale():  # only the next token can tell whether another run has held the folder since
             self._lost = not _create(self.folder, self.token + 1, self._holder)
             self.token += not self._lost
             self._renewed = started
@@ -108,7 +109,7 @@ class Lease:
         self._beat += 1
         self._write()
         self._lost = _tokens(self.folder)[-1:] != [self.token]
-        if not self._is_stale():  # else the object may have been rewritten too late
+        if not self._is_stale():  # else the write may have landed too late
             self._renewed = started
 
     def _write(self, **facts: bool) -> None:
@@ -116,8 +117,8 @@ class Lease:
 
 
 @contextmanager
-def hold(folder: str, ttl: float = TTL_S) -> Iterator[Lease]:
-    """Hold a run folder; in the body, every write of this thread first checks that it still does.
+def hold_folder(folder: str, ttl: float = TTL_S) -> Iterator[Lease]:
+    """Hold a run folder. In the body, every write of this thread first checks that the run still holds it.
 
     Args:
         folder: of the run, path or URL.
@@ -168,7 +169,7 @@ def _look(folder: str) -> _Seen:
 
 
 def _is_abandoned(folder: str, seen: _Seen, ttl: float) -> bool:
-    """Watch a lease: whether it stays the same for as long as it is valid; False if it is released or replaced meanwhile.
+    """Watch a lease. True if it does not change while it is valid; False if it is released or replaced meanwhile.
 
     Raises:
         UserError: it was renewed.
@@ -190,12 +191,12 @@ def _is_abandoned(folder: str, seen: _Seen, ttl: float) -> bool:
 
 
 def _create(folder: str, token: int, holder: dict[str, Any]) -> bool:
-    """Whether this process got a token: nobody has it, and nobody has had a later one."""
+    """Try to create the object of a token. False if another run has it, or has had a later one."""
     url, data = _url(folder, token), _bytes(holder)
     with suppress(FileExistsError):
         storage.put_bytes(url, data, new=True)
     with suppress(FileNotFoundError):
-        # By its bytes, for a PUT that was repeated because its answer got lost finds itself there.
+        # Compare bytes: a PUT that was repeated because its answer got lost finds its own object there.
         return storage.read_bytes(url) == data and _tokens(folder)[-1] == token
     return False
 
@@ -214,7 +215,7 @@ def _bytes(facts: dict[str, Any]) -> bytes:
 
 
 def _machine() -> str:
-    """What process numbers are unique in: this boot of this kernel and its namespace of processes; empty where nothing says."""
+    """Id of this boot and its process namespace, within which process numbers are unique. Empty if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -222,7 +223,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int:
-    """When a process of this machine started, in ticks, to tell it from a later one of the same number; 0 if it has ended."""
+    """Start time of a process in ticks, which tells it from a later process of the same number. 0 if it has ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -231,7 +232,7 @@ def _started(pid: int) -> int:
 
 
 def _clock() -> float:
-    """Seconds, those that the machine slept included: a holder must not take them for none."""
+    """Seconds, including those that the machine slept: a lease grows old in its sleep."""
     return time.clock_gettime(time.CLOCK_BOOTTIME if sys.platform == "linux" else time.CLOCK_MONOTONIC)
 
 

@@ -1,4 +1,4 @@
-"""Whole objects on any fsspec URL: a name that exists holds a complete object."""
+"""Whole objects on any fsspec URL. An object that exists is complete."""
 
 import io
 import os
@@ -16,14 +16,14 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from fsspec.core import url_to_fs
 
-BUFFER = 1 << 17  # bytes read at once: headers of small members come many to a read
+BUFFER = 1 << 17  # bytes of one read of a local file; it holds many headers of small members
 ATTEMPTS = 4  # to read an object
-PAUSE_S = 1.0  # before the second attempt; twice as long before each further one
+PAUSE_S = 1.0  # seconds before the second attempt, doubled before each further one
 THREADS = 16
-AT_ONCE = 64 * THREADS  # items that threads have taken up: memory does not grow with the number of items
+AT_ONCE = 64 * THREADS  # items in work at once, so that memory does not grow with the number of items
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-guard: ContextVar[Callable[[], None]] = ContextVar("guard", default=lambda: None)  # of this thread's writes: raises to forbid
+guard: ContextVar[Callable[[], None]] = ContextVar("guard", default=lambda: None)  # called before each write; raises to forbid
 
 
 class Object(NamedTuple):
@@ -31,8 +31,8 @@ class Object(NamedTuple):
 
     url: str
     size: int  # bytes
-    etag: str  # changes when the content does: the store's ETag, or size and modification time of a local file
-    modified: float = 0.0  # unix time; 0 where the store does not say
+    etag: str  # changes with the content: the store's ETag, or size and modification time of a local file
+    modified: float = 0.0  # unix time; 0 if the store does not say
 
 
 def join(base: str, *parts: str) -> str:
@@ -45,27 +45,40 @@ def filesystem(url: str) -> tuple[Any, str]:
     return url_to_fs(url, use_listings_cache=False)
 
 
+def canonical(url: str) -> str:
+    """A URL in the form in which a listing shows it."""
+    fs, path = filesystem(url)
+    return path.rstrip("/") if _is_local(fs) else fs.unstrip_protocol(path).rstrip("/")
+
+
 def check_guard() -> None:
-    """Raise what the guard raises, if this thread may no longer write."""
+    """Raise the error of the guard if this thread may no longer write."""
     guard.get()()
 
 
 def read_bytes(url: str) -> bytes:
-    """The whole object; FileNotFoundError if there is none."""
+    """Read a whole object. Raises FileNotFoundError if there is none."""
     with _at(url):
         fs, path = filesystem(url)
         return fs.cat_file(path)
 
 
 def read_start(url: str, count: int) -> bytes:
-    """The first `count` bytes of an object, all of it if it is shorter."""
+    """Read the first `count` bytes of an object, or all of it if it is shorter."""
     with _at(url):
         fs, path = filesystem(url)
         return fs.cat_file(path, start=0, end=count)
 
 
+def read_end(url: str, count: int | None) -> bytes:
+    """Read the last `count` bytes of an object, or all of it if it is shorter or `count` is None."""
+    with _at(url):
+        fs, path = filesystem(url)
+        return fs.cat_file(path, start=None if count is None else max(0, fs.size(path) - count))
+
+
 def exists(url: str) -> bool:
-    """Whether a complete object has this name. A prefix is not an object, and a store that does not answer is an error."""
+    """Whether an object has this name. A prefix is not an object. A store that does not answer raises an error."""
     try:
         with _at(url):
             describe(url)
@@ -87,10 +100,11 @@ def put_bytes(url: str, data: bytes, new: bool = False) -> None:
     Args:
         url: of the object.
         data: all of it.
-        new: create it, or fail: one of any number of callers succeeds. On local disk others may see it before it is whole.
+        new: create the object or fail. Of any number of callers exactly one succeeds. On local disk others may see the object
+            before it is whole.
 
     Raises:
-        FileExistsError: it is there, and was to be new.
+        FileExistsError: `new` is set and the object exists.
     """
     fs, path = filesystem(url)
     if new:
@@ -100,15 +114,15 @@ def put_bytes(url: str, data: bytes, new: bool = False) -> None:
         fs.pipe_file(path, data)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with _whole(path) as temporary, open(temporary, "wb") as file:
+    with _in_place(path) as temporary, open(temporary, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextmanager
-def _whole(path: str) -> Iterator[str]:
-    """A name beside a local file's to write to, which becomes the file's if that succeeds."""
+def _in_place(path: str) -> Iterator[str]:
+    """A temporary name beside a local file. If the body succeeds, what it wrote there replaces the file."""
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
         yield temporary
@@ -128,13 +142,13 @@ def delete(url: str) -> None:
 
 
 def upload(local: str, url: str) -> None:
-    """Put a finished local file under its name, whole; it is gone from where it was."""
+    """Move a finished local file to a URL. It appears there whole or not at all."""
     check_guard()
     with _at(url):
         fs, path = filesystem(url)
         if _is_local(fs):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with _whole(path) as temporary:
+            with _in_place(path) as temporary:
                 shutil.move(local, temporary)
                 with open(temporary, "rb") as file:
                     os.fsync(file.fileno())
@@ -144,22 +158,22 @@ def upload(local: str, url: str) -> None:
 
 
 def pause(attempt: int) -> None:
-    """Wait after an attempt to read that failed; the first is 0."""
+    """Wait after a failed attempt to read. The first attempt is 0."""
     time.sleep(PAUSE_S * 2**attempt)
 
 
 @contextmanager
 def local_copy(source: Object, attempts: int = 1) -> Iterator[BinaryIO]:
-    """The object as a seekable local file: all of it, and as it was when it was listed.
+    """The object as a seekable local file, whole and unchanged since it was listed.
 
-    A local file is read where it is; `expect_unchanged` afterwards says whether it stayed what it was.
+    A local file is read in place. `expect_unchanged` afterwards says whether it changed while it was read.
 
     Args:
-        source: as it was listed.
-        attempts: to fetch it from another store, with pauses between them.
+        source: the object as it was listed.
+        attempts: number of tries to fetch it from another store, with pauses between them.
 
     Raises:
-        OSError: it can't be had, has changed since it was listed, or (also while it is read) ends before its size.
+        OSError: it can't be fetched, has changed since it was listed, or ends before its size, also while it is read.
     """
     fs, path = filesystem(source.url)
     with tempfile.TemporaryDirectory(prefix="ecif-") as scratch:
@@ -174,7 +188,7 @@ def local_copy(source: Object, attempts: int = 1) -> Iterator[BinaryIO]:
                         raise
                     pause(attempts - 1 - left)
         expect_unchanged(source)
-        with io.BufferedReader(_Whole(path, source.size), BUFFER) as file:
+        with io.BufferedReader(_CompleteFile(path, source.size), BUFFER) as file:
             yield file  # type: ignore[misc]  # typeshed: no BinaryIO, because its write is another
 
 
@@ -186,22 +200,22 @@ def _fetch(fs: Any, remote: str, path: str, source: Object) -> None:
 
 
 def expect_unchanged(source: Object) -> None:
-    """OSError where the object is not, or no longer, the one that was listed."""
+    """Raise OSError if size or etag differ from the listing."""
     with _at(source.url):
         now = describe(source.url)
     if (now.size, now.etag) != (source.size, source.etag):
         raise OSError(f"{source.url}: has changed since it was listed ({source.size} bytes then, {now.size} now)")
 
 
-class _Whole(io.RawIOBase):
-    """A file of a known size: an end before that is a failed read, which a reader would take for the end."""
+class _CompleteFile(io.RawIOBase):
+    """A file of a known size. A read that ends before that size raises OSError, so that no reader takes it for the end."""
 
     def __init__(self, path: str, size: int):
         self._file, self._size = open(path, "rb", buffering=0), size  # noqa: SIM115
 
     @property
     def name(self) -> str:
-        """Where it is on local disk, for those who need a position of their own in it."""
+        """Its local path, for a reader that needs a position of its own."""
         return self._file.name
 
     def readable(self) -> bool:
@@ -232,10 +246,10 @@ class _Whole(io.RawIOBase):
 
 @contextmanager
 def _at(url: str) -> Iterator[None]:
-    """Every store has errors of its own, few name the object: an OSError that does."""
+    """Turn errors of a store into an OSError that names the object. Each store has errors of its own, and few name it."""
     try:
         yield
-    except (FileNotFoundError, FileExistsError, TypeError):  # which callers tell apart
+    except (FileNotFoundError, FileExistsError, TypeError):  # callers tell these apart
         raise
     except Exception as error:
         kind = PermissionError if isinstance(error, PermissionError) else OSError
@@ -243,7 +257,7 @@ def _at(url: str) -> Iterator[None]:
 
 
 def listing(url: str, suffix: str) -> list[Object]:
-    """Every object below a folder whose name ends in `suffix`, by name; an empty list where there is no such folder."""
+    """Every object below a folder whose name ends in `suffix`, by name. Empty if there is no such folder."""
     fs, path = filesystem(url)
     try:
         with _at(url):
@@ -254,7 +268,7 @@ def listing(url: str, suffix: str) -> list[Object]:
 
 
 def describe(url: str) -> Object:
-    """Size and etag of one object; FileNotFoundError if there is none."""
+    """One object as a listing shows it. Raises FileNotFoundError if there is none."""
     fs, path = filesystem(url)
     info = fs.info(path)
     if info["type"] != "file":
@@ -275,19 +289,19 @@ def is_folder(url: str) -> bool:
 
 
 def _create(fs: Any, path: str, data: bytes) -> None:
-    if _is_local(fs):  # where fsspec's own exclusive mode is not exclusive
+    if _is_local(fs):  # fsspec's exclusive mode is not exclusive on local files
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "xb") as file:
             try:
                 file.write(data)
                 file.flush()
-            except OSError:  # no room: nobody has created it
+            except OSError:  # such as a full disk: the object must not exist then
                 os.unlink(path)
                 raise
         return
     try:
         fs.pipe_file(path, data, mode="create")
-    except OSError as error:  # s3fs has no exception of its own for most stores' answers
+    except OSError as error:  # s3fs has no exception of its own for this answer of most stores
         answer = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
         if answer in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
             raise FileExistsError(path) from error
@@ -295,7 +309,7 @@ def _create(fs: Any, path: str, data: bytes) -> None:
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` for work that mostly waits for storage; results in the order of the items."""
+    """`map` in threads, for work that mostly waits for storage. Results are in the order of the items."""
     left = iter(items)
     with ThreadPoolExecutor(THREADS) as pool:
         while some := list(islice(left, AT_ONCE)):
@@ -311,7 +325,7 @@ def _object(fs: Any, info: dict[str, Any]) -> Object:
 
 
 def _modified(info: dict[str, Any]) -> float:
-    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):  # each store has its own
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):  # each store has its own name for it
         when = info.get(name)
         if isinstance(when, datetime):
             return when.timestamp()

@@ -16,12 +16,13 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.console import say
 from pipeline.errors import RunError, UserError
+from pipeline.workers.process import as_found
 
-STARTS = 3  # tries to start Ray, which gives itself 30 s: too little where a machine is busy
+STARTS = 3  # tries to start Ray; each gives up after 30 s, too early on a busy machine
 
 
 class Resources(NamedTuple):
-    """What an actor gets, and how many there are."""
+    """How many actors there are, and what an actor and a reading task get."""
 
     workers: int
     actor: dict[str, Any]  # Ray options of one actor
@@ -32,51 +33,63 @@ class Resources(NamedTuple):
 def session(workers: int | None) -> Iterator[Resources]:
     """Connect to Ray, or start it on this machine, and say what a pool of actors gets.
 
+    The process is left as it was found. Ray is shut down if it was started here.
+
     Args:
-        workers: actors; None for one a GPU, or one a CPU core where there is no GPU.
+        workers: number of actors. None means one for each GPU, or one for each CPU core if there is no GPU.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    started = not ray.is_initialized()
+    with as_found():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        started = not ray.is_initialized()
+        try:
+            if started:
+                _start_or_join()
+            _configure()
+            yield _resources(workers)
+        except RayError as error:
+            if line := _blameless(error):
+                raise RunError(line) from None
+            raise
+        except OSError as error:
+            raise RunError(_resumable(error)) from None
+        except KeyboardInterrupt as told:
+            # Ray Data's iterators have to end before Ray does, or they complain at exit.
+            traceback.clear_frames(told.__traceback__)
+            raise RunError(_resumable("it was told to stop")) from None
+        finally:
+            if started:
+                ray.shutdown()
+
+
+def _start_or_join() -> None:
     try:
-        if started:
-            try:
-                _join(os.environ["RAY_ADDRESS"]) if "RAY_ADDRESS" in os.environ else _start()
-            except SystemExit:  # what Ray makes of SIGTERM meanwhile
-                raise KeyboardInterrupt from None
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own prints a native trace and dies at once
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.raise_original_map_exception = True  # not only its text
-        context.target_max_block_size = 1 << 20  # a block is one shard part: parts spread over the actors one by one
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # an error is raised, it need not be logged twice as well
-        device()  # the driver, too, sums in one thread
-        yield _resources(workers)
-    except RayError as error:
-        if line := _blameless(error):
-            raise RunError(line) from None
-        raise
-    except OSError as error:
-        raise RunError(_resumable(error)) from None
-    except KeyboardInterrupt as told:
-        traceback.clear_frames(told.__traceback__)  # Ray Data's iterators end while there is a Ray, or complain of it at exit
-        raise RunError(_resumable("it was told to stop")) from None
-    finally:
-        if started:
-            ray.shutdown()
+        _join(os.environ["RAY_ADDRESS"]) if "RAY_ADDRESS" in os.environ else _start()
+    except SystemExit:  # Ray turns a SIGTERM that arrives meanwhile into this
+        raise KeyboardInterrupt from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler prints a native trace and dies at once
+
+
+def _configure() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # not only its text
+    context.target_max_block_size = 1 << 20  # a block is one shard part: parts spread over the actors one by one
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, so they need no log
+    device()  # the driver sums in one thread, too
 
 
 def _blameless(error: RayError) -> str | None:
-    """One line about what is no fault of the program, without Ray's and the worker's traces; None for what may be one."""
+    """One line about an error that is no fault of the program, without traces; None if it may be a fault of the program."""
     if isinstance(error, RayTaskError):
         if isinstance(error.cause, RunError):
             return str(error.cause).splitlines()[0]
         if not isinstance(error.cause, OSError):
             return None
-        # Ray Data appends advice, as another line, or in place of a file's name.
+        # Ray Data appends advice to the message: in a further line, or in the place of a file's name.
         return _resumable(error.cause.strerror or str(error.cause).splitlines()[0])
-    if getattr(error, "actor_init_failed", False):  # of the cause there is only the text, in its last line
+    if getattr(error, "actor_init_failed", False):  # the cause is only there as text, in the last line
         last = str(error).strip().splitlines()[-1]
         return _resumable(last) if last.startswith("OSError: ") else None
     return _resumable(f"Ray gave up: {type(error).__name__}: {error}")
@@ -90,7 +103,7 @@ def _resumable(what: object) -> str:
 
 def _start() -> None:
     """Start Ray on this machine."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks on Ray Data's own actors are no news
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # silences warnings about Ray Data's own actors
     for left in reversed(range(STARTS)):
         try:
             with _quiet():
@@ -103,7 +116,7 @@ def _start() -> None:
 
 
 def _join(address: str) -> None:
-    """Join the cluster at `address`, which can take Ray minutes to give up on."""
+    """Join the cluster at `address`. If nothing answers there, Ray gives up only after minutes."""
     say(f"joining the Ray cluster at {address}")
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
@@ -114,7 +127,7 @@ def _join(address: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what Ray's native code prints about its own log level off the terminal; what goes wrong is raised."""
+    """Hide what Ray's native code prints about its log level on standard error. Failures are raised as exceptions."""
     sys.stderr.flush()
     terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -129,23 +142,26 @@ def _quiet() -> Iterator[None]:
 def _resources(workers: int | None) -> Resources:
     total = ray.cluster_resources()
     if gpus := int(total.get("GPU", 0)):
-        # An actor's work is on its GPU: it claims no core that a reader could wait for.
+        # An actor works on its GPU. It claims no core, because a reader may be waiting for one.
         return Resources(min(workers or gpus, gpus), {"num_gpus": 1, "num_cpus": 0}, {"num_cpus": 1})
     cpus = int(total.get("CPU", 0))
     if not cpus:
         raise RunError("the Ray cluster has no CPUs or GPUs: wait until its workers have joined")
     count = min(workers or cpus, cpus)
-    # An actor computes on one core, a reader mostly waits: both fit, and readers can always be scheduled.
+    # An actor computes on one core and a reader mostly waits. With these shares both fit, so readers can always be scheduled.
     return Resources(count, {"num_cpus": 0.75}, {"num_cpus": 0.25})
 
 
-def room(resources: Resources) -> int:
-    """How many of a pool's actors there is room for now: nodes may have left since the session began."""
+def free_actors(resources: Resources) -> int:
+    """How many actors of a pool the cluster has room for now. Nodes may have left since the session began."""
     kind = "GPU" if "num_gpus" in resources.actor else "CPU"
     return max(1, min(resources.workers, int(ray.cluster_resources().get(kind, 0))))
 
 
 def device() -> torch.device:
-    """The GPU that Ray gave this process, else the CPU, with one thread: sums must not depend on how many cores are free."""
+    """The GPU that Ray gave this process, else the CPU.
+
+    Torch is set to one thread, because sums must not depend on how many cores are free.
+    """
     torch.set_num_threads(1)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Progress: a bar with true percentage and time left on a terminal, plain lines elsewhere."""
+"""Progress: a bar with percentage and time left on a terminal, plain lines elsewhere."""
 
 import time
 from types import TracebackType
@@ -6,7 +6,7 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from pipeline import storage
-from pipeline.console import console, say
+from pipeline.console import console, has_bars, say
 
 LINE_EVERY_S = 10.0
 
@@ -16,7 +16,7 @@ class Stage:
 
     Args:
         name: of the stage.
-        total: amount of work, in any unit; the percentage is of this.
+        total: amount of work, in any unit. The percentage is a share of it.
         done: work that an earlier run already did.
     """
 
@@ -26,7 +26,7 @@ class Stage:
         self._bar: Progress | None = None
 
     def __enter__(self) -> "Stage":
-        if console.is_terminal:
+        if has_bars():
             columns = (
                 TextColumn("{task.description:<8}"),
                 BarColumn(),

@@ -1,52 +1,64 @@
-"""A pool of actors over the shards of a corpus: each shard's table is a pure function of the shard, written as one object."""
+"""Run a pool of actors over the shards of a corpus. Each shard's tables are a pure function of the shard, one object each."""
 
+import json
 from typing import Any
 
 import ray
 
-from pipeline import storage
-from pipeline.run_folder.dataset import Dataset
+from pipeline.run_folder.artifacts import Artifacts
+from pipeline.run_folder.tables import Accounting
 from pipeline.workers.cluster import Resources
 from pipeline.workers.progress import Stage
 
-MOST_TASKS = 10_000  # each takes Ray milliseconds and kilobytes in the driver before the first one starts
+MOST_TASKS = 10_000  # each costs the driver milliseconds and kilobytes before the first one starts
 
 
 def as_tasks(rows: list[dict[str, Any]]) -> ray.data.Dataset:
-    """Rows for Ray Data, a task each; where there are very many, a few consecutive ones share a task."""
+    """Rows for Ray Data, with a task for each row. Above MOST_TASKS rows, a few consecutive ones share a task."""
     return ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_TASKS))
 
 
+def missing_tables(artifacts: Artifacts, keys: list[str]) -> dict[str, list[str]]:
+    """For each shard that lacks tables, the keys of those tables."""
+    missing: dict[str, list[str]] = {}
+    for key in keys:
+        for shard in sorted(artifacts.shards.keys() - artifacts.listed(key).keys()):
+            missing.setdefault(shard, []).append(key)
+    return missing
+
+
 def over_shards(
-    name: str, folder: str, dataset: Dataset, worker: type, arguments: tuple[Any, ...], resources: Resources
+    name: str,
+    done: dict[str, Accounting],
+    missing: dict[str, list[str]],
+    worker: type,
+    arguments: tuple[Any, ...],
+    resources: Resources,
 ) -> list[dict[str, Any]]:
-    """Have every shard worked on whose table is not below `folder` yet.
+    """Run actors over every shard that lacks tables.
 
     Args:
         name: of the stage.
-        folder: of the tables.
-        dataset: the corpus's features.
-        worker: an actor class; called with a row {"shard", "parts"}, it writes `<folder>/<shard>.parquet` last of all and
-            returns a row with at least "pairs".
+        done: accounting of the corpus's shards.
+        missing: see `missing_tables`.
+        worker: an actor class. It is called with a row {"shard", "parts", "keys"}, the last as JSON. It writes the shard's
+            table of each key and returns a row with at least "pairs".
         arguments: of its constructor.
         resources: of the actors.
 
     Returns:
-        What the calls returned, in no particular order; nothing where all is done.
+        The rows that the calls returned, in no particular order. Empty if no table was missing.
     """
-    done = dataset.accounting()
-    there = written_shards(folder)
-    todo = [a for a in done.values() if a.embedded and a.shard not in there]
     total = sum(a.embedded for a in done.values())
     results: list[dict[str, Any]] = []
-    with Stage(name, total, total - sum(a.embedded for a in todo)) as progress:
-        if not todo:
+    with Stage(name, total, total - sum(done[shard].embedded for shard in missing)) as progress:
+        if not missing:
             return results
-        rows = [{"shard": a.shard, "parts": a.parts} for a in todo]
+        rows = [{"shard": s, "parts": done[s].parts, "keys": json.dumps(missing[s])} for s in done if s in missing]
         shards = as_tasks(rows).map(
             worker,
             fn_constructor_args=arguments,
-            compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(todo))),
+            compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(rows))),
             **resources.actor,
         )
         for row in shards.iter_rows():
@@ -55,9 +67,6 @@ def over_shards(
     return results
 
 
-def written_shards(folder: str) -> set[str]:
-    """Names of the shards whose tables are written below `folder`."""
-    return {
-        item.url.partition(f"/{folder.rsplit('/', 1)[-1]}/")[2].removesuffix(".parquet")
-        for item in storage.listing(folder, ".parquet")
-    }
+def seconds_a_pair(rows: list[dict[str, Any]]) -> float | None:
+    """Seconds of computation a pair, from rows with "seconds" and "pairs"; None if there are no rows."""
+    return sum(row["seconds"] for row in rows) / sum(row["pairs"] for row in rows) if rows else None

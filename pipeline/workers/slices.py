@@ -1,6 +1,6 @@
-"""Actors that hold slices of something, and are replaced when they are lost.
+"""Actors that hold slices of a list. Actors that are lost are replaced.
 
-A slice is the unit in which things are computed and summed, in fixed order, so that no number depends on how many actors there
+Results are computed for each slice and summed over the slices in fixed order. So no number depends on how many actors there
 are, or on how often one was lost.
 """
 
@@ -10,27 +10,26 @@ from typing import Any, Self
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
+from ecif.sample import sliced
 from pipeline.console import say
-from pipeline.workers.cluster import Resources, room
+from pipeline.workers.cluster import Resources, free_actors
 
-MAX_SLICES = 32
 MAX_REPLACEMENTS = 5
 
 
 class SliceActors:
-    """A pool of actors, seen from the reducer: a context that ends them, as they hold what other stages compute with.
+    """A pool of actors, as the reducer sees it: a context that ends them, to free their CPUs or GPUs.
 
     Args:
         worker: an actor class. Its constructor takes `arguments`, then a list of slices; its methods take the position of a
             slice in that list, then what `each` is given.
-        arguments: of its constructor, first of all.
-        items: to be sliced.
+        arguments: the first arguments of its constructor.
+        items: the list that is cut into slices.
         resources: of the actors.
     """
 
     def __init__(self, worker: type, arguments: tuple[Any, ...], items: list[Any], resources: Resources):
-        count = min(MAX_SLICES, len(items))
-        self._slices = [items[i * len(items) // count : (i + 1) * len(items) // count] for i in range(count)]
+        self._slices = sliced(items)
         self._worker, self._arguments, self._resources = worker, arguments, resources
         self._actors: list[Any] = []
         self._replaced = 0
@@ -43,7 +42,7 @@ class SliceActors:
         self._end()
 
     def each(self, method: str, *arguments: Any) -> Iterator[Any]:
-        """What a method returns for each slice, in their order; other actors are asked where some were lost."""
+        """Yield what a method returns for each slice, in order. If an actor is lost, new actors compute the rest."""
         pending = self._ask(method, arguments, 0)
         for at in range(len(self._slices)):
             while True:
@@ -70,6 +69,6 @@ class SliceActors:
 
     def _start(self) -> None:
         self._end()
-        count = min(room(self._resources), len(self._slices))
+        count = min(free_actors(self._resources), len(self._slices))
         make: Any = ray.remote(**self._resources.actor)(self._worker)
         self._actors = [make.remote(*self._arguments, self._slices[i::count]) for i in range(count)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ecif.columns.agreement import agreement_with
-from ecif.columns.bank import build
+from ecif.columns.bank import build_bank
 from ecif.heads import Heads, embed, standardised
 from ecif.heads.influence import score
 from ecif.projected.curvature import damped, gauss_newton
@@ -16,7 +16,7 @@ from ecif.projected.gradients import pair_gradients, project_batch
 from ecif.projected.projection import random_projection
 from ecif.projected.sampled import sampled_gauss_newton
 from ecif.projected.second_order import correction
-from pipeline.stages.solve.stage import BANK
+from ecif.sample import BANK
 from tests.benchmarks.support.timing import seconds
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.usefixtures("one_thread")]
@@ -52,7 +52,7 @@ def test_score_is_at_most_three_percent_of_the_forward_pass(batch, forward_pass)
 def test_agreement_is_at_most_three_percent_of_the_forward_pass(forward_pass):
     heads, images, texts = problem(BANK)
     fold = torch.arange(BANK) % 5
-    bank, some = build(images, texts, fold, heads), slice(0, 1024)
+    bank, some = build_bank(images, texts, fold, heads), slice(0, 1024)
     cost = seconds(lambda: agreement_with(bank, images[some], texts[some], fold[some])) / 1024
     print(f"\nagreement with {BANK} pairs: {1e3 * cost:.2f} ms a pair, {cost / forward_pass:.2%} of the forward pass")
     assert cost < 0.03 * forward_pass

@@ -10,17 +10,21 @@ import pytest
 import torch
 
 from ecif.evaluation import calibrated_loss, spearman
-from pipeline.config import Pairs
-from pipeline.config import Target as Settings
-from pipeline.corpus.batches import permutation
+from ecif.heads.cross_fit import Refit
+from ecif.permutation import permutation
+from pipeline.config import Config
 from pipeline.corpus.shards import find
-from pipeline.inputs import as_dataset, load_inputs
+from pipeline.inputs import as_dataset, load_inputs, made_by
+from pipeline.run_folder.artifacts import Artifacts
+from pipeline.sections import Pairs
+from pipeline.sections import Target as Settings
 from pipeline.stages.embed.stage import embed
-from pipeline.stages.fit.sample import draw, read_all
-from pipeline.stages.fit.stage import Refit, as_features, fit_heads, refit_all
+from pipeline.stages.fit.sample import read_all, read_sample
+from pipeline.stages.fit.stage import as_features, fit_heads, refitter
 from pipeline.stages.solve.stage import solve
-from pipeline.stages.solve.targets import Target, read_targets
-from pipeline.workers.cluster import session
+from pipeline.stages.solve.targets import TargetFeatures, read_target
+from pipeline.workers.cluster import Resources, session
+from pipeline.workers.run import Run
 from tests.benchmarks.support.noisy_demo import EMBEDDED, noisy
 
 pytestmark = pytest.mark.benchmark
@@ -31,10 +35,10 @@ PARTS = {"all": 1, "1/2 drawn": 2, "1/2 nearest": 2, "1/4 drawn": 4, "1/4 neares
 KINDS = {"calibrated": {"calibrated": True}, "retrieval margin": {"loss": "retrieval_margin"}}
 
 
-def part_of(target: Target, name: str, draw: int) -> Target:
+def part_of(target: TargetFeatures, name: str, draw: int) -> TargetFeatures:
     """The target's pairs of a part of its concepts."""
     count = len(target.images) // PARTS[name]
-    order = permutation(len(target.images), "part", draw)
+    order = permutation(len(target.images), "part", draw).numpy()
     if name.endswith("nearest"):
         texts = target.texts.astype(np.float32)
         order = np.argsort(-texts @ texts[order[0]], kind="stable")
@@ -42,33 +46,42 @@ def part_of(target: Target, name: str, draw: int) -> Target:
     return target._replace(name=f"{name} {draw}", images=target.images[rows], texts=target.texts[rows])
 
 
+def run_of(config: Config, resources: Resources, targets: dict[str, Settings]) -> Run:
+    """A run that asks these targets about the configuration's corpus."""
+    keys = ["heads", "evidence", "misalignment", *(f"directions/{name}" for name in targets)]
+    artifacts = Artifacts(config.run, dict.fromkeys(keys, "benchmark"), {})
+    return Run(config.model_copy(update={"targets": targets}), resources, artifacts)
+
+
 def test_a_target_that_covers_little_filters_badly(tmp_path):
     config = noisy(tmp_path)
     loaded, corpus, clean = load_inputs(config)
     pairs = Pairs(shards=str(EMBEDDED / "test"))
-    held_out = as_dataset(f"{config.run}/test", pairs, find(pairs.shards, "test"), config, loaded)
+    held_out = as_dataset(f"{config.run}/test", pairs, find(pairs.shards, "test"), made_by(loaded, config))
     with session(None) as resources:
         embed([corpus, held_out, *clean.values()], config.model, config.embed, loaded.preprocess, resources)
-        sample, (target,) = draw(corpus, config), read_targets(clean, config)
-        fitted = fit_heads(f"{config.run}/heads.safetensors", loaded.heads, sample, config, resources)
+        sample, target = read_sample(corpus, config), read_target("clean", clean["clean"])
         test = read_all(held_out)
         parts = [part_of(target, name, i) for name in PARTS for i in range(DRAWS)]
-        place = {"shards": target.settings.shards}
-        kinds = [target._replace(name=kind, settings=Settings.model_validate(place | KINDS[kind])) for kind in KINDS]
-        asked = [*parts, *kinds, target._replace(name="test", images=test[0], texts=test[1])]
-        found = solve(f"{config.run}/directions.safetensors", loaded.heads, fitted, sample, asked, config, resources)
-        influence = found.sample.influence.sum(1)
+        asked = [*parts, *(target._replace(name=kind) for kind in KINDS)]
+        asked.append(target._replace(name="test", images=test[0], texts=test[1]))
+        settings = dict.fromkeys((one.name for one in asked), config.targets["clean"])
+        place = {"shards": config.targets["clean"].shards}
+        settings |= {kind: Settings.model_validate(place | KINDS[kind]) for kind in KINDS}
+        this = run_of(config, resources, settings)
+        found = solve(this, loaded.heads, fit_heads(this, loaded.heads, sample), sample, asked).directions
+        influence = torch.stack([found[one.name].influence for one in asked])
         kept = influence > influence.quantile(DROPPED, dim=1, keepdim=True)
-        masks = [np.ones(len(sample.fold), bool), *kept[:-1].numpy()]
+        masks = [torch.ones(len(sample.fold), dtype=torch.bool), *kept[:-1]]
         jobs = [Refit(mask, seed, new_batches=True) for mask in masks for seed in range(SEEDS)]
-        heads = refit_all(loaded.heads, sample, jobs, config, resources)
+        heads = [path[-1] for path in refitter(config, resources, loaded.heads, sample)(jobs)]
     images, texts = (as_features(part, torch.device("cpu")) for part in test)
     losses = torch.tensor([calibrated_loss(h, images, texts) for h in heads]).view(-1, SEEDS).mean(1)
     print(f"\nthe worst {DROPPED:.0%} by influence dropped; test loss without a filter {losses[0]:.2f}")
     gains = {}
     for i, name in enumerate(PARTS):
         rows = range(DRAWS * i, DRAWS * (i + 1))
-        covered = np.mean([found.facts[parts[r].name]["coverage"] for r in rows])
+        covered = np.mean([found[parts[r].name].coverage for r in rows])
         gains[name] = np.mean([(losses[0] - losses[1 + r]).item() for r in rows])
         alike = np.mean([spearman(influence[r], influence[-1]) for r in rows])
         print(f"  {name:12s} coverage {covered:.2f}  gain {gains[name]:5.2f}", end="")

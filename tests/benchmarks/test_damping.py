@@ -16,6 +16,7 @@ import torch
 from ecif.damping import choose_damping
 from ecif.evaluation import linear_datamodeling_score
 from ecif.heads import embed
+from ecif.heads.cross_fit import Refit, removals
 from ecif.heads.curvature import gauss_newton_product
 from ecif.heads.influence import score
 from ecif.solve import krylov
@@ -23,17 +24,15 @@ from pipeline.config import Config
 from pipeline.inputs import load_inputs
 from pipeline.stages.embed.prompts import embed_prompts
 from pipeline.stages.embed.stage import embed as embed_shards
-from pipeline.stages.fit.sample import draw
-from pipeline.stages.fit.stage import Refit, as_features, fit_all, refit_all
+from pipeline.stages.fit.sample import read_sample
+from pipeline.stages.fit.stage import refitter
 from pipeline.stages.losses import loss_of
-from pipeline.stages.solve.stage import removals
-from pipeline.stages.solve.targets import gradient, group_losses, groups, read_targets
+from pipeline.stages.solve.targets import read_target
 from pipeline.workers.cluster import session
 from tests.benchmarks.support.noisy_demo import EMBEDDED, noisy
 
 pytestmark = pytest.mark.benchmark
 JUDGES = 48
-CPU = torch.device("cpu")
 SETTINGS = {  # what differs from the demo's configuration
     "the demo's": {},
     "half the corpus": {"fit": {"sample": 1100}},
@@ -92,20 +91,18 @@ def test_the_chosen_damping_is_near_the_best(demo, name):
     loaded, corpus, clean = load_inputs(config)
     embed_shards([corpus, *clean.values()], config.model, config.embed, loaded.preprocess, resources)
     embed_prompts(list(clean.values()), config.model, resources)
-    sample, (target,) = draw(corpus, config), read_targets(clean, config)
-    count = config.solve.refits + JUDGES
-    removed = torch.from_numpy(removals(len(sample.fold), count, config, "damping"))
-    refitted = refit_all(loaded.heads, sample, [Refit(~r.numpy(), config.seed) for r in removed], config, resources)
-    losses = torch.stack([group_losses(heads, target, config) for heads in refitted])
-    everything = Refit(torch.ones(len(sample.fold), dtype=torch.bool).numpy(), config.seed)
-    (path,) = fit_all(loaded.heads, sample, [everything], config, resources, None, config.fit.checkpoints)
-    images, texts = as_features(sample.images, CPU), as_features(sample.texts, CPU)
-    batches = [torch.from_numpy(rows) for rows in sample.batches()]
+    sample, question = read_sample(corpus, config), read_target("clean", clean["clean"]).question(config)
+    removed = removals(len(sample.fold), config.solve.refits + JUDGES, "damping", config.seed)
+    everything = Refit(torch.ones(len(sample.fold), dtype=torch.bool), config.seed, checkpoints=config.fit.checkpoints)
+    refit = refitter(config, resources, loaded.heads, sample)
+    path, *refitted = refit([everything, *(Refit(~without, config.seed) for without in removed)])
+    losses = torch.stack([question.group_losses(heads) for (heads,) in refitted])
+    images, texts, batches = sample.images.float(), sample.texts.float(), sample.batches()
     grid, loss = config.solve.dampings, loss_of(config)
     influence = torch.zeros(len(grid) + 1, losses.shape[1], len(sample.fold))  # the last is without curvature
     for heads in path:
         pairs = embed(heads, images, texts)
-        gradients = torch.stack([gradient(heads, target, part, config) for part in groups(target, config)])
+        gradients = torch.stack([question.gradient(heads, group) for group in question.groups])
         products = lambda v, heads=heads, pairs=pairs: gauss_newton_product(heads, [pairs.take(b) for b in batches], v, loss)  # noqa: E731
         spaces = krylov(products, gradients, config.solve.iterations)
         top = spaces.largest_eigenvalue().max()

@@ -38,7 +38,7 @@ def resources():
 @pytest.fixture(scope="module")
 def lit(tmp_path_factory) -> str:
     """The demo's model."""
-    return demo.build(tmp_path_factory.mktemp("model"))
+    return demo.build_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -13,26 +13,27 @@ import subprocess
 import sys
 import tarfile
 from collections import defaultdict
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ecif.columns.evidence import Evidence
+from ecif.columns.filter import candidates, keep_mask
+from ecif.directions import Directions
 from ecif.evaluation import calibrated_loss
-from pipeline.config import Pairs
+from ecif.heads.cross_fit import Refit
 from pipeline.corpus.shards import find
-from pipeline.inputs import as_dataset, load_inputs
+from pipeline.inputs import as_dataset, load_inputs, made_by
 from pipeline.results.judge import judge
-from pipeline.results.select import read_scores
-from pipeline.run import load_run, run
+from pipeline.run import run
+from pipeline.run_folder import tensors
+from pipeline.sections import Pairs
 from pipeline.stages.embed.stage import embed
-from pipeline.stages.filter import kept
-from pipeline.stages.fit.sample import draw, read_all
-from pipeline.stages.fit.stage import Refit, as_features, refit_all
-from pipeline.stages.solve.stage import read_directions
-from pipeline.stages.solve.targets import read_targets, target_loss
+from pipeline.stages.fit.sample import read_all, read_sample
+from pipeline.stages.fit.stage import as_features, refitter
+from pipeline.stages.solve.targets import read_target
 from pipeline.workers.cluster import session
 from tests.benchmarks.support import openclipart
 from tests.benchmarks.support.noisy_demo import EMBEDDED, SWAPPED, noisy
@@ -46,14 +47,14 @@ def judged(folder: Path, corpus: Path, target: Path, test: Path, noise: float, s
     """The judge's verdict on a run of a corpus with planted swaps, and what the run itself said of them."""
     config = noisy(folder, noise, seed, corpus, target)
     swapped = set(json.loads((folder / SWAPPED).read_text()))
-    run(config)
+    outcome = run(config)
     verdict = judge(config.run, Pairs(shards=str(test)), swapped)
-    table = read_scores(config.run, ["uid", "misalignment"])
+    table = outcome.scores(["uid", "misalignment"])
     probability = table["misalignment"].to_numpy()
     bad = np.isin(table["uid"].to_pylist(), list(swapped))
     bins = np.minimum((10 * probability).astype(int), 9)
     gaps = [(bins == b).mean() * abs(probability[bins == b].mean() - bad[bins == b].mean()) for b in np.unique(bins)]
-    chosen = load_run(config.run)["targets"]["clean"]["filter"]
+    chosen = outcome.finished.checkpoints[0].targets["clean"]["filter"]
     return verdict | {"expected": probability.mean(), "calibration_error": sum(gaps), "chosen": chosen}
 
 
@@ -65,13 +66,11 @@ def show(title: str, verdict: dict) -> dict[str, float]:
     )
     print(f"  calibration error {verdict['calibration_error']:.3f};", end="")
     print(f" it chose influence {chosen['weight']:g}, keep {chosen['keep']:g}")
-    columns = {"CLIP score": "clip_score", "held-out loss": "held_out_loss", "influence": "influence_clean"}
-    columns |= {"agreement": "agreement", "misalignment": "misalignment", "chosen filter": "filter_clean"}
     gains = {}
     for row in verdict["rules"]:
-        name = row["rule"]
+        name, column = row["rule"], row["column"]
         gains[name] = verdict["rules"][0]["test_loss"] - row["test_loss"]
-        found = f"AUROC {verdict['scores'][columns[name]]['auroc']:.3f}" if name in columns else " " * 11
+        found = f"AUROC {verdict['scores'][column]['auroc']:.3f}" if column else " " * 11
         print(f"  {name:28s} {found}  test loss {row['test_loss']:.3f} ± {row['test_loss_std']:.3f}", end="")
         print(f"  R@5 {100 * row['test_r5']:4.1f}  gain {gains[name]:6.3f}", end="")
         print(f"  of the oracle's {row['share_of_oracle_gain']:5.0%}", flush=True)
@@ -143,32 +142,32 @@ def test_on_clip_art_the_chosen_filter_comes_near_the_best_fixed_one(tmp_path, s
 def test_who_judges_a_filter_right(tmp_path, noise):
     """Prints how each judge's verdicts on the candidates go with what they really gain on the test, for the whole target's."""
     config = noisy(tmp_path, noise)
-    run(config)
+    artifacts = run(config).finished.checkpoints[0].artifacts(config.run)
     loaded, corpus, clean = load_inputs(config)
     test = Pairs(shards=str(EMBEDDED / "test"))
-    held_out = as_dataset(f"{config.run}/test", test, find(test.shards, "test"), config, loaded)
-    directions = read_directions(f"{config.run}/directions/{load_run(config.run)['directions']}.safetensors")
-    influence = directions.sample.influence
-    whole = directions._replace(sample=directions.sample._replace(influence=influence.sum(1, keepdim=True).repeat(1, 2, 1) / 2))
-    candidates = [(0.0, 1.0), *product(config.filter.weights, config.filter.keep)]
-    masks = [kept(directions, 0, half, *c) for half in range(2) for c in candidates] + [
-        kept(whole, 0, 0, *c) for c in candidates
-    ]
+    held_out = as_dataset(f"{config.run}/test", test, find(test.shards, "test"), made_by(loaded, config))
+    directions = tensors.load(artifacts.url("directions/clean"), Directions)
+    evidence = tensors.load(artifacts.url("evidence"), Evidence)
+    misalignment = evidence.misalignment(directions.influence[None], directions.planted[None])
+    tried = candidates(config.filter.weights, config.filter.keep)
+    ranking = [*(2 * directions.halves), directions.influence]  # by each half of the target, and by all of it
+    masks = [keep_mask(misalignment.probability(evidence.of(by[None])), by, candidate) for by in ranking for candidate in tried]
     with session(None) as resources:
         embed([held_out], config.model, config.embed, loaded.preprocess, resources)
-        sample, (target,) = draw(corpus, config), read_targets(clean, config)
-        heads = refit_all(loaded.heads, sample, [Refit(mask, 0, new_batches=True) for mask in masks], config, resources)
+        sample, question = read_sample(corpus, config), read_target("clean", clean["clean"]).question(config)
+        jobs = [Refit(mask, 0, new_batches=True) for mask in masks]
+        heads = [path[-1] for path in refitter(config, resources, loaded.heads, sample)(jobs)]
     images, texts = (as_features(part, torch.device("cpu")) for part in read_all(held_out))
-    of_whole = heads[2 * len(candidates) :]
-    rows = [torch.cat(half) for half in target.halves(config)]
-    losses = torch.tensor([[target_loss(h, target, config, r) for r in rows] for h in heads[: 2 * len(candidates)]])
-    losses = losses.view(2, len(candidates), 2)  # [asked, candidate, judging]
+    of_whole = heads[2 * len(tried) :]
+    rows = [torch.cat(half) for half in question.halves]
+    losses = torch.tensor([[question.mean_loss(h, r) for r in rows] for h in heads[: 2 * len(tried)]])
+    losses = losses.view(2, len(tried), 2)  # [asked, candidate, judging]
     gains = (losses[:, :1] - losses)[:, 1:]
     asked, other = (gains[0, :, 0] + gains[1, :, 1]) / 2, (gains[0, :, 1] + gains[1, :, 0]) / 2
     tested = torch.tensor([calibrated_loss(h, images, texts) for h in of_whole])
     real = (tested[:1] - tested)[1:]
     judges = {"the half that asked": asked, "the other half": other, "both": (asked + other) / 2}
-    print(f"\nemoji, {noise:.0%} swapped, {len(candidates) - 1} candidates: Pearson of judged and real gain")
+    print(f"\nemoji, {noise:.0%} swapped, {len(tried) - 1} candidates: Pearson of judged and real gain")
     for name, verdict in judges.items():
         print(f"  {name:20s} {torch.corrcoef(torch.stack([verdict, real]))[0, 1]:.2f}", flush=True)
     assert torch.corrcoef(torch.stack([judges["both"], real]))[0, 1] > 0.7

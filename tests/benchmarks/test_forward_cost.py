@@ -8,7 +8,7 @@ import pytest
 import torch
 from open_clip.model import CLIP
 
-from ecif.forward.mode import choose, clip_logits, flatten, gauss_newton_product, loss_gradient, scores
+from ecif.forward.mode import choose_parameters, clip_logits, flatten, gauss_newton_product, loss_gradient, scores
 from tests.benchmarks.support.timing import seconds
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.usefixtures("one_thread")]
@@ -32,7 +32,7 @@ def test_a_target_costs_a_few_forward_passes(pairs):
         forward = seconds(lambda: [logits.embed({}, piece) for piece in logits.chunks(batch)])
     print(f"\nbatch {pairs}, {1e3 * forward / pairs:.2f} ms a pair forward; in forward passes, a target:")
     for name, patterns in CHOICES.items():
-        parameters = choose(model, patterns)
+        parameters = choose_parameters(model, patterns)
         direction = 0.01 * torch.randn(1, flatten(parameters).numel())
         score = seconds(lambda p=parameters, d=direction: scores(logits, p, batch, d)) / forward
         gradient = seconds(lambda p=parameters: loss_gradient(logits, p, [batch])) / forward
@@ -49,7 +49,7 @@ def test_score_beside_vit_b_32():
         forward = seconds(lambda: logits.embed({}, batch))
     print(f"\nViT-B/32, batch 8, {1e3 * forward / 8:.0f} ms a pair forward; in forward passes, a target:")
     for name, patterns in {"everything": ["*"], "last blocks": ["*resblocks.11.*"]}.items():
-        parameters = choose(model, patterns)
+        parameters = choose_parameters(model, patterns)
         direction = 0.01 * torch.randn(1, flatten(parameters).numel())
         score = seconds(lambda p=parameters, d=direction: scores(logits, p, batch, d)) / forward
         print(f"  {name}: score {score:.1f}")

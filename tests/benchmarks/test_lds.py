@@ -14,26 +14,28 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
+from ecif.directions import Directions
 from ecif.evaluation import auroc, linear_datamodeling_score
 from ecif.heads import embed
-from ecif.heads.curvature import gauss_newton_product, loss_gradient
+from ecif.heads.cross_fit import FittedHeads, Refit, removals
+from ecif.heads.curvature import gauss_newton_product
 from ecif.heads.influence import score
+from ecif.permutation import permutation
 from ecif.projected.curvature import damped, gauss_newton
 from ecif.projected.gradients import pair_gradients, project_batch
 from ecif.projected.projection import pca_projection, random_projection
 from ecif.projected.sampled import sampled_gauss_newton
 from ecif.solve import krylov, largest_eigenvalue_of_matrix
 from pipeline import storage
-from pipeline.corpus.batches import permutation, segment
+from pipeline.corpus.batches import batches_of
 from pipeline.inputs import load_inputs
 from pipeline.results.query import OpenIndex
-from pipeline.results.select import read_scores
-from pipeline.run import load_run, run
-from pipeline.run_folder import tables
-from pipeline.stages.fit.sample import draw
-from pipeline.stages.fit.stage import Refit, as_features, read_heads, refit_all
-from pipeline.stages.solve.stage import read_directions, removals
-from pipeline.stages.solve.targets import group_losses, groups, read_targets
+from pipeline.run import run
+from pipeline.run_folder import tables, tensors
+from pipeline.run_folder.finished import open_run
+from pipeline.stages.fit.sample import read_sample
+from pipeline.stages.fit.stage import refitter
+from pipeline.stages.solve.targets import read_target
 from pipeline.workers.cluster import session
 from tests.benchmarks.support.noisy_demo import SWAPPED, noisy
 
@@ -41,7 +43,6 @@ pytestmark = pytest.mark.benchmark
 REFITS = 80
 LEFT_OUT = 120
 DAMPINGS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -51,43 +52,41 @@ def truth(tmp_path_factory):
     config = noisy(folder, index={})
     run(config)
     loaded, corpus, clean = load_inputs(config)
-    sample, (target,) = draw(corpus, config), read_targets(clean, config)
-    removed = torch.from_numpy(removals(len(sample.fold), REFITS, config, "benchmark"))
+    sample, question = read_sample(corpus, config), read_target("clean", clean["clean"]).question(config)
+    removed = removals(len(sample.fold), REFITS, "benchmark", config.seed)
     with session(None) as resources:
-        jobs = [Refit(~r.numpy(), config.seed) for r in removed]
-        refitted = refit_all(loaded.heads, sample, jobs, config, resources)
-    losses = torch.stack([group_losses(heads, target, config) for heads in refitted])
-    return config, sample, target, removed, losses
+        jobs = [Refit(~without, config.seed) for without in removed]
+        refitted = refitter(config, resources, loaded.heads, sample)(jobs)
+    losses = torch.stack([question.group_losses(path[-1]) for path in refitted])
+    return config, sample, question, removed, losses
 
 
 def in_batches(pairs, config):
     """From the order of a shard's pairs to that of its batches, as the sample has them."""
-    return np.concatenate(segment(len(pairs), config.batch_size, pairs["shard"][0].as_py(), config.seed))
+    return torch.cat(batches_of(config).of(pairs["shard"][0].as_py(), len(pairs)))
 
 
 def column(table, name, config):
-    """A column in the order of the sample."""
+    """A column [N] in the order of the sample."""
     shards = [table.filter(pc.equal(table["shard"], shard)) for shard in sorted(set(table["shard"].to_pylist()))]
-    return np.concatenate([shard[name].to_numpy()[in_batches(shard, config)] for shard in shards])
+    return torch.cat([torch.tensor(shard[name].to_numpy())[in_batches(shard, config)] for shard in shards])
 
 
 def test_leaving_single_pairs_out(truth):
     """Prints what either order predicts of it, cross-fitted, beside really fitting the heads again without each pair."""
-    config, sample, target, _, _ = truth
-    run(config.model_copy(update={"score": config.score.model_copy(update={"order": 2})}))
-    second = read_scores(config.run)
-    run(config)
-    first = read_scores(config.run)
+    config, sample, question, _, _ = truth
+    second = run(config.model_copy(update={"score": config.score.model_copy(update={"order": 2})})).scores()
+    first = run(config).scores()
+    everyone = torch.arange(len(sample.fold))
     pairs = permutation(len(sample.fold), "leave one out")[:LEFT_OUT]
-    jobs = [Refit(np.ones(len(sample.fold), bool), config.seed)]
-    jobs += [Refit(np.arange(len(sample.fold)) != pair, config.seed) for pair in pairs]
+    jobs = [Refit(everyone >= 0, config.seed), *(Refit(everyone != pair, config.seed) for pair in pairs)]
     with session(None) as resources:
-        refitted = refit_all(load_inputs(config).model.heads, sample, jobs, config, resources)
-    losses = np.array([group_losses(heads, target, config).sum().item() for heads in refitted])
+        refitted = refitter(config, resources, load_inputs(config).model.heads, sample)(jobs)
+    losses = np.array([question.group_losses(path[-1]).sum().item() for path in refitted])
     change = losses[1:] - losses[0]
     print(f"\n{LEFT_OUT} pairs left out, one at a time; leverage at most {column(second, 'leverage', config)[pairs].max():.2f}")
     for name, table in (("first order", first), ("second order", second)):
-        predicted = column(table, "influence_clean", config)[pairs].astype(float)
+        predicted = column(table, "influence_clean", config)[pairs].double().numpy()
         pearson, slope = np.corrcoef(predicted, change)[0, 1], predicted @ change / (change @ change)
         print(f"  {name:14s} Pearson {pearson:.3f}, slope {slope:.2f}")
         assert pearson > 0.7
@@ -98,7 +97,7 @@ def test_self_influence_finds_swapped_captions(truth):
     config, *_ = truth
     swapped = json.loads(Path(config.run).with_name(SWAPPED).read_text())
     own = [tables.read_table(item.url) for item in storage.listing(OpenIndex(config.run).self_influence, ".parquet")]
-    scores = read_scores(config.run)
+    scores = open_run(config.run).scores()
     found = {name: (scores["uid"], scores[name]) for name in ("clip_score", "held_out_loss", "misalignment")}
     found["self_influence"] = tuple(pa.chunked_array([t[name] for t in own]) for name in ("uid", "self_influence"))
     print("\nAUROC for the swapped captions")
@@ -110,22 +109,19 @@ def test_self_influence_finds_swapped_captions(truth):
 
 
 def test_influence_predicts_refits_better_than_what_others_compute(truth):
-    config, sample, target, removed, losses = truth
-    facts = load_run(config.run)
-    path = read_heads(f"{config.run}/heads/{facts['heads']}.safetensors").path
-    batches = [torch.from_numpy(rows) for rows in sample.batches()]
-    images, texts = as_features(target.images, CPU), as_features(target.texts, CPU)
+    config, sample, question, removed, losses = truth
+    artifacts = open_run(config.run).checkpoints[0].artifacts(config.run)
+    path, batches = tensors.load(artifacts.url("heads"), FittedHeads).path, sample.batches()
+    images, texts = sample.images.float(), sample.texts.float()
 
     def at(heads):
         """The sample's pairs and the gradients of the target's parts under some heads."""
-        pairs = embed(heads, as_features(sample.images, CPU), as_features(sample.texts, CPU))
-        parts = [[embed(heads, images[rows], texts[rows]) for rows in part] for part in groups(target, config)]
-        return pairs, torch.stack([loss_gradient(heads, part) for part in parts])
+        return embed(heads, images, texts), torch.stack([question.gradient(heads, group) for group in question.groups])
 
     def lds(influence):
         return linear_datamodeling_score(influence, removed, losses)
 
-    exact = read_directions(f"{config.run}/directions/{facts['directions']}.safetensors").calibration
+    exact = tensors.load(artifacts.url("directions/clean"), Directions).groups
     table = {"exact projection, Gauss-Newton, calibrated damping": lds(exact)}
     influence = {name: [] for name in (*DAMPINGS, "none")}  # a run's is the mean over its checkpoints
     for heads in path:

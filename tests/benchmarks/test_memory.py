@@ -60,7 +60,7 @@ def peaks(tmp_path: Path, model: str, times: int) -> dict[str, int]:
     with Watch(run.pid) as watch:
         out, _ = run.communicate(json.dumps(config | SETTINGS))
     assert int(out.splitlines()[-1]) == times * SHARDS * PAIRS
-    assert len(storage.listing(config["run"] + "/scores", ".parquet")) == times * SHARDS
+    assert len(storage.listing(config["run"] + "/latest", ".parquet")) == times * SHARDS
     return {what: watch.peak(what) for what in ("driver", "workers", "store")}
 
 

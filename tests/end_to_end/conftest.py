@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.run import Outcome, run
-from tests.support.corpora import EMBEDDED, SETTINGS
+from tests.support.corpora import EMBEDDED, ON_REQUEST, SETTINGS
 from tests.support.tars import read_tar, write_tar
 
 
@@ -44,6 +44,15 @@ def configure(corpus, tiny_model):
 def finished(tmp_path_factory, local_ray, configure):
     """A finished small run: its configuration and outcome."""
     config = configure(tmp_path_factory.mktemp("run"))
+    return config, run(config)
+
+
+@pytest.fixture(scope="session")
+def everything(tmp_path_factory, finished, configure):
+    """The finished run gone on with everything that a run can be asked for: its configuration and outcome."""
+    folder = tmp_path_factory.mktemp("everything") / "run"
+    shutil.copytree(finished[0].run, folder)
+    config = configure(folder, **ON_REQUEST)
     return config, run(config)
 
 

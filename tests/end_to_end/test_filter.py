@@ -7,8 +7,8 @@ import pytest
 import webdataset
 
 from jobs.cli import main
-from pipeline.results.select import read_scores, read_subset
-from pipeline.run import load_run
+from pipeline.results.select import read_subset
+from pipeline.run_folder.finished import open_run
 from tests.support.tars import read_tar
 
 
@@ -23,7 +23,7 @@ def test_select_and_export_keep_exactly_the_best_byte_for_byte(finished, corpus,
     subset, out = tmp_path / "subset.npy", tmp_path / "filtered"
     ecif(monkeypatch, "select", finished[0].run, "--by", "misalignment", "--keep", 0.5, "--out", subset)
     ecif(monkeypatch, "export", finished[0].run, "--subset", subset, "--out", out)
-    table = read_scores(finished[0].run)
+    table = open_run(finished[0].run).scores()
     best = sorted(zip(table["misalignment"].to_pylist(), table["uid"].to_pylist(), strict=True))[:54]
     wanted = {uid for _, uid in best}
     assert len(np.load(subset)) == 54
@@ -50,8 +50,8 @@ def test_a_column_that_is_not_there_is_named(finished, tmp_path, monkeypatch, ca
 
 def test_what_the_user_leaves_open_is_what_the_run_chose(finished, tmp_path, monkeypatch, capsys):
     ecif(monkeypatch, "select", finished[0].run, "--out", tmp_path / "subset.npy")
-    chosen = load_run(finished[0].run)["targets"]["clean"]["filter"]
-    table = read_scores(finished[0].run)
+    found = open_run(finished[0].run)
+    chosen, table = found.checkpoints[0].targets["clean"]["filter"], found.scores()
     count = round(chosen["keep"] * len(table))
     ranked = sorted(zip((-table["filter_clean"].to_numpy()).tolist(), table["uid"].to_pylist(), strict=True))
     assert read_subset(str(tmp_path / "subset.npy")).keys() == {uid for _, uid in ranked[:count]}
@@ -59,7 +59,8 @@ def test_what_the_user_leaves_open_is_what_the_run_chose(finished, tmp_path, mon
 
 
 def test_the_filter_fuses_the_ranks_of_misalignment_and_influence(finished):
-    table, chosen = read_scores(finished[0].run), load_run(finished[0].run)["targets"]["clean"]["filter"]
+    found = open_run(finished[0].run)
+    chosen, table = found.checkpoints[0].targets["clean"]["filter"], found.scores()
     assert {(t["weight"], t["keep"]) for t in chosen["tried"]} == {(0.0, 0.8), (1.0, 0.8)}
     score = table["filter_clean"].to_numpy()
     by = table["influence_clean"].to_numpy() if chosen["weight"] else -table["misalignment"].to_numpy()

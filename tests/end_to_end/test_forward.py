@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from ecif.heads import Heads, embed
 from ecif.heads.curvature import gauss_newton_product, loss_gradient
 from ecif.heads.influence import score
-from pipeline.corpus.batches import segment
+from pipeline.corpus.batches import batches_of
 from pipeline.errors import UserError
 from pipeline.inputs import load_inputs
-from pipeline.results.select import read_scores
-from pipeline.run import load_run, run
+from pipeline.run import run
+from pipeline.run_folder.finished import open_run
 from pipeline.stages.fit.sample import read_all
-from pipeline.stages.solve.targets import read_targets
+from pipeline.stages.solve.targets import read_target
 from tests.support.run_folders import COLUMNS, objects, violations
 
 HEADS = {"mode": "forward", "parameters": ["visual.proj", "text_projection"], "damping": 0.1, "tolerance": 1e-5}
@@ -45,9 +45,9 @@ def closed_form(config):
     corpus, clean = pairs(inputs.corpus), pairs(inputs.targets["clean"])
     batches, first = [], 0
     for shard in inputs.corpus.shards:
-        batches += [torch.from_numpy(first + rows) for rows in segment(36, config.batch_size, shard.name, config.seed)]
+        batches += [first + rows for rows in batches_of(config).of(shard.name, 36)]
         first += 36
-    rows = read_targets(inputs.targets, config)[0].batches(config)
+    rows = read_target("clean", inputs.targets["clean"]).question(config).batches
     gradient = loss_gradient(heads, [clean.take(r) for r in rows])
     curvature = gauss_newton_product(heads, [corpus.take(r) for r in batches], torch.eye(heads.size, dtype=torch.float64))
     damping = config.scoring.damping * torch.linalg.eigvalsh(curvature)[-1]
@@ -58,20 +58,20 @@ def closed_form(config):
 def test_with_only_the_projections_chosen_it_is_the_closed_form_of_the_heads(forward):
     config, outcome = forward
     assert violations(Path(config.run)) == []
-    table, truth = read_scores(config.run), closed_form(config)
+    table, truth = outcome.scores(), closed_form(config)
     assert table.column_names == COLUMNS
     # Features in half precision, weights and sums in single: what is left of the digits.
     for column, expected in (("positive", truth.positive[0]), ("negative", truth.negative[0])):
         ours = table[f"influence_{column}_clean"].to_numpy()
         assert np.abs(ours - expected.numpy()).max() < 0.01 * expected.abs().max()
         assert np.corrcoef(ours, expected)[0, 1] > 0.9999
-    facts = outcome.targets["clean"]["forward"]
+    facts = outcome.finished.checkpoints[0].targets["clean"]["forward"]
     assert (facts["damping"], facts["parameters"], facts["sample"]) == (0.1, 64 * 16 + 48 * 16, 108)
     assert facts["residual"] <= 1e-5
 
 
 def test_what_does_not_follow_from_the_parameters_is_the_heads(finished, forward):
-    heads, ours = read_scores(finished[0].run), read_scores(forward[0].run)
+    heads, ours = open_run(finished[0].run).scores(), forward[1].scores()
     for column in (*COLUMNS[:8], "misalignment", "filter_clean"):
         assert heads[column] == ours[column]
     assert heads["influence_clean"] != ours["influence_clean"]
@@ -86,13 +86,14 @@ def test_any_parameters_fitted_first_give_the_same_bytes_whatever_the_number_of_
     shutil.copytree(finished[0].run, tmp_path, dirs_exist_ok=True)
     outcome = run(configure(tmp_path, scoring=chosen, workers=2))
     truth = objects(tmp_path, ".parquet", ".safetensors")
-    facts = outcome.targets["clean"]["forward"]
-    assert facts["damping"] == outcome.targets["clean"]["damping"]
+    of_target = outcome.finished.checkpoints[0].targets["clean"]
+    facts = of_target["forward"]
+    assert facts["damping"] == of_target["damping"]
     assert facts["sample"] in range(32, 41)
 
     new = set(truth) - set(objects(finished[0].run, ".parquet", ".safetensors"))
-    assert {name.split("/")[0] for name in new} == {"parameters", "directions", "scores"}
-    for name in new - {f"scores/{load_run(str(tmp_path))['scores']}/00001.parquet"}:
+    assert {name.split("/")[0] for name in new} == {"parameters", "forward_directions", "forward_influence"}
+    for name in (name for name in new if "/00001." not in name):
         (tmp_path / name).unlink()
     run(configure(tmp_path, scoring=chosen, workers=1))
     assert objects(tmp_path, ".parquet", ".safetensors") == truth
@@ -102,10 +103,10 @@ def test_a_second_call_does_nothing_again(forward):
     config, outcome = forward
     before = objects(config.run, "")
     again = run(config)
-    assert (again.scored, again.targets) == (outcome.scored, outcome.targets)
+    assert (again.scored, again.finished) == (outcome.scored, outcome.finished)
     after = objects(config.run, "")
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    assert {name for name in changed if not name.startswith("lease/")} <= {"run.json", "plan.json"}
+    assert {name for name in changed if not name.startswith("lease/")} <= {"run.json", "started.json"}
 
 
 def test_a_pattern_without_parameters_is_named_before_anything_starts(configure, tmp_path):

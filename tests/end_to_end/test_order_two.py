@@ -7,20 +7,22 @@ import numpy as np
 import pytest
 import torch
 
+from ecif.batching import folds
 from ecif.heads import embed
+from ecif.heads.cross_fit import FittedHeads
 from ecif.heads.curvature import gauss_newton_product, loss_gradient
 from ecif.projected.curvature import damped
 from ecif.projected.gradients import pair_gradients, project_batch
 from ecif.projected.projection import identity_projection
 from ecif.projected.second_order import removal_steps, target_change
-from pipeline.corpus.batches import folds, segment
+from pipeline.corpus.batches import batches_of
 from pipeline.inputs import load_inputs
-from pipeline.results.select import read_scores
-from pipeline.run import load_run, run
-from pipeline.run_folder import tables
-from pipeline.stages.fit.sample import draw
-from pipeline.stages.fit.stage import as_features, read_heads
-from pipeline.stages.solve.targets import read_targets
+from pipeline.run import run
+from pipeline.run_folder import tables, tensors
+from pipeline.run_folder.finished import open_run
+from pipeline.stages.fit.sample import read_sample
+from pipeline.stages.fit.stage import as_features
+from pipeline.stages.solve.targets import read_target
 from tests.support.run_folders import objects, violations
 
 CPU = torch.device("cpu")
@@ -39,8 +41,8 @@ def second(finished, configure, tmp_path_factory):
 
 def test_only_influence_changes_and_only_what_depends_on_the_order_is_done_again(second, finished):
     before, after = objects(finished[0].run, ".parquet", ".safetensors"), objects(second.run, ".parquet", ".safetensors")
-    assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"second_order", "scores"}
-    first, table = read_scores(finished[0].run), read_scores(second.run)
+    assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"curvature", "second_order", "correction"}
+    first, table = open_run(finished[0].run).scores(), open_run(second.run).scores()
     assert table.column_names == [*first.column_names, "leverage"]
     for name in first.column_names:
         same = table[name].equals(first[name])
@@ -60,27 +62,26 @@ def test_the_same_bytes_with_another_number_of_workers(second, finished, configu
 
 
 def test_with_all_dimensions_the_correction_is_second_minus_first_order_without_a_projection(second, finished):
-    facts, inputs = load_run(second.run), load_inputs(second)
-    sample = draw(inputs.corpus, second)
-    target = read_targets(inputs.targets, second)[0]
+    done, inputs = open_run(second.run).checkpoints[0], load_inputs(second)
+    sample = read_sample(inputs.corpus, second)
+    question = read_target("clean", inputs.targets["clean"]).question(second)
     features = tables.read_features(inputs.corpus.features_folder("00000"), inputs.corpus.accounting()["00000"].parts)
     fold = folds(features.uid, 3, second.seed)
-    fits = read_heads(f"{second.run}/heads/{facts['heads']}.safetensors").folds[1]  # fold 1 is out of sample
+    fits = tensors.load(done.artifacts(second.run).url("heads"), FittedHeads).folds[1]  # fold 1 is out of sample
     kept = [rows[sample.fold[rows] != 1] for rows in sample.batches()]
-    asked = [as_features(part, CPU) for part in (target.images, target.texts)]
     difference = torch.zeros(2, len(fold))
     for heads in fits:
         everything = identity_projection(heads)
-        batches = [embed(heads, as_features(sample.images[r], CPU), as_features(sample.texts[r], CPU)) for r in kept]
+        batches = [embed(heads, *sample.features(r, r, CPU)) for r in kept]
         curvature = gauss_newton_product(heads, batches, torch.eye(heads.size)).double()
-        damping = facts["targets"]["clean"]["damping"] * torch.linalg.eigvalsh(curvature)[-1].item()
+        damping = done.targets["clean"]["damping"] * torch.linalg.eigvalsh(curvature)[-1].item()
         solve = damped(curvature, damping).solve
-        batches = [embed(heads, asked[0][rows], asked[1][rows]) for rows in target.batches(second)]
+        batches = [embed(heads, question.loss.images[rows], question.loss.texts[rows]) for rows in question.batches]
         gradient = loss_gradient(heads, batches)
         curved = gauss_newton_product(heads, batches, torch.eye(heads.size))
         pairs = embed(heads, as_features(features.images, CPU), as_features(features.texts, CPU))
         for repeat in range(2):
-            for rows in map(torch.from_numpy, segment(len(fold), 16, "00000", second.seed, repeat)):
+            for rows in batches_of(second).of("00000", len(fold), repeat):
                 batch = project_batch(heads, pairs.take(rows), everything)
                 parts = pair_gradients(batch)
                 steps = removal_steps(batch, *parts, solve, held_out=True)
@@ -88,11 +89,11 @@ def test_with_all_dimensions_the_correction_is_second_minus_first_order_without_
                 for out, change, part in zip(difference, changes, parts, strict=True):
                     out[rows] += (change[0] - part @ solve(gradient[None])[0].float()) / (2 * len(fits))
 
-    first, table = (read_scores(r.run)[: len(fold)] for r in (finished[0], second))  # shards by name
+    first, table = (open_run(r.run).scores()[: len(fold)] for r in (finished[0], second))  # shards by name
     for name, expected in zip(("positive", "negative"), difference, strict=True):
         column = f"influence_{name}_clean"
         correction = table[column].to_numpy().astype(float) - first[column].to_numpy()
-        mine = fold == 1
+        mine = (fold == 1).numpy()
         assert mine.sum() > 5
         error = np.linalg.norm(correction[mine] - expected.numpy()[mine])
         assert error < 2e-3 * np.linalg.norm(expected.numpy()[mine])

@@ -10,7 +10,6 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import RunError
-from pipeline.results.select import read_scores
 from pipeline.run import run
 from pipeline.run_folder.tables import parquet_bytes
 from tests.support.tars import read_tar
@@ -35,7 +34,7 @@ def test_sidecars_are_joined_and_counts_compared(shards, configure, local_ray, t
     outcome = run(configure(tmp_path, corpus=asked))
     assert (outcome.scored, outcome.quarantined, outcome.lost) == (108, {}, 1)
     assert "00001: 36 pairs in the tar, 37 successes in its _stats.json" in capsys.readouterr().err
-    table = read_scores(str(tmp_path), ["shard", "key", "uid", "sidecar_similarity"])
+    table = outcome.scores(["shard", "key", "uid", "sidecar_similarity"])
     beside = {}
     for shard in range(3):
         for row in pq.read_table(shards / f"{shard:05d}.parquet").to_pylist():
@@ -47,8 +46,9 @@ def test_sidecars_are_joined_and_counts_compared(shards, configure, local_ray, t
     changed["uid"] = [f"f{uid[1:]}" for uid in changed["uid"]]
     before = (shards / "00002.parquet").read_bytes()
     (shards / "00002.parquet").write_bytes(parquet_bytes(pa.table(changed)))
-    assert run(configure(tmp_path, corpus=asked)).scores != outcome.scores
-    assert set(changed["uid"]) < set(read_scores(str(tmp_path), ["uid"])["uid"].to_pylist())
+    anew = run(configure(tmp_path, corpus=asked))
+    assert anew.finished.id != outcome.finished.id
+    assert set(changed["uid"]) < set(anew.scores(["uid"])["uid"].to_pylist())
     (shards / "00002.parquet").write_bytes(before)
 
 

@@ -11,18 +11,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ecif.columns.evidence import Evidence
 from pipeline import storage
 from pipeline.errors import RunError
-from pipeline.results.select import read_scores
-from pipeline.run import load_run, run
-from pipeline.stages.solve.stage import read_directions
+from pipeline.run import run
+from pipeline.run_folder import tensors
+from pipeline.run_folder.columns import EVERY_RUN
+from pipeline.run_folder.finished import open_run
+from tests.support.labelled import write_labelled
 from tests.support.run_folders import COLUMNS, objects
 from tests.support.tars import read_tar, write_tar
 
 
 def test_every_pair_is_scored_and_joins_back(finished, corpus):
     config, outcome = finished
-    table = read_scores(config.run)
+    table = open_run(config.run).scores()
     assert table.column_names == COLUMNS
     assert (outcome.pairs, outcome.scored, outcome.quarantined) == (108, 108, {})
     truth = set()
@@ -36,8 +39,8 @@ def test_every_pair_is_scored_and_joins_back(finished, corpus):
     parts = table["influence_positive_clean"].to_numpy() + table["influence_negative_clean"].to_numpy()
     assert np.allclose(parts, table["influence_clean"].to_numpy(), rtol=1e-5)
     assert 0 <= min(table["misalignment"].to_pylist()) <= max(table["misalignment"].to_pylist()) <= 1
-    directions = read_directions(f"{config.run}/directions/{load_run(config.run)['directions']}.safetensors")
-    learned_from = directions.sample.agreement  # of all pairs: the sample is the corpus
+    evidence = tensors.load(outcome.finished.checkpoints[0].artifacts(config.run).url("evidence"), Evidence)
+    learned_from = evidence.real[EVERY_RUN.index("agreement")]  # of all pairs: the sample is the corpus
     assert np.allclose(np.sort(table["agreement"].to_numpy()), np.sort(learned_from.numpy()), atol=1e-4)
 
 
@@ -55,14 +58,14 @@ def test_a_second_call_does_nothing_again(finished):
     assert run(config).scored == outcome.scored
     after = {item.url: item.etag for item in storage.listing(config.run, "")}
     changed = {url.removeprefix(f"{config.run}/") for url in times.keys() | after.keys() if times.get(url) != after.get(url)}
-    assert {name for name in changed if not name.startswith("lease/")} <= {"run.json", "plan.json"}
+    assert {name for name in changed if not name.startswith("lease/")} <= {"run.json", "started.json"}
 
 
 def test_what_an_interruption_left_undone_is_done(finished, configure, tmp_path):
     config, _ = finished
     truth = objects(config.run, ".parquet", ".safetensors")
     shutil.copytree(config.run, tmp_path, dirs_exist_ok=True)
-    lost = [name for name in truth if name.startswith(("scores", "directions"))]
+    lost = [name for name in truth if name.startswith(("pairs", "influence", "latest", "directions"))]
     lost += [name for name in objects(tmp_path, "") if re.match(r"(features|shards)/\w+/00001", name)]
     for name in lost:
         (tmp_path / name).unlink()
@@ -77,7 +80,7 @@ def test_a_changed_shard_is_redone_and_so_is_all_that_follows_from_it(finished, 
     write_tar(tmp_path / "pairs" / "00001.tar", read_tar(corpus / "corpus" / "00001.tar")[:30])
     second = run(configure(tmp_path / "run", corpus={"shards": str(tmp_path / "pairs")}))
     assert (first.scored, second.scored) == (108, 82)
-    assert first.scores.rsplit("/")[-1] != second.scores.rsplit("/")[-1]
+    assert first.finished.id != second.finished.id
     before, after = objects(config.run, ".parquet"), objects(tmp_path / "run", ".parquet")
     kept = [name for name in before if name.startswith("features") and "/00001/" not in name]
     assert kept and all(before[name] == after[name] for name in kept)
@@ -107,7 +110,7 @@ def test_bad_pairs_are_quarantined_with_their_reason_and_counted(configure, corp
     rows = {(row["shard"], row["key"]): row["reason"] for table in tables for row in table.to_pylist()}
     assert rows["00000", keys[4]] == "too_many_pixels"
     assert rows["00002", ""] == "truncated_shard"
-    assert not {(r["shard"], r["key"]) for r in read_scores(config.run).to_pylist()} & set(rows)
+    assert not {(r["shard"], r["key"]) for r in outcome.scores().to_pylist()} & set(rows)
 
     # Mended, the same run scores them, and no table says otherwise.
     for shard in range(3):
@@ -121,40 +124,35 @@ def test_bad_pairs_are_quarantined_with_their_reason_and_counted(configure, corp
 def test_several_targets_have_a_column_set_each(finished, configure, corpus, tmp_path):
     clean = {"shards": str(corpus / "target")}
     outcome = run(configure(tmp_path, targets={"other": {"shards": str(corpus / "corpus/00000.tar")}, "clean": clean}))
-    table, alone = read_scores(str(tmp_path)), read_scores(finished[0].run)
-    assert sorted(outcome.targets) == ["clean", "other"]
-    for name in outcome.targets:
+    table, alone = outcome.scores(), open_run(finished[0].run).scores()
+    names = list(outcome.finished.checkpoints[0].targets)
+    assert names == ["clean", "other"]
+    for name in names:
         assert {f"influence{part}_{name}" for part in ("", "_positive", "_negative")} < set(table.column_names)
-    mine, theirs, before = (
-        t.to_numpy() for t in (table["influence_clean"], table["influence_other"], alone["influence_clean"])
-    )
-    assert np.abs(mine - before).max() < 1e-4 * np.abs(before).max(), "a question's answer depends on no other question"
-    assert np.corrcoef(theirs, before)[0, 1] < 0.9
+    assert table["influence_clean"] == alone["influence_clean"], "a question's answer depends on no other question"
+    assert table["filter_clean"] == alone["filter_clean"]
+    assert np.corrcoef(table["influence_other"].to_numpy(), alone["influence_clean"].to_numpy())[0, 1] < 0.9
 
 
 def test_targets_of_every_kind_have_a_column_set_each(configure, corpus, tmp_path, capsys):
-    members = read_tar(corpus / "target" / "00000.tar")
-    names = sorted({data.decode() for name, data in members if name.endswith(".txt")})
-    labelled = [(n.replace(".txt", ".cls"), str(names.index(d.decode())).encode()) if n.endswith(".txt") else (n, d)
-                for n, d in members if not n.endswith(".json")]  # fmt: skip
+    settings = write_labelled(tmp_path, read_tar(corpus / "target" / "00000.tar"))
+    labelled = read_tar(tmp_path / "labelled" / "00000.tar")
     at = [i for i, (name, _) in enumerate(labelled) if name.endswith(".cls")]
     labelled[at[0]] = (labelled[at[0]][0], b"24")
     labelled[at[1]] = (labelled[at[1]][0], b"sun")
     del labelled[at[2]]
     write_tar(tmp_path / "labelled" / "00000.tar", labelled)
-    (tmp_path / "classes.txt").write_text("\n".join(names))
-    (tmp_path / "templates.txt").write_text("an emoji of a {c}\n{}\n")
     pairs = {"shards": str(corpus / "target")}
-    texts = {"classes": str(tmp_path / "classes.txt"), "templates": str(tmp_path / "templates.txt")}
     targets = {
         "pairs": pairs,
         "margin": pairs | {"loss": "retrieval_margin", "margin": 0.1},
-        "classes": {"shards": str(tmp_path / "labelled"), "loss": "zero_shot", "calibrated": True, **texts},
+        "classes": settings | {"calibrated": True},
     }
     outcome = run(configure(tmp_path / "run", targets=targets))
-    table, said = read_scores(str(tmp_path / "run")), capsys.readouterr().err
-    assert sorted(outcome.targets) == sorted(targets)
-    for name, facts in outcome.targets.items():
+    table, said = outcome.scores(), capsys.readouterr().err
+    of_targets = outcome.finished.checkpoints[0].targets
+    assert sorted(of_targets) == sorted(targets)
+    for name, facts in of_targets.items():
         for part in ("", "_positive", "_negative"):
             assert np.isfinite(table[f"influence{part}_{name}"].to_numpy()).all()
         assert np.isfinite(facts["lds_of_dampings"]).all()
@@ -168,11 +166,12 @@ def test_targets_of_every_kind_have_a_column_set_each(configure, corpus, tmp_pat
     before = objects(tmp_path / "run", ".parquet", ".safetensors")
     targets["margin"] = targets["margin"] | {"margin": 0.3}
     again = run(configure(tmp_path / "run", targets=targets))
-    assert again.scores != outcome.scores
-    anew = read_scores(str(tmp_path / "run"))
+    assert again.finished.id != outcome.finished.id
+    anew = again.scores()
     assert [name for name in targets if anew[f"influence_{name}"] != table[f"influence_{name}"]] == ["margin"]
     new = objects(tmp_path / "run", ".parquet", ".safetensors").keys() - before.keys()
-    assert {name.partition("/")[0] for name in new} == {"directions", "filter", "scores"}
+    kinds = {"/".join(name.split("/")[:2]) for name in new if not name.startswith("misalignment/")}
+    assert kinds == {"directions/margin", "filter/margin", "influence/margin"}
 
 
 def test_a_target_without_pairs_fails_with_one_line(configure, corpus, tmp_path):
@@ -198,7 +197,7 @@ def test_s3_gives_the_same_bytes_as_local_files(finished, configure, corpus, s3)
 
 def test_the_damping_and_its_agreement_are_reported(finished):
     config, outcome = finished
-    facts = outcome.targets["clean"]
+    facts = outcome.finished.checkpoints[0].targets["clean"]
     assert facts["damping"] in config.solve.dampings
     assert facts["refits"] == 4
     assert facts["lds"] == max(facts["lds_of_dampings"])

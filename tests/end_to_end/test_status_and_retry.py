@@ -13,33 +13,42 @@ from pipeline.errors import RunError, UserError
 from pipeline.operate.retry import retry
 from pipeline.operate.status import duration, status
 from pipeline.operate.verify import verify
-from pipeline.run import load_run, run
-from pipeline.storage.lease import hold
+from pipeline.run import run
+from pipeline.run_folder.finished import open_run
+from pipeline.storage.lease import hold_folder
 
 
 def stages(folder: Path) -> dict:
     return {stage.name: stage for stage in status(str(folder))}
 
 
-def plan_of(folder: Path) -> dict:
-    return json.loads((folder / "plan.json").read_text())
+def started(folder: Path) -> dict:
+    return json.loads((folder / "started.json").read_text())
 
 
 def test_a_finished_run_has_nothing_left(imperfect, damaged):
     found = stages(damaged)
-    assert list(found) == ["embed", "fit", "solve", "filter", "score"]
+    assert list(found) == ["embed", "fit", "solve", "filter", "score", "publish"]
     assert all(stage.done == stage.total and stage.left_s is None for stage in found.values())
     assert found["embed"].total == 4
     assert found["embed"].pairs == imperfect.outcome.pairs + 24
     assert found["embed"].quarantined == sum(imperfect.outcome.quarantined.values())
-    assert (found["score"].total, found["score"].pairs) == (3, imperfect.outcome.scored)
+    for stage in ("score", "publish"):
+        assert (found[stage].total, found[stage].pairs) == (3, imperfect.outcome.scored)
+
+
+def test_every_stage_that_was_asked_for_has_a_line(everything):
+    found = stages(Path(everything[0].run))
+    of_heads = ["embed", "fit", "solve", "order 2", "filter", "score"]
+    assert list(found) == [*of_heads, "forward fit", "forward solve", "forward score", "index", "publish"]
+    assert all(stage.done == stage.total > 0 for stage in found.values())
 
 
 def test_rate_and_time_left_are_those_of_what_was_written_since_the_start(imperfect, damaged, corpus):
     """What is left is dated: a shard and the target in 40 s, another shard before the start."""
-    start, ids = plan_of(damaged)["started"], plan_of(damaged)["checkpoints"][0]
-    embedded = [damaged / "shards" / ids["features"] / f"0000{i}.json" for i in range(3)]
-    target = damaged / "targets" / "clean" / "shards" / ids["target_features"]["clean"] / "00000.json"
+    start, features = started(damaged)["started"], started(damaged)["checkpoints"][0]
+    embedded = [damaged / "shards" / features["corpus"] / f"0000{i}.json" for i in range(3)]
+    target = damaged / "targets" / "clean" / "shards" / features["target clean"] / "00000.json"
     for path, when in ((embedded[0], start - 100), (embedded[1], start + 10), (target, start + 40)):
         os.utime(path, (when, when))
     pairs = [json.loads(path.read_text())["pairs"] for path in (*embedded, target)]
@@ -54,19 +63,16 @@ def test_rate_and_time_left_are_those_of_what_was_written_since_the_start(imperf
 
 
 def test_the_rate_of_scores_counts_from_the_end_of_the_stage_before(damaged):
-    start, ids = plan_of(damaged)["started"], plan_of(damaged)["checkpoints"][0]
-    scores = [damaged / "scores" / ids["scores"] / f"0000{i}.parquet" for i in range(3)]
-    for path, when in (
-        (damaged / "heads" / f"{ids['heads']}.safetensors", start + 50),
-        (damaged / "directions" / f"{ids['directions']}.safetensors", start + 80),
-        (damaged / "filter" / f"{ids['filter']}.safetensors", start + 100),
-        (scores[0], start + 109),
-    ):
-        os.utime(path, (when, when))
-    for path in scores[1:]:
-        path.unlink()
+    start, features = started(damaged)["started"], started(damaged)["checkpoints"][0]
+    whens = {"heads": 50, "evidence": 60, "directions": 80, "misalignment": 90, "filter": 100, "pairs": 105, "influence": 109}
+    for kind, when in whens.items():
+        for path in (path for path in (damaged / kind).rglob("*") if path.is_file()):
+            if path.suffix == ".parquet" and not path.name.startswith("00000."):
+                path.unlink()
+            else:
+                os.utime(path, (start + when, start + when))
     found = stages(damaged)["score"]
-    accounting = [json.loads((damaged / "shards" / ids["features"] / f"0000{i}.json").read_text()) for i in range(3)]
+    accounting = [json.loads((damaged / "shards" / features["corpus"] / f"0000{i}.json").read_text()) for i in range(3)]
     pairs = [a["embedded"] for a in accounting]
     assert (found.done, found.total, found.pairs, found.pairs_per_s) == (1, 3, pairs[0], pytest.approx(pairs[0] / 9))
     assert found.left_s == pytest.approx((pairs[1] + pairs[2]) * 9 / pairs[0])
@@ -84,8 +90,8 @@ def given_up(tmp_path_factory, configure, imperfect):
 def test_a_run_that_ended_early_can_be_understood(given_up):
     found = stages(given_up)
     assert (found["embed"].done, found["embed"].quarantined) == (2, 36)
-    assert [(found[name].done, found[name].total) for name in ("fit", "solve")] == [(0, 1), (0, 1)]
-    assert found["score"].done == 0
+    assert [(found[name].done, found[name].total) for name in ("fit", "solve", "filter")] == [(0, 1), (0, 3), (0, 1)]
+    assert [found[name].done for name in ("score", "publish")] == [0, 0]
 
 
 def test_a_permanent_reason_is_not_tried_again(given_up):
@@ -96,24 +102,24 @@ def test_a_permanent_reason_is_not_tried_again(given_up):
 
 def test_a_retry_forgets_nothing_while_another_run_has_the_folder(damaged):
     accounting = {path: path.read_bytes() for path in damaged.glob("shards/*/*.json")}
-    with hold(str(damaged)), pytest.raises(UserError, match="another run is at work"):
+    with hold_folder(str(damaged)), pytest.raises(UserError, match="another run is at work"):
         retry(str(damaged))
     assert {path: path.read_bytes() for path in damaged.glob("shards/*/*.json")} == accounting
 
 
 def test_a_mended_shard_is_taken_up_though_no_listing_shows_it_and_no_other(imperfect, damaged, corpus):
-    features = damaged / "features" / plan_of(damaged)["checkpoints"][0]["features"]
+    features = damaged / "features" / started(damaged)["checkpoints"][0]["corpus"]
     before = {path: path.stat().st_mtime_ns for path in features.rglob("*.parquet")}
-    scores = load_run(str(damaged))["scores"]
+    before_id = open_run(str(damaged)).id
     broken = imperfect.replace("00002", (corpus / "corpus" / "00002.tar").read_bytes())
     try:
-        config = Config.model_validate(plan_of(damaged)["config"] | {"run": str(damaged)})
+        config = Config.model_validate(started(damaged)["config"] | {"run": str(damaged)})
         assert run(config).quarantined == imperfect.outcome.quarantined  # nothing has changed, as far as anyone can see
         outcome = retry(str(damaged))
         assert outcome is not None
         assert outcome.quarantined == {"missing_caption": 1, "undecodable_image": 1}
         assert (outcome.pairs, outcome.scored) == (108, 106)
-        assert load_run(str(damaged))["scores"] != scores
+        assert open_run(str(damaged)).id != before_id
         written = {path.parent.name for path in features.rglob("*.parquet") if path.stat().st_mtime_ns != before.get(path)}
         assert written == {"00002"}
         found = []
@@ -136,8 +142,11 @@ def test_the_commands_say_it_with_their_exit_codes(damaged, given_up, monkeypatc
     assert code == 0
     assert [line.split()[:4] for line in out[1:]] == [
         ["embed", "4", "of", "4"],
-        *([stage, "1", "of", "1"] for stage in ("fit", "solve", "filter")),
+        ["fit", "1", "of", "1"],
+        ["solve", "3", "of", "3"],
+        ["filter", "1", "of", "1"],
         ["score", "3", "of", "3"],
+        ["publish", "3", "of", "3"],
     ]
     code, out, err = ecif("verify", str(damaged))
     assert (code, err) == (0, [])
@@ -145,7 +154,7 @@ def test_the_commands_say_it_with_their_exit_codes(damaged, given_up, monkeypatc
     monkeypatch.chdir(damaged.parent)
     assert ecif("verify", "run") == (0, out, [])
 
-    (path,) = damaged.glob("scores/*/00001.parquet")
+    path = damaged / "latest" / "00001.parquet"
     path.unlink()
     code, out, err = ecif("verify", str(damaged))
     assert (code, out, err) == (1, [f"{path}: is missing"], [f"ecif: {damaged}: 1 violations"])
@@ -155,7 +164,7 @@ def test_the_commands_say_it_with_their_exit_codes(damaged, given_up, monkeypatc
     assert err[0].startswith("nothing to retry")
     for command in ("status", "verify", "retry"):
         code, _, err = ecif(command, str(tmp_path))
-        assert (code, err) == (2, [f"ecif: {tmp_path}: no run there (no plan.json)"])
+        assert (code, err) == (2, [f"ecif: {tmp_path}: no run there (no started.json)"])
 
 
 def test_a_duration_in_words():

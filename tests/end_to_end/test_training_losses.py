@@ -1,24 +1,23 @@
 """`ecif run` with another loss, with the logit scale fitted, and with several checkpoints."""
 
-import io
-
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ecif.heads.cross_fit import FittedHeads
 from pipeline import storage
 from pipeline.errors import RunError
-from pipeline.results.select import read_scores
-from pipeline.run import load_run, run
-from pipeline.stages.fit.stage import read_heads
+from pipeline.run import run
+from pipeline.run_folder import tables, tensors
+from pipeline.run_folder.columns import IDENTITY
+from pipeline.run_folder.finished import open_run
 
 
 def columns(folder):
     """The float columns of a run."""
-    table = read_scores(str(folder))
-    return {name: table[name].to_numpy() for name in table.column_names[6:]}
+    table = open_run(str(folder)).scores()
+    return {name: table[name].to_numpy() for name in table.column_names if name not in IDENTITY}
 
 
 SLOW = [pytest.param(loss, marks=pytest.mark.slow) for loss in ("dcl", "soft_infonce")]
@@ -36,10 +35,9 @@ def test_another_loss_gives_finite_columns_whose_parts_add_up(finished, configur
     parts = ours["influence_positive_clean"] + ours["influence_negative_clean"]
     assert np.allclose(parts, ours["influence_clean"], rtol=1e-5, atol=1e-5)
     assert not np.array_equal(ours["influence_clean"], clips["influence_clean"])
-    facts = load_run(str(tmp_path))
-    assert facts["features"] == load_run(finished[0].run)["features"]  # which no loss has a part in
-    heads = read_heads(storage.join(config.run, "heads", f"{facts['heads']}.safetensors"))
-    each = [*heads.path, *(h for seeds in heads.folds for h in seeds)]
+    (done,) = outcome.finished.checkpoints
+    assert done.features == open_run(finished[0].run).checkpoints[0].features  # which no loss has a part in
+    each = tensors.load(done.artifacts(config.run).url("heads"), FittedHeads).every()
     assert len({h.logit_scale for h in each}) == 8  # two checkpoints of four fits
     assert {h.train_logit_bias for h in each} == {loss == "siglip"}
     assert len({h.logit_bias for h in each}) == (8 if loss == "siglip" else 1)
@@ -55,7 +53,7 @@ def test_a_loss_and_a_target_of_ones_own_run_by_their_dotted_paths(local_ray, co
     found = columns(tmp_path)["influence_own"]
     assert np.isfinite(found).all()
     assert found.std() > 0
-    assert load_run(str(tmp_path))["config"]["loss"] == loss
+    assert outcome.finished.config.loss.model_dump() == loss
 
 
 @pytest.fixture
@@ -81,25 +79,22 @@ def test_the_columns_of_several_checkpoints_are_the_mean_of_each(configure, tmp_
     outcome = run(config)
     assert {item.url: item.etag for item in storage.listing(config.run, ".safetensors")} == written
     assert (outcome.pairs, outcome.scored) == (108, 108)
-    assert sorted(outcome.targets) == ["clean, checkpoint 0", "clean, checkpoint 1"]
+    assert [list(one.targets) for one in outcome.finished.checkpoints] == [["clean"], ["clean"]]
     both = columns(tmp_path / "run")
     for name, values in both.items():
         assert np.allclose(values, (alone[0][name] + alone[1][name]) / 2, rtol=1e-5, atol=1e-6)
     assert not np.allclose(alone[0]["influence_clean"], alone[1]["influence_clean"])
 
-    _drop_a_pair_of_the_second(config, load_run(config.run)["scores"])
+    _drop_a_pair_of_the_second(outcome.finished)
     with pytest.raises(RunError, match="scored different pairs"):
         run(config)
 
 
-def _drop_a_pair_of_the_second(config, mean):
-    """As if the second checkpoint could not embed one pair: no means yet, and one row less."""
-    for item in storage.listing(storage.join(config.run, "scores"), ".parquet"):
-        if f"/{mean}/" in item.url:
-            storage.delete(item.url)
-    folders = sorted({item.url.rsplit("/", 1)[0] for item in storage.listing(storage.join(config.run, "scores"), ".parquet")})
-    url = storage.join(folders[1], "00000.parquet")
-    table = pq.read_table(io.BytesIO(storage.read_bytes(url)))
-    buffer = io.BytesIO()
-    pq.write_table(table.slice(1), buffer)
-    storage.write_bytes(url, buffer.getvalue())
+def _drop_a_pair_of_the_second(finished):
+    """As if the second checkpoint could not embed one pair: no means yet, and one row less in each of a shard's tables."""
+    for item in storage.listing(finished.table, ".parquet"):
+        storage.delete(item.url)
+    second = finished.checkpoints[1].artifacts(finished.folder)
+    for key in ("pairs", "influence/clean"):
+        (url,) = (item.url for item in storage.listing(second.tables(key), ".parquet") if "/00000." in item.url)
+        storage.write_bytes(url, tables.parquet_bytes(tables.read_table(url).slice(1)))

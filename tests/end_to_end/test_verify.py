@@ -10,10 +10,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.operate.verify import Violation, verify
+from pipeline.run import run
+from pipeline.run_folder.artifacts import KINDS
 from pipeline.run_folder.tables import parquet_bytes
-from tests.support.run_folders import violations
+from tests.support.labelled import write_labelled
+from tests.support.run_folders import kind_of, state_of, violations
+from tests.support.tars import read_tar
 
 
 def the(folder: Path, pattern: str) -> Path:
@@ -40,25 +45,55 @@ def test_a_whole_run(imperfect, damaged):
 
 
 def test_objects_that_are_missing(damaged):
-    names = ["features/*/00000/00001.parquet", "shards/*/00001.json", "quarantine/*/00002.parquet", "scores/*/00000.parquet"]
-    names += ["directions/*.safetensors", "targets/clean/features/*/00000/00002.parquet"]
+    names = ["features/*/00000/00001.parquet", "shards/*/00001.json", "quarantine/*/00002.parquet", "latest/00000.parquet"]
+    names += ["influence/clean/*/00000.*.parquet", "directions/clean/*.safetensors"]
+    names += ["targets/clean/features/*/00000/00002.parquet"]
     for name in names:
         the(damaged, name).unlink()
     found = violations(damaged)
     assert {wrong for _, wrong in found} == {"is missing"}
-    # Scores are held against features: where those are missing, they can't be.
-    assert sorted(v[0] for v in found if not v[0].startswith("directions")) == sorted(
-        name.replace("/*", "") for name in names if "*.safetensors" not in name and not name.startswith("scores")
-    )
-    assert len([v for v in found if v[0].startswith("directions")]) == 1
+    # Columns are held against features: where those are missing, they can't be.
+    named = [name.replace("/*/", "/").replace("/*.", ".") for name in names if not name.startswith(("latest/", "influence/"))]
+    assert sorted(object for object, _ in found) == sorted(named)
+
+
+def expect_each_to_be_missed(config: Config, folder: Path) -> None:
+    """Every object that `verify` has to know is taken away, one at a time, and is the only one that it names."""
+    assert violations(folder) == []
+    names = sorted(state_of(folder))
+    kinds = {"latest" if kind == "scores" else kind for kind, what in KINDS.items() if what.asked(config)}
+    assert kinds <= {part for name in names for part in kind_of(name).split("/")}
+    for name in names:
+        path, aside = folder / name, folder.parent / "aside"
+        path.rename(aside)
+        found: list[Violation] = []
+        verify(str(folder), found.append)
+        assert [(v.url.removeprefix(f"{folder}/"), v.wrong) for v in found] == [(name, "is missing")]
+        aside.rename(path)
+
+
+def test_any_object_of_a_run_with_everything_is_missed(everything, tmp_path):
+    folder = Path(shutil.copytree(everything[0].run, tmp_path / "run"))
+    expect_each_to_be_missed(everything[0], folder)
+
+
+def test_any_object_of_a_run_with_prompts_is_missed(configure, corpus, local_ray, tmp_path):
+    target = write_labelled(tmp_path, read_tar(corpus / "target" / "00000.tar"))
+    small = {"fit": {"folds": 2, "epochs": 1, "checkpoints": 1}, "solve": {"iterations": 3, "dampings": [0.1]}, "filter": None}
+    config = configure(tmp_path / "run", targets={"classes": target}, **small)
+    run(config)
+    expect_each_to_be_missed(config, tmp_path / "run")
 
 
 def test_a_missing_score_shard(damaged):
-    the(damaged, "scores/*/00002.parquet").unlink()
-    assert violations(damaged) == [("scores/00002.parquet", "is missing")]
+    the(damaged, "latest/00002.parquet").unlink()
+    assert violations(damaged) == [("latest/00002.parquet", "is missing")]
 
 
-@pytest.mark.parametrize("name", ["features/*/00000/00001.parquet", "scores/*/00001.parquet", "heads/*.safetensors"])
+OF_EVERY_FORMAT = ["features/*/00000/00001.parquet", "latest/00001.parquet", "pairs/*/00001.*.parquet", "heads/*.safetensors"]
+
+
+@pytest.mark.parametrize("name", OF_EVERY_FORMAT)
 @pytest.mark.parametrize("kept", [0, 0.5, 0.99])
 def test_objects_that_are_cut(damaged, name, kept):
     data = the(damaged, name).read_bytes()
@@ -172,15 +207,22 @@ def _put(table: pa.Table, name: str, row: int, value) -> pa.Table:
     ],
 )  # fmt: skip
 def test_scores_that_are_not_of_the_pairs(damaged, change, wrong):
-    rewrite(the(damaged, "scores/*/00001.parquet"), change)
+    rewrite(the(damaged, "latest/00001.parquet"), change)
     ((object, said),) = violations(damaged)
-    assert (object, wrong in said) == ("scores/00001.parquet", True), said
+    assert (object, wrong in said) == ("latest/00001.parquet", True), said
+
+
+@pytest.mark.parametrize("fact", [b"ecif.run", b"ecif.shard"])
+def test_scores_of_an_earlier_run_or_of_a_shard_as_it_was(damaged, fact):
+    rewrite(the(damaged, "latest/00001.parquet"), lambda t: t.replace_schema_metadata(t.schema.metadata | {fact: b"earlier"}))
+    wrong = "is of another run, or of the shard as it was; the same `ecif run` writes it anew"
+    assert violations(damaged) == [("latest/00001.parquet", wrong)]
 
 
 def test_scores_of_no_shard(damaged):
-    path = the(damaged, "scores/*/00001.parquet")
+    path = the(damaged, "latest/00001.parquet")
     shutil.copy(path, path.with_name("00009.parquet"))
-    assert violations(damaged) == [("scores/00009.parquet", "is of no shard of the corpus")]
+    assert violations(damaged) == [("latest/00009.parquet", "is of no shard of the corpus")]
 
 
 def test_heads_that_are_not_finite(damaged):
@@ -189,9 +231,9 @@ def test_heads_that_are_not_finite(damaged):
 
     path = the(damaged, "heads/*.safetensors")
     tensors = load_file(path)
-    tensors["text"][0, 0, 0] = torch.nan
+    tensors["folds.0.0.text"][0, 0] = torch.nan
     save_file(tensors, path, metadata={"facts": "{}"})
-    assert [said for _, said in violations(damaged)] == ["holds NaN or infinity: text"]
+    assert [said for _, said in violations(damaged)] == ["holds NaN or infinity: folds.0.0.text"]
 
 
 def test_a_run_that_is_not_finished_is_not_judged(damaged):

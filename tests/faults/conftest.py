@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import read_config
+from pipeline.config import Config
 from pipeline.run import run
 from tests.support.command import Command, write_config
 from tests.support.corpora import EMBEDDED
@@ -49,10 +49,10 @@ def ecif():
 def whole(tmp_path_factory, local_ray, pairs, tiny_model) -> dict[str, bytes]:
     """The result of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
-    run(read_config(write_config(folder, folder / "run", pairs, tiny_model)))
+    run(Config.from_yaml(write_config(folder, folder / "run", pairs, tiny_model)))
     found = result(folder / "run")
     kinds = Counter(name.partition("/")[0] for name in found)
-    assert kinds >= Counter(features=6, shards=2, heads=1, directions=1, scores=2, targets=3)
+    assert kinds >= Counter(features=6, shards=2, heads=1, directions=1, pairs=2, influence=2, latest=2, targets=3)
     return found
 
 

@@ -32,7 +32,7 @@ def finish(ecif, config, run) -> dict[str, bytes]:
     return result(run)
 
 
-EMBEDDING, SOLVING, SCORING = "features", "heads", "scores"  # what is written first while they go on
+EMBEDDING, SOLVING, SCORING = "features", "heads", "pairs"  # what is written first while they go on
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ import pytest
 import s3fs
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.config import Embed
 from pipeline.errors import RunError
+from pipeline.sections import Embed
 from pipeline.stages.embed.read import ReadParts
 from pipeline.storage import objects as storage
 from pipeline.storage.objects import ATTEMPTS
@@ -117,7 +117,7 @@ def test_no_failed_download_is_silent(tmp_path):
         assert (found is not None) == (len(faults) < ATTEMPTS and "changed" not in faults)
         if found is not None:
             assert (found.pairs, found.quarantined) == (truth.pairs, [])
-            assert [p["pixels"] for p in found.parts] == [p["pixels"] for p in truth.parts]
+            assert [row["pixels"] for row in found.rows] == [row["pixels"] for row in truth.rows]
         ends["whole" if found else "failed"] += 1
     assert min(ends["whole"], ends["failed"]) > 10
 
@@ -135,17 +135,21 @@ def test_no_failed_local_read_is_silent(tmp_path, monkeypatch):
     path.write_bytes(DATA)
     source = storage.describe(str(path))
     truth = outcome(source)
-    draw, ends, real, faults = random.Random(0), Counter(), storage._Whole._read, Counter()
+    draw, ends, faults = random.Random(0), Counter(), Counter()
     monkeypatch.setattr(storage, "BUFFER", 2048)  # many calls
 
-    def failing(self, buffer):
-        kind = draw.choices(["", "error", "empty", "short"], [1, rate, rate, 5 * rate])[0]
-        faults[kind] += 1
-        if kind == "error":
-            raise OSError(5, "Input/output error")
-        return 0 if kind == "empty" else real(self, memoryview(buffer)[: 1 if kind == "short" else None])
+    class Failing(io.FileIO):
+        def readinto(self, buffer):
+            kind = draw.choices(["", "error", "empty", "short"], [1, rate, rate, 5 * rate])[0]
+            faults[kind] += 1
+            if kind == "error":
+                raise OSError(5, "Input/output error")
+            return 0 if kind == "empty" else super().readinto(memoryview(buffer)[: 1 if kind == "short" else None])
 
-    monkeypatch.setattr(storage._Whole, "_read", failing)
+    def opened(file, mode="r", **how):
+        return Failing(file, mode) if how.get("buffering") == 0 else open(file, mode, **how)
+
+    monkeypatch.setattr(storage, "open", opened, raising=False)
     for i in range(100):
         rate = 0.001 * (1 + i % 20)
         found = outcome(source)

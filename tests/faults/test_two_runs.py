@@ -42,7 +42,7 @@ def race(s3, tmp_path_factory, pairs, tiny_model):
 def test_one_works_and_the_other_is_refused(race, whole):
     worked, refused = race.ended
     assert (worked.code, refused.code) == (0, 2)
-    assert worked.out.startswith(f"{race.base}/run/scores/")
+    assert worked.out.strip() == f"{race.base}/run/latest"
     assert refused.out == ""
     assert refused.last.startswith(f"ecif: run: another run is at work in {race.base}/run (process ")
     assert all("waiting up to 60 s to see whether it lives" in line for line in refused.lines[:-1])

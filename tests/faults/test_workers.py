@@ -9,7 +9,8 @@ from pipeline import storage
 from tests.support.run_folders import result
 
 pytestmark = pytest.mark.slow
-ACTORS = ["ray::MapWorker(Map(EmbedPart))", "ray::_fit", "ray::_Slices", "ray::MapWorker(Map(ScoreShard))"]
+POOLS = [f"ray::MapWorker(Map({worker}))" for worker in ("EmbedPart", "ScoreShard", "PublishShard")]
+ACTORS = [POOLS[0], "ray::_fit", "ray::_Slices", *POOLS[1:]]  # in the order of the stages
 
 
 def test_a_process_of_every_stage_is_killed(ecif, configure, tmp_path, pairs, whole):

@@ -183,8 +183,8 @@ def test_a_configuration_that_is_no_text(ecif):
 
 @pytest.mark.parametrize("command", [("status", "run"), ("verify", "run"), ("retry", "run")])
 def test_a_store_that_fails_is_one_line(ecif, command):
-    Path("run/plan.json").mkdir(parents=True)
+    Path("run/started.json").mkdir(parents=True)
     code, errors, _ = ecif(*command)
     assert code == 1
     assert len(errors) == 1
-    assert "run/plan.json: IsADirectoryError" in errors[0]
+    assert "run/started.json: IsADirectoryError" in errors[0]

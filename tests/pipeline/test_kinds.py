@@ -10,15 +10,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ecif.evaluation import target_losses
-from ecif.heads import embed
+from ecif.heads import embed, logits
 from ecif.heads.curvature import gauss_newton_product
 from ecif.heads.fit import fit, fixed_batches
 from ecif.heads.influence import score
 from ecif.losses import Clip
 from pipeline.config import Config
 from pipeline.stages.losses import loss_of
-from pipeline.stages.solve.targets import Target, gradient
+from pipeline.stages.solve.targets import TargetFeatures
 from tests.support.own_kinds import AdditiveMargin
 from tests.support.problems import flat, random_features, random_heads
 
@@ -98,31 +97,31 @@ def test_everything_that_a_loss_does_not_define_follows_from_deletion_and_autogr
         image, text = HEADS.split(flat(HEADS) + sign * step * direction[0])
         return HEADS._replace(image=image, text=text)
 
+    def batch_loss(heads, rows):
+        return loss.batch_loss(logits(heads, embed(heads, IMAGES[rows], TEXTS[rows])))
+
     def removed(heads, n):
         rows = BATCHES[n // 6]
-        whole, rest = (target_losses(heads, IMAGES, TEXTS, [r], loss) for r in (rows, rows[rows != n]))
-        return whole - rest
+        return batch_loss(heads, rows) - batch_loss(heads, rows[rows != n])
 
-    slope = torch.cat([(removed(moved(1), n) - removed(moved(-1), n)) / (2 * step) for n in range(12)])
+    slope = torch.stack([(removed(moved(1), n) - removed(moved(-1), n)) / (2 * step) for n in range(12)])
     assert torch.allclose((found.positive + found.negative)[0], slope, rtol=1e-5, atol=1e-7)
     curved = gauss_newton_product(HEADS, [embed(HEADS, IMAGES[rows], TEXTS[rows]) for rows in BATCHES], direction, loss)
     assert (curved * direction).sum() > 0
-    fitted = fit(HEADS, IMAGES, TEXTS, fixed_batches(BATCHES), batch_size=6, epochs=5, learning_rate=0.05, seed=0, loss=loss)[
-        -1
-    ]
-    assert target_losses(fitted, IMAGES, TEXTS, BATCHES, loss).sum() < target_losses(HEADS, IMAGES, TEXTS, BATCHES, loss).sum()
+    how = {"batch_size": 6, "epochs": 5, "learning_rate": 0.05, "seed": 0, "loss": loss}
+    *_, fitted = fit(HEADS, IMAGES, TEXTS, fixed_batches(BATCHES), **how)
+    assert sum(batch_loss(fitted, rows) for rows in BATCHES) < sum(batch_loss(HEADS, rows) for rows in BATCHES)
 
 
 def test_a_target_of_ones_own_is_asked_with_its_option():
     config = configure("clip", loss=OWN_TARGET, sharpness=0.5)
     assert config.targets["a"].question() == {"kind": OWN_TARGET, "version": 1, "options": {"sharpness": 0.5}}
-    target = Target("a", config.targets["a"], IMAGES.numpy().astype(np.float16), TEXTS.numpy().astype(np.float16))
-    heads = HEADS._replace(image=HEADS.image.float(), text=HEADS.text.float())
-    loss = target.loss(torch.device("cpu"), config)
+    question = TargetFeatures("a", IMAGES.numpy().astype(np.float16), TEXTS.numpy().astype(np.float16)).question(config)
+    heads, loss = HEADS._replace(image=HEADS.image.float(), text=HEADS.text.float()), question.loss
     similarity = torch.cat([s.flatten() for s in loss.similarities(heads, [torch.arange(12)])]).view(12, 12)
     count = sum(torch.sigmoid(0.5 * (similarity[i, j] - similarity[i, i])) for i in range(12) for j in range(12) if i != j)
     assert torch.allclose(loss.value(heads, [torch.arange(12)]), count)
-    along = gradient(heads, target, [torch.arange(12)], config)
+    along = question.gradient(heads, [torch.arange(12)])
     image, text = heads.split(1e-3 * along / along.norm())
     ends = [
         loss.value(heads._replace(image=heads.image + s * image, text=heads.text + s * text), [torch.arange(12)])

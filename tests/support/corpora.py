@@ -13,3 +13,9 @@ SETTINGS = {
     "filter": {"weights": [0.0, 1.0], "keep": [0.8]},
     "score": {"repeats": 2},
 }
+BASELINES = ["negclip_loss", "normsim_2", "normsim_inf", "lemon", "gsc", "gradient_norm"]
+ON_REQUEST = {  # everything that such a run can be asked for beside that
+    "index": {"rank": [8, 6], "damping": 0.05},
+    "score": {"repeats": 2, "order": 2, "order_rank": [4, 4], "columns": BASELINES},
+    "scoring": {"mode": "forward", "parameters": ["visual.proj", "text_projection"], "sample": 40, "epochs": 1},
+}

@@ -6,7 +6,7 @@ from multiprocessing.synchronize import Event
 
 from pipeline import storage
 from pipeline.errors import RunError, UserError
-from pipeline.storage.lease import hold
+from pipeline.storage.lease import hold_folder
 
 
 def hold_and_write(folder: str, ttl: float, pipe: Connection, environment: dict[str, str], start: Event | None) -> None:
@@ -15,7 +15,7 @@ def hold_and_write(folder: str, ttl: float, pipe: Connection, environment: dict[
     if start is not None:
         start.wait()
     try:
-        with hold(folder, ttl):
+        with hold_folder(folder, ttl):
             pipe.send("held")
             while url := pipe.recv():
                 storage.write_bytes(url, b"other")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ecif.columns import HeldOutPairs
-from ecif.columns.bank import build
+from ecif.columns.bank import build_bank
 from ecif.heads import Heads
 from ecif.losses import CLIP, Loss
 
@@ -62,6 +62,6 @@ def held_out_pairs(pairs: int = 12, folds: int = 3, loss: Loss = CLIP) -> HeldOu
     batches = [*torch.randperm(pairs, generator=g).split(5), *(1 + torch.randperm(pairs - 1, generator=g)).split(4)]
     target = torch.randn(9, D_IMAGE, generator=g, dtype=torch.float64)
     target = target / target.norm(dim=1, keepdim=True)
-    bank = build(images, texts, fold, random_heads())
+    bank = build_bank(images, texts, fold, random_heads())
     fitted = [random_heads(seed) for seed in (7, 8)]
     return HeldOutPairs(images, texts, fold, batches, random_heads(), fitted, loss, bank, target)

@@ -1,7 +1,7 @@
 """The contract of an export writer.
 
 A writer makes one object of `out` from the kept pairs of one shard of the corpus. A new format is one subclass of `Writer`
-with a `suffix`, `add` and `close`; docs/operations.md shows one. `ecif export --format my_package.captions:Captions` finds
+with a `suffix`, `add` and `close`; docs/extending.md shows one. `ecif export --format my_package.captions:Captions` finds
 it, given that every worker can import `my_package`.
 """
 

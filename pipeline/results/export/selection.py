@@ -1,14 +1,13 @@
-"""Which pairs of which shards an export has to copy."""
+"""Find the pairs that an export has to copy, by shard."""
 
 from collections import Counter
 from typing import NamedTuple
 
-from pipeline.config import Config
 from pipeline.corpus.shards import Shard, find
 from pipeline.errors import RunError, UserError
-from pipeline.results.select import read_scores, read_subset
-from pipeline.run import load_run
+from pipeline.results.select import read_subset
 from pipeline.run_folder.dataset import Dataset
+from pipeline.run_folder.finished import Finished, open_run
 
 
 class Kept(NamedTuple):
@@ -21,7 +20,7 @@ class Kept(NamedTuple):
 class Selection(NamedTuple):
     """The pairs of a subset in the corpus of a run."""
 
-    workers: int | None  # as the run was configured
+    workers: int | None  # of the configuration of the run
     corpus: list[Shard]
     kept: dict[str, dict[int, Kept]]  # by shard and index in the shard; no shard without a kept pair
 
@@ -34,23 +33,24 @@ def find_selection(run: str, subset: str) -> Selection:
     """Find the pairs of a subset.
 
     Raises:
-        UserError: no finished run, no subset, an empty one, or uids that the run has not scored.
+        UserError: there is no finished run or no subset, the subset is empty, or the run has not scored one of its uids.
         RunError: a shard with kept pairs is gone or has changed since the run scored it.
     """
-    facts = load_run(run)
-    config = Config(**facts["config"])
+    finished = open_run(run)
+    corpus = finished.config.corpus
     wanted = read_subset(subset)
     if not wanted:
         raise UserError(f"{subset} is empty: there is nothing to export")
-    found = Selection(config.workers, find(config.corpus.shards), _kept(run, wanted))
-    scored = Dataset(run, facts["features"], found.shards(), config.corpus.caption).accounting()
+    shards = find(corpus.shards, "corpus.shards", corpus.root)
+    found = Selection(finished.config.workers, shards, _kept(finished, wanted))
+    scored = Dataset(run, finished.checkpoints[0].features, found.shards(), corpus.caption).accounting()
     if changed := found.kept.keys() - scored.keys():
         raise RunError(f"{min(changed)}: gone or changed since the run scored it; run again first")
     return found
 
 
-def _kept(run: str, wanted: Counter[str]) -> dict[str, dict[int, Kept]]:
-    table = read_scores(run, ["shard", "index", "uid"])
+def _kept(run: Finished, wanted: Counter[str]) -> dict[str, dict[int, Kept]]:
+    table = run.scores(["shard", "index", "uid"])
     kept: dict[str, dict[int, Kept]] = {}
     known = set()
     for shard, index, uid in zip(*(table[c].to_pylist() for c in ("shard", "index", "uid")), strict=True):

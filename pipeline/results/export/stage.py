@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 from ecif.registry import find_kind
 from pipeline import storage
 from pipeline.corpus.shards import Shard
-from pipeline.corpus.tar import Contents, groups, read_member
+from pipeline.corpus.tar import Contents, read_groups, read_member
 from pipeline.errors import RunError, UserError
 from pipeline.results.export.contract import KeptPair, Member, Writer
 from pipeline.results.export.selection import Kept, find_selection
@@ -23,21 +23,21 @@ class Exported(NamedTuple):
 
     shards: int
     pairs: int
-    usage: str  # a command that uses it; empty where the format has none
+    usage: str  # a command that uses the export; empty if the format has none
 
 
 def export(run: str, subset: str, out: str, writer: str = "webdataset") -> Exported:
-    """Copy the pairs of a subset. The same input gives the same bytes, so the same call resumes.
+    """Copy the pairs of a subset. The same input gives the same bytes, so calling it again resumes.
 
     Args:
         run: folder of a finished run.
-        subset: DataComp subset file; a pair whose uid is there several times is written as often.
+        subset: DataComp subset file. A pair whose uid is in it several times is written as often.
         out: folder of the new shards.
         writer: the format: a name, or `package.module:Class` for your own `Writer`.
 
     Raises:
-        UserError: no such writer, an empty subset, uids that the run has not scored, or an `out` that has other shards in it.
-        RunError: a corpus that is not what the run scored.
+        UserError: the writer does not exist, `out` holds other shards, or see `find_selection`.
+        RunError: the corpus is not what the run scored.
     """
     try:
         kind = find_kind(Writer, writer)  # type: ignore[type-abstract]
@@ -63,7 +63,7 @@ def export(run: str, subset: str, out: str, writer: str = "webdataset") -> Expor
 
 
 def _refuse_other_shards(out: str, suffix: str, names: set[str], corpus: list[Shard]) -> None:
-    """A trainer would read other shards too; and the corpus must never be written over."""
+    """Raise UserError if `out` holds other shards: a trainer would read them too, and the corpus must not be written over."""
     folder = storage.filesystem(out)[1].rstrip("/") + "/"
     of_corpus = {shard.source.url for shard in corpus}
     for item in storage.listing(out, ""):
@@ -103,8 +103,8 @@ def _copy(row: dict[str, Any], kind: type[Writer]) -> dict[str, Any]:
 
 
 def _pairs(file: BinaryIO, kept: dict[int, Kept]) -> Iterator[KeptPair]:
-    taken = {group.key for group in groups(file, Contents())}
-    for group in groups(file, Contents()):
+    taken = {group.key for group in read_groups(file, Contents())}
+    for group in read_groups(file, Contents()):
         if group.index not in kept:
             continue
         uid, copies = kept[group.index]

@@ -1,4 +1,4 @@
-"""WebDataset shards with the files that open_clip and img2dataset keep beside them."""
+"""The export writer `webdataset`: tars, with the files that open_clip and img2dataset keep beside them."""
 
 import io
 import os

@@ -1,13 +1,13 @@
-"""How many of a dataset's pairs may be unusable before the run ends: what is wrong with most pairs is wrong with the run."""
+"""The share of unusable pairs above which a run ends: a fault in most pairs is rather a fault in the configuration."""
 
 from collections import Counter
 
-from pipeline.config import Embed
 from pipeline.errors import RunError
 from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.tables import Accounting
+from pipeline.sections import Embed
 
-ENOUGH = 10_000  # pairs to judge a run by before its end
+ENOUGH = 10_000  # from this many pairs on the share of a dataset is judged before its end
 
 
 class Budget:
@@ -21,7 +21,7 @@ class Budget:
         """Count a finished shard.
 
         Raises:
-            RunError: it, or all shards so far if they have enough pairs, are above their budget.
+            RunError: the shard is above its budget, or all shards so far are above theirs and have at least ENOUGH pairs.
         """
         bad = bad_pairs(shard)
         pairs = shard.pairs + shard.lost
@@ -33,13 +33,13 @@ class Budget:
             self.settle()
 
     def settle(self) -> None:
-        """RunError where all shards together are above the budget."""
+        """Raise RunError if all shards together are above the budget."""
         place = self._dataset.quarantine_url("").removesuffix("/.parquet")
         _check(self._dataset.folder, self._bad, self._pairs, self._limits.max_bad_fraction, "max_bad_fraction", place)
 
 
 def bad_pairs(shard: Accounting) -> Counter[str]:
-    """A shard's unusable pairs by reason, `lost` for those that are not there."""
+    """A shard's unusable pairs by reason. Pairs that the tar does not hold count as `lost`."""
     return Counter(shard.quarantined) + Counter(lost=shard.lost)
 
 

@@ -1,29 +1,37 @@
 """The prompts of a zero-shot target: read from its two text files, embedded once by the model's text tower."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ecif import towers
 from pipeline import storage
-from pipeline.config import Model, Target
 from pipeline.errors import RunError, UserError
-from pipeline.run_folder import tensors as stored
+from pipeline.run_folder import tensors
 from pipeline.run_folder.dataset import Dataset
+from pipeline.sections import Model, Target
 from pipeline.workers.cluster import Resources, device
 
 TEMPLATE = "a photo of a {c}."
 FORWARD_BATCH = {"cpu": 32, "cuda": 256}
 
 
+class PromptFeatures(NamedTuple):
+    """The features of a target's prompts, as they are stored."""
+
+    text_features: Tensor  # [C, M, d_t] float16
+
+
 def read_prompts(target: Target, what: str) -> list[list[str]]:
-    """The filled templates of each class, in the order of the files; none for a target whose kind reads captions.
+    """The filled templates of each class, in the order of the files. Empty for a target whose kind reads captions.
 
     Raises:
-        UserError: a file that can't be read, fewer than two classes, an empty line, a template without a place for the class.
+        UserError: a file can't be read or has an empty line, there are fewer than two classes, or a template has no place for
+            the class.
     """
     files = target.prompts
     if files is None:
@@ -51,12 +59,12 @@ def embed_prompts(datasets: list[Dataset], model: Model, resources: Resources) -
         if not np.isfinite(features).all():
             raise RunError(f"{dataset.folder}: the model gave NaN or infinity for a prompt")
         shaped = torch.tensor(features).view(len(dataset.prompts), len(dataset.prompts[0]), -1)
-        stored.write(dataset.prompts_url(), {"text_features": shaped})
+        tensors.save(dataset.prompts_url(), PromptFeatures(shaped))
 
 
 def read_prompt_features(dataset: Dataset) -> NDArray[np.float16]:
     """[C, M, d_t] unit-norm trunk features of M templates for each of C classes; FileNotFoundError if not embedded yet."""
-    return stored.read(dataset.prompts_url())[0]["text_features"].numpy()
+    return tensors.load(dataset.prompts_url(), PromptFeatures).text_features.numpy()
 
 
 def _embed(model: Model, prompts: list[str]) -> NDArray[np.float16]:
@@ -68,7 +76,7 @@ def _embed(model: Model, prompts: list[str]) -> NDArray[np.float16]:
 
 
 def _lines(url: str, what: str) -> list[str]:
-    """The lines of a text file; a line's number is its meaning, so an empty one is an error."""
+    """The lines of a text file. The number of a line is the number of its class, so an empty line is an error."""
     try:
         lines = [line.strip() for line in storage.read_bytes(url).decode().splitlines()]
     except UnicodeDecodeError:

@@ -1,7 +1,6 @@
 """The reading half of stage `embed`: a shard in, its decoded parts out."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -10,75 +9,83 @@ import torch
 
 from ecif import towers
 from pipeline import storage
-from pipeline.config import Embed
 from pipeline.corpus import sidecar
-from pipeline.corpus.pairs import Pair, Quarantined, read_pair
-from pipeline.corpus.tar import Contents, groups
+from pipeline.corpus.pairs import Pair, Quarantined, ReadingRules, read_pair
+from pipeline.corpus.tar import Contents, read_groups
 from pipeline.errors import RunError
 from pipeline.run_folder.tables import Accounting
+from pipeline.sections import Embed
+from pipeline.stages.embed.rows import Part, Refused, ToRead
 
 
 class ReadParts:
-    """One shard in, its decoded parts out, a fixed number of consecutive keys each; the last one carries the accounting."""
+    """Decodes a shard into parts of a fixed number of consecutive keys. The last part carries the accounting."""
 
     def __init__(self, limits: Embed, preprocess: dict[str, Any]):
         self.limits, self.preprocess = limits, preprocess
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Rows for `EmbedPart`.
+        """Yield rows of `Part` for a row of `ToRead`.
 
-        A read that fails is begun anew from the start of the shard. What was given away before is not given again: the
-        object is the one that was listed, or the attempt fails too, and its parts are a function of its bytes.
+        A failed read starts again at the beginning of the shard, and parts that were yielded before are not yielded again. All
+        attempts give the same parts: these are a function of the bytes, and an attempt fails if the object has changed.
 
         Raises:
             RunError: every attempt failed.
         """
         torch.set_num_threads(1)
-        given = 0
+        asked, given = ToRead.from_row(row), 0
         for attempt in range(storage.ATTEMPTS):
             try:
-                for part in islice(self._parts(row), given, None):
-                    yield part
+                for part in islice(self._parts(asked), given, None):
+                    yield part.to_row()
                     given += 1
                 return
             except OSError as error:
-                failed = f"{row['shard']}: can't be read: {type(error).__name__}: {' '.join(str(error).split())}"
+                failed = f"{asked.shard}: can't be read: {type(error).__name__}: {' '.join(str(error).split())}"
             if attempt + 1 < storage.ATTEMPTS:
                 storage.pause(attempt)
         raise RunError(f"{failed} ({storage.ATTEMPTS} attempts; the same command takes up what is not done)")
 
-    def _parts(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        source = storage.Object(row["url"], row["size"], row["etag"])
+    def _parts(self, asked: ToRead) -> Iterator[Part]:
+        source = asked.source
         resize = towers.resize_transform(self.preprocess)
-        contents, pairs, in_pairs, part = Contents(), 0, 0, 0
+        contents, pairs, in_pairs, number = Contents(), 0, 0, 0
         good: list[Pair] = []
-        bad: list[Quarantined] = []
+        bad: list[Refused] = []
         position, key, joined = 0, "", False
-        uids, of_uids = _uids(row["sidecar"])
-        classes: list[str] = json.loads(row["classes"])
+        uids, of_uids = _uids(asked.uids)
+        rules = ReadingRules(asked.shard, asked.caption, self.limits, resize, asked.classes, uids)
+
+        def part(size: int, accounting: Accounting | None = None) -> Part:
+            return Part(asked.dataset, asked.shard, number, size, good, bad, bool(asked.classes), accounting)
+
         with storage.local_copy(source) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             file.seek(0)
-            for group in groups(file, contents):
+            for group in read_groups(file, contents):
                 if pairs and pairs % self.limits.part_size == 0:
                     at = min(m.offset for m in group.members.values())
-                    yield _part(row, part, good, bad, at - position)
-                    position, part, good, bad = at, part + 1, [], []
+                    yield part(at - position)
+                    position, number, good, bad = at, number + 1, [], []
                 pairs += 1
                 in_pairs += group.count
                 key, joined = group.key, joined or (uids is not None and group.key in uids)
-                pair = read_pair(file, group, row["shard"], row["caption"], self.limits, resize, classes, uids)
-                if contents.broken:  # the last group before the break: nobody can say that it is all there
+                pair = read_pair(file, group, rules)
+                if contents.broken:  # the last group before the break may be incomplete
                     pair = Quarantined(group.index, pair.key, pair.uid, "truncated_shard", contents.broken)
-                (good if isinstance(pair, Pair) else bad).append(pair)  # type: ignore[arg-type]
+                if isinstance(pair, Pair):
+                    good.append(pair)
+                else:
+                    bad.append(Refused("read", pair))
             storage.expect_unchanged(source)
         if uids is not None and pairs and not joined:
-            raise RunError(f"{row['shard']}: no key of its .parquet is in the tar, which has {key!r} last")
-        if contents.broken and not pairs:  # not a tar at all: at least one pair is missing
+            raise RunError(f"{asked.shard}: no key of its .parquet is in the tar, which has {key!r} last")
+        if contents.broken and not pairs:  # not a tar at all: count one pair, so that the shard is not taken for an empty one
             pairs = 1
-            bad.append(Quarantined(0, "", "", "truncated_shard", contents.broken))
+            bad.append(Refused("read", Quarantined(0, "", "", "truncated_shard", contents.broken)))
         accounting = Accounting(
-            shard=row["shard"],
+            shard=asked.shard,
             size=source.size,
             etag=source.etag,
             sha256=digest,
@@ -88,38 +95,18 @@ class ReadParts:
             pairs=pairs,
             embedded=0,
             quarantined={},
-            parts=part + 1,
+            parts=number + 1,
             broken=contents.broken,
             successes=sidecar.successes(source),
             sidecar=of_uids,
         )
-        yield _part(row, part, good, bad, source.size - position, accounting)
+        yield part(source.size - position, accounting)
 
 
-def _uids(source: str) -> tuple[dict[str, str] | None, list[str] | None]:
-    """The uids of a sidecar by key, and which sidecar that was: its etag and sha256; (None, None) if there is none to ask."""
-    place = json.loads(source)
-    if place is None:
+def _uids(listed: storage.Object | None) -> tuple[dict[str, str] | None, list[str] | None]:
+    """The uids of a sidecar by key, and the etag and sha256 of the sidecar; (None, None) if uids are from the JSON."""
+    if listed is None:
         return None, None
-    listed = storage.Object(*place)
     with storage.local_copy(listed) as file:
         data = file.read()
     return sidecar.read_uids(data, listed.url), [listed.etag, hashlib.sha256(data).hexdigest()]
-
-
-def _part(
-    source: dict[str, Any], part: int, good: list[Pair], bad: list[Quarantined], size: int, accounting: Accounting | None = None
-) -> dict[str, Any]:
-    """A row for the actors. Plain bytes: a part's shape differs from the next one's."""
-    return {
-        "dataset": source["dataset"],
-        "shard": source["shard"],
-        "part": part,
-        "bytes": size,
-        "pixels": b"".join(p.pixels.tobytes() for p in good),
-        "shape": list(good[0].pixels.shape) if good else [0, 0, 0],
-        "pairs": json.dumps([[p.index, p.key, p.uid, p.caption, p.label] for p in good]),
-        "labelled": source["classes"] != "[]",
-        "quarantined": json.dumps([vars(q) | {"stage": "read"} for q in bad]),
-        "accounting": json.dumps(accounting._asdict()) if accounting else "",
-    }

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from dataclasses import asdict
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 
 from ecif import towers
 from pipeline import storage
-from pipeline.config import Embed, Model
 from pipeline.console import say
-from pipeline.corpus.pairs import Pair, Quarantined
+from pipeline.corpus.pairs import Quarantined
 from pipeline.errors import RunError
 from pipeline.run_folder import tables
 from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.tables import Accounting
+from pipeline.sections import Embed, Model
 from pipeline.stages.embed.budget import Budget
 from pipeline.stages.embed.read import ReadParts
+from pipeline.stages.embed.rows import Embedded, Part, Refused, ToRead
 from pipeline.workers.cluster import Resources, device
 from pipeline.workers.progress import Stage
 from pipeline.workers.shards import as_tasks
@@ -34,54 +35,51 @@ def embed(
 ) -> float | None:
     """Embed every shard of some datasets that is not done yet.
 
-    Reading tasks decode shards into parts; a pool of actors embeds each part and writes it; a shard's accounting is written
-    last, when all of its parts are there.
+    Reading tasks decode shards into parts. A pool of actors embeds each part and writes it. The accounting of a shard is
+    written last, when all of its parts exist.
 
     Returns:
-        Seconds in the model, a pair; None if there was nothing to do.
+        Seconds that an actor spends in the model, a pair; None if there was nothing to do.
 
     Raises:
-        RunError: a shard that can't be read, more bad pairs than the budget allows, or counts that do not add up.
+        RunError: a shard can't be read, more pairs are unusable than the budget allows, or counts do not add up.
     """
     budgets = [Budget(dataset, limits) for dataset in datasets]
-    rows, total = [], 0
+    todo, total = list[ToRead](), 0
     for i, dataset in enumerate(datasets):
         done = dataset.forget_changed()
         total += sum(shard.source.size for shard in dataset.shards)
         for accounting in done.values():
             budgets[i].spend(accounting)
-        todo = [shard for shard in dataset.shards if shard.name not in done]
-        reading = {"dataset": i, "caption": dataset.caption, "classes": json.dumps(dataset.classes)}
-        for s in todo:
-            uids = json.dumps(dataset.uids_from(s.name))
-            rows.append({**reading, "shard": s.name, **s.source._asdict(), "sidecar": uids})
-    left = sum(row["size"] for row in rows)
+        for shard in (shard for shard in dataset.shards if shard.name not in done):
+            uids = dataset.uids_from(shard.name)
+            todo.append(ToRead(i, shard.name, shard.source, dataset.caption, dataset.classes, uids))
     seconds, pairs = 0.0, 0
-    with Stage("embed", total, total - left) as progress:
-        if not rows:
+    with Stage("embed", total, total - sum(asked.source.size for asked in todo)) as progress:
+        if not todo:
             _settle(budgets)
             return None
         parts = (
-            as_tasks(rows)
+            as_tasks([asked.to_row() for asked in todo])
             .flat_map(ReadParts(limits, preprocess), **resources.reader)
             .map(
                 EmbedPart,
                 fn_constructor_args=([d.features_folder("") for d in datasets], model),
-                compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(rows))),
+                compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(todo))),
                 **resources.actor,
             )
         )
-        waiting: dict[tuple[int, str], list[dict[str, Any]]] = {}
-        for row in parts.iter_rows():
-            pairs += row["embedded"]
-            seconds += row["seconds"]
-            progress.advance(row["bytes"], f"{pairs} pairs")
-            of_shard = waiting.setdefault((row["dataset"], row["shard"]), [])
-            of_shard.append(row)
-            finished = next((json.loads(r["accounting"]) for r in of_shard if r["accounting"]), None)
-            if finished and len(of_shard) == finished["parts"]:
-                parts_of_shard = waiting.pop((row["dataset"], row["shard"]))
-                budgets[row["dataset"]].spend(_finish(datasets[row["dataset"]], finished, parts_of_shard))
+        waiting: dict[tuple[int, str], list[Embedded]] = {}
+        for part in map(Embedded.from_row, parts.iter_rows()):
+            pairs += part.pairs
+            seconds += part.seconds
+            progress.advance(part.size, f"{pairs} pairs")
+            of_shard = waiting.setdefault((part.dataset, part.shard), [])
+            of_shard.append(part)
+            finished = next((part.accounting for part in of_shard if part.accounting), None)
+            if finished and len(of_shard) == finished.parts:
+                parts_of_shard = waiting.pop((part.dataset, part.shard))
+                budgets[part.dataset].spend(finish_shard(datasets[part.dataset], finished, parts_of_shard))
     if waiting:
         raise RunError(f"embed: shards ended without all of their parts: {sorted(waiting)[:5]}")
     _settle(budgets)
@@ -93,31 +91,40 @@ def _settle(budgets: list[Budget]) -> None:
         budget.settle()
 
 
-def _finish(dataset: Dataset, accounting: dict[str, Any], parts: list[dict[str, Any]]) -> Accounting:
-    """All parts of a shard are written: count its pairs, write its quarantine table, then its accounting."""
-    rows = [(q.pop("stage"), Quarantined(**q)) for part in parts for q in json.loads(part["quarantined"])]
-    rows.sort(key=lambda row: (row[1].index, row[1].reason))
-    accounting["embedded"] = sum(part["embedded"] for part in parts)
-    for _, row in rows:
-        accounting["quarantined"][row.reason] = accounting["quarantined"].get(row.reason, 0) + 1
-    if rows:
-        listed = json.dumps([[row.index, row.reason] for _, row in rows])
-        accounting["unusable"] = hashlib.sha256(listed.encode()).hexdigest()
-    done = Accounting(**accounting)
-    if done.pairs != done.embedded + len(rows):
-        raise RunError(f"{done.shard}: {done.pairs} pairs, {done.embedded} embedded, {len(rows)} quarantined")
+def finish_shard(dataset: Dataset, accounting: Accounting, parts: list[Embedded]) -> Accounting:
+    """Finish a shard whose parts are all written: count its pairs, write its quarantine table, then its accounting.
+
+    Args:
+        dataset: the dataset of the shard.
+        accounting: as its reader made it, without the counts of embedded and quarantined pairs.
+        parts: every part of the shard, in any order.
+
+    Raises:
+        RunError: a pair or a member is not accounted for.
+    """
+    refused = sorted((r for part in parts for r in part.refused), key=lambda r: (r.pair.index, r.pair.reason))
+    reasons = dict(Counter[str](r.pair.reason for r in refused))
+    listed = json.dumps([[r.pair.index, r.pair.reason] for r in refused])
+    done = accounting._replace(
+        embedded=sum(part.pairs for part in parts),
+        quarantined=reasons,
+        unusable=hashlib.sha256(listed.encode()).hexdigest() if refused else "",
+    )
+    if done.pairs != done.embedded + len(refused):
+        raise RunError(f"{done.shard}: {done.pairs} pairs, {done.embedded} embedded, {len(refused)} quarantined")
     if done.members != done.in_pairs + done.ignored:
         raise RunError(f"{done.shard}: {done.members} members, {done.in_pairs} in pairs, {done.ignored} ignored")
     if done.successes not in (None, done.pairs):
         say(f"{done.shard}: {done.pairs} pairs in the tar, {done.successes} successes in its _stats.json")
     url = dataset.quarantine_url(done.shard)
-    if rows or storage.exists(url):  # a shard that was mended has an empty table
-        storage.write_bytes(url, tables.parquet_bytes(tables.quarantine_table(done.shard, rows)))
+    if refused or storage.exists(url):  # a shard that was mended gets an empty table
+        table = tables.quarantine_table(done.shard, [(r.stage, r.pair) for r in refused])
+        storage.write_bytes(url, tables.parquet_bytes(table))
     names = {tables.part_name(i) for i in range(done.parts)}
-    for part in dataset.parts(done.shard):  # a shard that was replaced before it was done may have had more
+    for part in dataset.parts(done.shard):  # a shard that was replaced before it was done may have left more parts
         if part.rpartition("/")[2] not in names:
             storage.delete(part)
-    storage.write_bytes(dataset.accounting_url(done.shard), tables.json_bytes(accounting))
+    dataset.record(done)
     return done
 
 
@@ -130,42 +137,29 @@ class EmbedPart:
         self.folders = folders
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Embed and write one part; returns what the driver counts."""
-        shape = [int(n) for n in row["shape"]]
-        pixels = (
-            np.frombuffer(row["pixels"], np.uint8).reshape(-1, *shape) if row["pixels"] else np.empty((0, 3, 1, 1), np.uint8)
-        )
-        pairs = [
-            Pair(i, key, uid, text, p, label)
-            for (i, key, uid, text, label), p in zip(json.loads(row["pairs"]), pixels, strict=True)
-        ]
+        """Embed and write one part: a row of `Embedded` for a row of `Part`."""
+        part = Part.from_row(row)
         started = time.perf_counter()
-        images, texts = self._features(pixels, [p.caption for p in pairs])
+        images, texts = self._features([p.pixels for p in part.pairs], [p.caption for p in part.pairs])
         seconds = time.perf_counter() - started
         finite: NDArray[np.bool_] = np.isfinite(images).all(1) & np.isfinite(texts).all(1)  # type: ignore[assignment]
-        bad = [
-            Quarantined(p.index, p.key, p.uid, "non_finite_features", "") for p, ok in zip(pairs, finite, strict=True) if not ok
-        ]
-        good = [p for p, ok in zip(pairs, finite, strict=True) if ok]
-        table = tables.features_table(good, images[finite], texts[finite], bool(row["labelled"]))
-        url = storage.join(self.folders[row["dataset"]], row["shard"], tables.part_name(row["part"]))
+        good = [p for p, ok in zip(part.pairs, finite, strict=True) if ok]
+        bad = [p for p, ok in zip(part.pairs, finite, strict=True) if not ok]
+        refused = [Refused("embed", Quarantined(p.index, p.key, p.uid, "non_finite_features", "")) for p in bad]
+        table = tables.features_table(good, images[finite], texts[finite], part.labelled)
+        url = storage.join(self.folders[part.dataset], part.shard, tables.part_name(part.number))
         storage.write_bytes(url, tables.parquet_bytes(table))
-        quarantined = json.loads(row["quarantined"]) + [asdict(q) | {"stage": "embed"} for q in bad]
-        return {
-            "dataset": row["dataset"],
-            "shard": row["shard"],
-            "bytes": row["bytes"],
-            "embedded": int(finite.sum()),
-            "seconds": seconds,
-            "quarantined": json.dumps(quarantined),
-            "accounting": row["accounting"],
-        }
+        counted = (part.dataset, part.shard, part.size, len(good), seconds)
+        return Embedded(*counted, [*part.refused, *refused], part.accounting).to_row()
 
-    def _features(self, pixels: NDArray[np.uint8], captions: list[str]) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
+    def _features(
+        self, pixels: list[NDArray[np.uint8]], captions: list[str]
+    ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
         size = FORWARD_BATCH[self.device.type]
         images, texts = [], []
         for i in range(0, len(captions), size):
-            images.append(self.towers.image_features(torch.tensor(pixels[i : i + size]).to(self.device)).half().cpu().numpy())
+            batch = torch.from_numpy(np.stack(pixels[i : i + size])).to(self.device)
+            images.append(self.towers.image_features(batch).half().cpu().numpy())
             texts.append(self.towers.text_features(captions[i : i + size]).half().cpu().numpy())
         if not captions:
             d_x, d_t = self.towers.heads.image.shape[0], self.towers.heads.text.shape[0]

@@ -1,4 +1,4 @@
-"""Pairs that `embed` accepted, decoded again: forward mode differentiates through the pixels, which no stage keeps."""
+"""Decode accepted pairs again: forward mode runs the whole model on their pixels, which no stage stores."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from ecif import towers
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.corpus.pairs import Pair, read_pair
+from pipeline.corpus.pairs import Pair, ReadingRules, read_pair
 from pipeline.corpus.shards import Shard
-from pipeline.corpus.tar import Contents, groups
+from pipeline.corpus.tar import Contents, read_groups
 from pipeline.errors import RunError
 from pipeline.run_folder import tables
 from pipeline.run_folder.dataset import Dataset
 
-DECODERS = 4  # threads an actor: one batch is decoded while another one is in the model
+DECODERS = 4  # threads of an actor; they decode a batch while another one is in the model
 
 
 class Members(NamedTuple):
@@ -34,7 +34,7 @@ class Members(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Pairs as the model's preprocessing takes them."""
+    """Decoded pairs, resized and not yet normalised."""
 
     pixels: NDArray[np.uint8]  # [B, 3, H, W]
     captions: list[str]
@@ -47,30 +47,31 @@ def accepted(dataset: Dataset, shard: Shard, parts: int) -> Members:
 
 
 def decode(batches: list[Members], caption: str, config: Config, preprocess: dict[str, Any]) -> Iterator[Decoded]:
-    """Decode batch after batch by the rules of `embed`; of each shard one local copy at a time, of the pixels two batches.
+    """Decode batch after batch by the rules of `embed`. It holds a local copy of one shard and the pixels of two batches.
 
     Args:
-        batches: each within one shard; those of a shard follow each other.
+        batches: each is within one shard. The batches of a shard follow each other.
         caption: `txt`, or the JSON field that holds the caption.
-        config: its limits.
+        config: of the run. Its limits apply.
         preprocess: of the model.
 
     Raises:
-        RunError: a pair is not what `embed` accepted: its shard has changed under the run.
+        RunError: a pair is not what `embed` accepted, because its shard has changed since.
     """
     for shard, of_shard in groupby(batches, key=lambda batch: batch.shard):
         yield from _decode(shard, list(of_shard), caption, config, towers.resize_transform(preprocess))
 
 
 def _decode(shard: Shard, batches: list[Members], caption: str, config: Config, resize: Any) -> Iterator[Decoded]:
-    """The batches of one shard; the next one is decoded while the caller works on this one."""
+    """Yield the batches of one shard. The next batch is decoded while the caller works on this one."""
     wanted = {i for batch in batches for i in batch.position.tolist()}
     with storage.local_copy(shard.source, storage.ATTEMPTS) as file, ThreadPoolExecutor(DECODERS) as pool:
-        members = {group.index: group for group in groups(file, Contents()) if group.index in wanted}
+        rules = ReadingRules(shard.name, caption, config.embed, resize)
+        members = {group.index: group for group in read_groups(file, Contents()) if group.index in wanted}
 
         def read(index: int, uid: str) -> Pair:
-            with open(file.name, "rb") as own:  # a position of its own: threads share the file
-                pair = index in members and read_pair(own, members[index], shard.name, caption, config.embed, resize)
+            with open(file.name, "rb") as own:  # threads share `file`, and each needs a position of its own
+                pair = index in members and read_pair(own, members[index], rules)
             if not isinstance(pair, Pair) or pair.uid != uid:
                 raise RunError(f"{shard.source.url}: pair {index} is not what `embed` read: the shard has changed; run again")
             return pair

@@ -1,35 +1,45 @@
 """Forward mode's `fit`: the chosen parameters, fitted on the sample."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
+from torch import Tensor
 
 from ecif.forward.fit import fit
-from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import RunError
-from pipeline.run_folder import tensors as stored
+from pipeline.run_folder import tensors
 from pipeline.run_folder.dataset import Dataset
 from pipeline.stages.forward.decode import Members
-from pipeline.stages.forward.model import Batches, Model, sample_batches
-from pipeline.workers.cluster import Resources
+from pipeline.stages.forward.model import Batches, ForwardModel, sample_batches
 from pipeline.workers.progress import Stage
+from pipeline.workers.run import Run
 
 
-def fit_parameters(url: str, corpus: Dataset, config: Config, resources: Resources) -> str | None:
-    """Fit the chosen parameters on the sample once, unless that is done; returns where they are, None for the checkpoint's."""
-    if not config.scoring.epochs:
-        return None
-    if not storage.exists(url):
+class FittedParameters(NamedTuple):
+    """The chosen parameters at the end of the fit, in the model's order."""
+
+    names: list[str]
+    values: list[Tensor]
+
+
+def fit_parameters(run: Run, corpus: Dataset) -> None:
+    """Fit the chosen parameters on the sample, unless they exist or `scoring.epochs` is 0."""
+    if "parameters" not in run.artifacts.names:
+        return
+
+    def make() -> FittedParameters:
         with Stage("forward fit", 1) as progress:
-            run: Any = ray.remote(**resources.actor, max_retries=2)(_fit)
-            ray.get(run.remote(url, sample_batches(corpus, config), corpus.caption, config))
+            task: Any = ray.remote(**run.resources.actor, max_retries=2)(_fit)
+            found = ray.get(task.remote(sample_batches(corpus, run.config), corpus.caption, run.config))
             progress.advance(1)
-    return url
+        return found
+
+    tensors.once(run.artifacts.url("parameters"), FittedParameters, make)
 
 
-def _fit(url: str, sample: list[Members], caption: str, config: Config) -> None:
-    model = Model(config, None)
+def _fit(sample: list[Members], caption: str, config: Config) -> FittedParameters:
+    model = ForwardModel(config, None)
     parameters = fit(
         model.logits,
         model.parameters,
@@ -41,4 +51,4 @@ def _fit(url: str, sample: list[Members], caption: str, config: Config) -> None:
     )
     if not all(p.isfinite().all() for p in parameters.values()):
         raise RunError("the fit of scoring.parameters diverged: lower scoring.learning_rate")
-    stored.write(url, parameters, pairs=sum(len(batch.uid) for batch in sample))
+    return FittedParameters(list(parameters), [p.detach().cpu() for p in parameters.values()])

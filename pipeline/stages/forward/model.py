@@ -3,110 +3,82 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import ray
 import torch
 from torch import Tensor
 
 from ecif import towers
-from ecif.forward.mode import Batch, Parameters, choose, clip_logits, loss_gradient
+from ecif.forward.mode import Batch, choose_parameters, clip_logits
 from pipeline.config import Config
-from pipeline.corpus.batches import segment
+from pipeline.corpus.batches import batches_of
 from pipeline.errors import UserError
-from pipeline.run_folder import tensors as stored
+from pipeline.run_folder.contents import sampled
 from pipeline.run_folder.dataset import Dataset
-from pipeline.stages.fit.sample import choose_batches
 from pipeline.stages.forward.decode import Decoded, Members, accepted, decode
-from pipeline.stages.solve.targets import Target
-from pipeline.workers.cluster import Resources, device
-from pipeline.workers.progress import Stage
+from pipeline.workers.cluster import device
 
-CHUNK = 32  # pairs whose activations are kept at a time, some 60 MB each for ViT-B/32; part of what sums depend on
+CHUNK = 32  # pairs whose activations are in memory at once, some 60 MB each for ViT-B/32; the order of sums depends on it
 
 
-def check(config: Config) -> None:
-    """Before anything starts: in forward mode, the patterns choose parameters that can be differentiated.
+def check_parameters(config: Config) -> int:
+    """The number of parameters that forward mode moves; 0 in mode `heads`.
 
     Raises:
-        UserError: they do not.
+        UserError: the patterns match no parameter, or one that can't be differentiated.
     """
     if config.scoring.mode == "heads":
-        return
+        return 0
     try:
-        choose(towers.load_whole(config.model.name, config.model.checkpoint).model, config.scoring.parameters)
+        model = towers.load_uncut(config.model.name, config.model.checkpoint).model
+        chosen = choose_parameters(model, config.scoring.parameters)
     except ValueError as error:
         raise UserError(f"scoring.parameters: {error}") from None
+    return sum(parameter.numel() for parameter in chosen.values())
 
 
-class Model:
+class ForwardModel:
     """The whole model in an actor, as a function of the chosen parameters.
 
     Args:
         config: of the run.
-        fitted: where `fit_parameters` left them; None for the checkpoint's own.
+        fitted: the fitted values of these parameters, in the model's order; None for the values of the checkpoint.
     """
 
-    def __init__(self, config: Config, fitted: str | None):
+    def __init__(self, config: Config, fitted: list[Tensor] | None):
         self.device = device()
         self.config = config
-        model, self.tokenizer, self.preprocess = towers.load_whole(config.model.name, config.model.checkpoint)
+        model, self.tokenizer, self.preprocess = towers.load_uncut(config.model.name, config.model.checkpoint)
         model = model.to(self.device)
-        self.parameters = choose(model, config.scoring.parameters)
-        if fitted:
-            self.parameters = {name: p.to(self.device) for name, p in read_parameters(fitted, self.parameters).items()}
+        self.parameters = choose_parameters(model, config.scoring.parameters)
+        if fitted is not None:
+            self.parameters = {name: p.to(self.device) for name, p in zip(self.parameters, fitted, strict=True)}
         self.logits = clip_logits(model, CHUNK)
 
     def batch(self, decoded: Decoded) -> Batch:
-        """What the model takes, on its device."""
+        """A decoded batch as the model takes it, on the model's device."""
         pixels = torch.tensor(decoded.pixels).to(self.device)
         return towers.normalised(pixels, self.preprocess), self.tokenizer(decoded.captions).to(self.device)
 
     def read(self, batches: list[Members], caption: str) -> list[Decoded]:
-        """Some batches' pixels, to keep: a quarter of what float32 takes."""
+        """Decode batches to keep in memory. As uint8 they take a quarter of the memory of float32."""
         return list(decode(batches, caption, self.config, self.preprocess))
 
 
 def sample_batches(corpus: Dataset, config: Config) -> list[Members]:
-    """Whole batches of the corpus, those of smallest hash, up to `scoring.sample` pairs; in the order of the shards."""
+    """Whole batches of the corpus of smallest hash, up to `scoring.sample` pairs, in the order of the shards."""
     done = corpus.accounting()
-    chosen = choose_batches(done, config, config.scoring.sample)
+    chosen = sampled(config, done, config.scoring.sample)
     batches = []
     for shard in (s for s in corpus.shards if s.name in chosen):
         pairs = accepted(corpus, shard, done[shard.name].parts)
-        rows = segment(len(pairs.uid), config.batch_size, shard.name, config.seed)
-        batches += [pairs.take(rows[i]) for i in sorted(chosen[shard.name])]
+        rows = batches_of(config).of(shard.name, len(pairs.uid))
+        batches += [pairs.take(rows[i].numpy()) for i in chosen[shard.name]]
     return batches
 
 
-def read_parameters(url: str, like: Parameters) -> Parameters:
-    """Parameters that `fit_parameters` wrote, in the order of `like`."""
-    tensors, _ = stored.read(url)
-    return {name: tensors[name] for name in like}
-
-
-def target_gradients(
-    fitted: str | None, targets: list[Target], clean: dict[str, Dataset], config: Config, resources: Resources, progress: Stage
-) -> Tensor:
-    """[T, P] gradient of each target's summed loss, float32."""
-    run: Any = ray.remote(**resources.actor, max_retries=2)(_gradient)
-    pending = []
-    for target in targets:
-        dataset = clean[target.name]
-        done = dataset.accounting()
-        members = [accepted(dataset, shard, done[shard.name].parts) for shard in dataset.shards if done[shard.name].embedded]
-        rows = [batch.numpy() for batch in target.batches(config)]
-        pending.append(run.remote(fitted, members, dataset.caption, rows, config))
-    gradients = []
-    for result in pending:
-        gradients.append(ray.get(result))
-        progress.advance(1)
-    return torch.from_numpy(np.stack(gradients))
-
-
 class Batches(Sequence[Batch]):
-    """Decoded batches as the model takes them, made when they are asked for."""
+    """Decoded batches as the model takes them. Each is made when it is asked for."""
 
-    def __init__(self, model: Model, decoded: list[Decoded]):
+    def __init__(self, model: ForwardModel, decoded: list[Decoded]):
         self.model, self.decoded = model, decoded
 
     def __len__(self) -> int:
@@ -114,11 +86,3 @@ class Batches(Sequence[Batch]):
 
     def __getitem__(self, at: Any) -> Any:
         return self.model.batch(self.decoded[at])
-
-
-def _gradient(fitted: str | None, members: list[Members], caption: str, rows: list[Any], config: Config) -> Any:
-    model = Model(config, fitted)
-    shards = model.read(members, caption)
-    pixels, captions = np.concatenate([s.pixels for s in shards]), [text for s in shards for text in s.captions]
-    batches = [Decoded(pixels[r], [captions[i] for i in r]) for r in rows]
-    return loss_gradient(model.logits, model.parameters, Batches(model, batches)).cpu().numpy()

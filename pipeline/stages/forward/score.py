@@ -1,95 +1,78 @@
-"""Forward mode's `score`: the influence columns of a shard anew, by one JVP a batch and target through both towers."""
+"""Forward mode's `score`: influence of a shard's pairs, by one JVP a batch and target through both towers."""
 
-import io
+import json
 import time
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ecif.forward.mode import scores
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.corpus.batches import segment
-from pipeline.run_folder import tables
+from pipeline.corpus.batches import batches_of
+from pipeline.run_folder import tables, tensors
+from pipeline.run_folder.artifacts import Artifacts
 from pipeline.run_folder.dataset import Dataset
 from pipeline.stages.forward.decode import Members, decode
-from pipeline.stages.forward.model import Model
-from pipeline.stages.forward.solve import read_forward
+from pipeline.stages.forward.model import ForwardModel
+from pipeline.stages.forward.solve import ForwardDirection, read_fitted
 from pipeline.stages.losses import loss_of
-from pipeline.workers.cluster import Resources
-from pipeline.workers.shards import over_shards
+from pipeline.workers.run import Run
+from pipeline.workers.shards import missing_tables, over_shards, seconds_a_pair
 
 
-def score_forward(
-    folder: str,
-    corpus: Dataset,
-    heads_scores: str,
-    forward_url: str,
-    fitted: str | None,
-    config: Config,
-    resources: Resources,
-) -> float | None:
-    """Write the columns of every shard that has none yet below `folder`; seconds of computation a pair, None for nothing to do.
+def score_forward(run: Run, corpus: Dataset) -> float | None:
+    """Write the missing tables of every shard.
 
     Args:
-        folder: of the columns.
-        corpus: whose pairs are decoded again.
-        heads_scores: folder of the columns of the heads: all but the influence are theirs.
-        forward_url: where `solve_forward` left the directions.
-        fitted: where the fitted parameters are; None for the checkpoint's.
-        config: of the run.
-        resources: of the actors.
+        run: the run.
+        corpus: the corpus. Its pairs are decoded again.
+
+    Returns:
+        Seconds of computation a pair; None if there was nothing to do.
     """
-    arguments = (folder, corpus, heads_scores, forward_url, fitted, config)
-    rows = over_shards("forward score", folder, corpus, ForwardScoreShard, arguments, resources)
-    return sum(row["seconds"] for row in rows) / sum(row["pairs"] for row in rows) if rows else None
+    missing = missing_tables(run.artifacts, [f"forward_influence/{target}" for target in run.config.targets])
+    arguments = (run.config, run.artifacts, corpus, read_fitted(run))
+    return seconds_a_pair(
+        over_shards("forward score", corpus.accounting(), missing, ForwardScoreShard, arguments, run.resources)
+    )
 
 
 class ForwardScoreShard:
-    """Actor: the columns of a shard, written as one Parquet object."""
+    """Actor: the tables of a shard, each written as one Parquet object."""
 
-    def __init__(
-        self,
-        folder: str,
-        corpus: Dataset,
-        heads_scores: str,
-        forward_url: str,
-        fitted: str | None,
-        config: Config,
-    ):
-        self.model = Model(config, fitted)
-        self.moves = read_forward(forward_url).directions.to(self.model.device)
+    def __init__(self, config: Config, artifacts: Artifacts, corpus: Dataset, fitted: list[Tensor] | None):
+        self.model = ForwardModel(config, fitted)
+        urls = {target: artifacts.url(f"forward_directions/{target}") for target in config.targets}
+        self.moves = {t: tensors.load(u, ForwardDirection).direction.to(self.model.device) for t, u in urls.items()}
         self.shards = {shard.name: shard for shard in corpus.shards}
-        self.folder, self.heads_scores, self.caption, self.config = folder, heads_scores, corpus.caption, config
+        self.config, self.artifacts, self.caption, self.batches = config, artifacts, corpus.caption, batches_of(config)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Score and write one shard; returns what the driver counts."""
-        name = f"{row['shard']}.parquet"
-        table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(self.heads_scores, name))))
-        pairs = Members(self.shards[row["shard"]], table["index"].to_numpy(), table["uid"].to_pylist())
+        """Score and write the missing tables of one shard; returns what the driver counts."""
+        shard, keys = row["shard"], json.loads(row["keys"])
+        table = tables.read_table(self.artifacts.table("pairs", shard))
+        pairs = Members(self.shards[shard], table["index"].to_numpy(), table["uid"].to_pylist())
         started = time.perf_counter()
-        positive, negative = self._influence(pairs)
+        influence = self._influence(pairs, [key.partition("/")[2] for key in keys])
         seconds = time.perf_counter() - started
-        columns: dict[str, NDArray[np.float32]] = {}
-        for i, target in enumerate(self.config.targets):
-            columns[f"influence_positive_{target}"] = positive[i]
-            columns[f"influence_negative_{target}"] = negative[i]
-            columns[f"influence_{target}"] = positive[i] + negative[i]
-        for column, values in columns.items():
-            table = table.set_column(table.column_names.index(column), column, pa.array(values, pa.float32()))
-        storage.write_bytes(storage.join(self.folder, name), tables.parquet_bytes(table))
+        index = {"index": pa.array(table["index"].combine_chunks())}
+        for key, (positive, negative) in zip(keys, influence, strict=True):
+            found = tables.scores_table(index, {"positive": positive, "negative": negative})
+            storage.write_bytes(self.artifacts.table(key, shard), tables.parquet_bytes(found))
         return {"pairs": len(table), "seconds": seconds}
 
-    def _influence(self, pairs: Members) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(positive, negative), each [T, N], in the batches that the `batch` column records."""
-        model = self.model
-        positive, negative = np.empty((2, len(self.moves), len(pairs.uid)), np.float32)
-        rows = segment(len(pairs.uid), self.config.batch_size, pairs.shard.name, self.config.seed)
+    def _influence(self, pairs: Members, targets: list[str]) -> NDArray[np.float32]:
+        """Positive and negative parts [T, 2, N], in the batches of the column `batch`."""
+        model, moves = self.model, torch.stack([self.moves[target] for target in targets])
+        influence = np.empty((len(moves), 2, len(pairs.uid)), np.float32)
+        rows = [batch.numpy() for batch in self.batches.of(pairs.shard.name, len(pairs.uid))]
         decoded = decode([pairs.take(r) for r in rows], self.caption, self.config, model.preprocess)
         for at, batch in zip(rows, decoded, strict=True):
-            parts = scores(model.logits, model.parameters, model.batch(batch), self.moves, loss_of(self.config))
-            positive[:, at], negative[:, at] = (part.cpu().numpy() for part in parts)
-        return positive, negative
+            parts = scores(model.logits, model.parameters, model.batch(batch), moves, loss_of(self.config))
+            influence[:, 0, at], influence[:, 1, at] = (part.cpu().numpy() for part in parts)
+        return influence

@@ -1,201 +1,112 @@
 """Stage `solve`: the shared inverse-Hessian system, q = (H + damping I)^-1 grad L_T for every target and set of heads.
 
-Actors hold slices of the sampled features and return Gauss-Newton products; the reducer sums them in fixed order and takes the
-conjugate gradient steps of a target's systems together. The damping is the one whose predictions agree best with real refits.
+Actors hold slices of the sampled features and return Gauss-Newton products. The reducer sums these in fixed order. It takes the
+conjugate gradient steps of all systems of a target together (`ecif.directions`). Objects that exist are read.
 """
 
+import logging
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from ecif.columns.bank import Bank, build
-from ecif.columns.misalignment import Misalignment, evidence, learn
-from ecif.damping import choose_damping
+from ecif.columns.evidence import Evidence
+from ecif.columns.misalignment import Misalignment
+from ecif.directions import Directions, HowToSolve, Refitted, solve_question
 from ecif.heads import Heads
-from ecif.solve import KrylovSpaces
-from pipeline.config import Config
-from pipeline.corpus.batches import permutation
+from ecif.heads.cross_fit import FittedHeads, Refit, removals
+from ecif.sample import Sample, Shared, gather_evidence, sample_bank
+from ecif.targets import ENOUGH_COVERAGE
+from ecif.targets.question import Question
+from pipeline import storage
+from pipeline.console import say
 from pipeline.errors import RunError
-from pipeline.run_folder import tensors as stored
-from pipeline.stages.fit.sample import Sample
-from pipeline.stages.fit.stage import FittedHeads, Refit, as_features, refit_all
-from pipeline.stages.solve.slices import OutOfSample, SampleActors, System
-from pipeline.stages.solve.targets import Target, coverage, gradient, group_losses, groups
-from pipeline.workers.cluster import Resources
+from pipeline.run_folder import tensors
+from pipeline.run_folder.columns import evidence_scores
+from pipeline.stages.fit.stage import refitter
+from pipeline.stages.losses import loss_of
+from pipeline.stages.solve.slices import SampleActors
+from pipeline.stages.solve.targets import TargetFeatures
 from pipeline.workers.progress import Stage
-
-REMOVED = 0.3  # share of the sample that a calibration refit goes without
-BANK = 16_384  # pairs that every pair's neighbours are looked for among
+from pipeline.workers.run import Run
 
 
-class Directions(NamedTuple):
-    """What `score` needs to answer for every pair."""
+class Solved(NamedTuple):
+    """The results of `solve`."""
 
-    folds: Tensor  # [K, seeds x checkpoints, T, P]
-    misalignment: Misalignment  # from evidence to a probability
-    bank: Bank  # of the sample's pairs, for the agreement
-    sample: OutOfSample  # the sample's scores, influence [T, 2, N]: on each half of the target by itself
-    calibration: Tensor  # [G, N] influence of the sample on every calibration group under the full heads, targets in turn
-    facts: dict[str, Any]  # damping and the agreement with refits that it reached, per target
+    evidence: Evidence
+    directions: dict[str, Directions]  # by target
+    misalignment: Misalignment
 
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """For run.json, by target: damping, its agreement with refits, residual, coverage and share of misaligned pairs."""
+        share = self.misalignment.share.item()
+        return {
+            name: found.calibration._asdict() | {"residual": found.residual, "coverage": found.coverage, "misaligned": share}
+            for name, found in self.directions.items()
+        }
 
-def read_directions(url: str) -> Directions:
-    """Directions that an earlier call wrote; FileNotFoundError if there are none."""
-    tensors, facts = stored.read(url)
-    misalignment = Misalignment(*(tensors[f"misalignment.{field}"] for field in Misalignment._fields))
-    bank = Bank(*(tensors[f"bank.{field}"] for field in Bank._fields))
-    sample = OutOfSample(*(tensors[f"sample.{field}"] for field in OutOfSample._fields))
-    return Directions(tensors["folds"], misalignment, bank, sample, tensors["calibration"], facts)
-
-
-def _write(url: str, directions: Directions) -> None:
-    tensors = {"folds": directions.folds, "calibration": directions.calibration}
-    for name in ("misalignment", "bank", "sample"):
-        tensors |= {f"{name}.{field}": tensor for field, tensor in getattr(directions, name)._asdict().items()}
-    stored.write(url, tensors, **directions.facts)
-
-
-def solve(
-    url: str, start: Heads, fitted: FittedHeads, sample: Sample, targets: list[Target], config: Config, resources: Resources
-) -> Directions:
-    """Solve for every target, or read the directions if they are there."""
-    try:
-        return read_directions(url)
-    except FileNotFoundError:
-        pass
-    with Stage("solve", 2 * len(targets) * config.solve.iterations + _refits(config)) as progress:
-        removed, refitted = _refit(start, sample, config, resources, progress)  # before the actors: they take the CPUs
-        every_head = [*fitted.path, *(h for fold in fitted.folds for h in fold)]
-        with SampleActors(every_head, sample, config, resources) as pool:
-            bank = _bank(sample, start, config)
-            directions = _answer(pool, fitted, sample, bank, targets, removed, refitted, config, progress)
-        _write(url, directions)
-    return directions
+    def warn(self) -> None:
+        """Warn of targets that cover too few of the corpus's concepts."""
+        for name, found in self.directions.items():
+            if found.coverage < ENOUGH_COVERAGE:
+                say(
+                    f"warning: target {name} covers {found.coverage:.0%} of the corpus's concepts; below {ENOUGH_COVERAGE:.0%} "
+                    f"a filter by influence_{name} overfits it: give it more pairs, or filter by another column",
+                    logging.WARNING,
+                )
 
 
-def _answer(
-    pool: SampleActors,
-    fitted: FittedHeads,
-    sample: Sample,
-    bank: Bank,
-    targets: list[Target],
-    removed: Tensor,
-    refitted: list[Heads],
-    config: Config,
-    progress: Stage,
-) -> Directions:
-    """The systems solved, the damping chosen by the refits, and what the sample's own scores say of misalignment.
-
-    One target after the other: the bases of the systems are the driver's largest tensors.
-    """
-    for target in targets:
-        gradient(fitted.full, target, target.batches(config), config)  # nothing to improve ends the run before the work
-    halves, calibration, facts = list[Tensor](), list[Tensor](), dict[str, Any]()
-    for target in targets:
-        influence, of_target = _calibrate(pool, fitted, target, removed, refitted, config, progress)
-        answers, residual = _cross(pool, fitted, target, of_target["damping"], config, progress)
-        covered = coverage(fitted.full, target, sample, config)
-        facts[target.name] = {**of_target, "residual": residual, "coverage": covered}
-        halves.append(answers)
-        calibration.append(influence)
-    asked = torch.stack(halves, 2)  # [K, fits, T, 2, P]
-    folds = asked.sum(3)
-    scores, planted = pool.out_of_sample(asked.flatten(2, 3), bank), pool.out_of_sample(folds, bank, plant=True)
-    scores = scores._replace(influence=scores.influence.unflatten(0, (len(targets), 2)))
-    misalignment = _misalignment(scores, planted, sample)
-    for of_target in facts.values():
-        of_target["misaligned"] = misalignment.share.item()
-    return Directions(folds, misalignment, bank, scores, torch.cat(calibration), facts)
-
-
-def _misalignment(real: OutOfSample, planted: OutOfSample, sample: Sample) -> Misalignment:
-    """Learned from the sample and from its copy with planted swaps; a swap of two equal captions is none."""
-    swapped = torch.from_numpy((sample.texts != sample.texts[sample.partners()]).any(1))
-    if not swapped.any():
-        raise RunError("all captions of the sampled pairs are alike: nothing tells which belong to their images")
-    whole = evidence(*real._replace(influence=real.influence.sum(1)))
-    return learn(whole, evidence(*planted)[swapped])
-
-
-def _bank(sample: Sample, start: Heads, config: Config) -> Bank:
-    """Of all sampled pairs, or of BANK of them."""
-    rows = np.sort(permutation(len(sample.fold), "bank", config.seed)[:BANK])
-    images, texts = (as_features(side[rows], torch.device("cpu")) for side in (sample.images, sample.texts))
-    return build(images, texts, torch.from_numpy(sample.fold[rows]), start)
-
-
-def removals(pairs: int, count: int, config: Config, purpose: str) -> NDArray[np.bool_]:
-    """[count, pairs]: random subsets that refits go without."""
-    removed = np.zeros((count, pairs), bool)
-    for r in range(count):
-        removed[r, permutation(pairs, purpose, config.seed, r)[: int(REMOVED * pairs)]] = True
-    return removed
-
-
-def _refits(config: Config) -> int:
-    """How many refits the choice of the damping takes: none where there is nothing to choose."""
-    return config.solve.refits if len(config.solve.dampings) > 1 else 0
-
-
-def _refit(start: Heads, sample: Sample, config: Config, resources: Resources, progress: Stage) -> tuple[Tensor, list[Heads]]:
-    """The truth to calibrate against: [R, N] what each refit goes without, and its heads."""
-    removed = removals(len(sample.fold), _refits(config), config, "calibrate")
-    return torch.from_numpy(removed), refit_all(
-        start, sample, [Refit(~r, config.seed) for r in removed], config, resources, progress
-    )
-
-
-def _calibrate(
-    pool: SampleActors,
-    fitted: FittedHeads,
-    target: Target,
-    removed: Tensor,
-    refitted: list[Heads],
-    config: Config,
-    progress: Stage,
-) -> tuple[Tensor, dict[str, Any]]:
-    """The damping whose predicted losses of the refits rank best, and how well (LDS).
-
-    Returns:
-        [G, N] influence on the target's calibration groups at that damping, and the facts.
-    """
-    candidates, parts = config.solve.dampings, groups(target, config)
-    gradients = [gradient(heads, target, part, config) for heads in fitted.path for part in parts]
-    systems = [System(c, -1) for c in range(len(fitted.path)) for _ in parts]
-    spaces = pool.krylov(systems, torch.stack(gradients), config, progress)
-    influence = torch.zeros(len(candidates), len(parts), removed.shape[1])
-    for c in range(len(fitted.path)):
-        own = KrylovSpaces(*(part[c * len(parts) : (c + 1) * len(parts)] for part in spaces))
-        top = own.largest_eigenvalue().max()
-        solved = [own.solve(torch.full_like(own.norm, d) * top)[0] for d in candidates]
-        influence += pool.influence(System(c, -1), torch.cat(solved)).view(influence.shape) / len(fitted.path)
-    best, lds = 0, list[float]()
-    if refitted:
-        losses = torch.stack([group_losses(heads, target, config) for heads in refitted])
-        best, lds = choose_damping(influence, removed, losses)
-    reached = {"lds": lds[best] if lds else None, "refits": len(refitted), "lds_of_dampings": lds}
-    return influence[best], {"damping": candidates[best], **reached}
-
-
-def _cross(
-    pool: SampleActors, fitted: FittedHeads, target: Target, damping: float, config: Config, progress: Stage
-) -> tuple[Tensor, float]:
-    """What the halves of a target ask of each fold's heads, answered without the fold's pairs.
+def solve(run: Run, start: Heads, fitted: FittedHeads, sample: Sample, targets: list[TargetFeatures]) -> Solved:
+    """Score the sample, and solve for the directions of every target.
 
     Args:
-        damping: in units of the curvature's largest eigenvalue.
+        run: the run.
+        start: the model's own heads.
+        fitted: the fitted heads.
+        sample: the pairs that they were fitted on.
+        targets: their features.
 
-    Returns:
-        [K, fits, 2, P] directions, and the largest relative residual.
+    Raises:
+        RunError: no change of the heads could improve a target, or all captions are alike.
     """
-    gradients, systems = [], []
-    for f, fits in enumerate(fitted.folds):
-        for s, heads in enumerate(fits):
-            gradients += [gradient(heads, target, half, config) for half in target.halves(config)]
-            systems += [System(len(fitted.path) + f * len(fits) + s, f)] * 2
-    spaces = pool.krylov(systems, torch.stack(gradients), config, progress)
-    answers, residual = spaces.solve(damping * spaces.largest_eigenvalue())
-    return answers.view(config.fit.folds, config.fit.fits, 2, -1), residual.max().item()
+    keys = ["evidence", *(f"directions/{target.name}" for target in targets)]
+    missing = [key for key in keys if not storage.exists(run.artifacts.url(key))]
+    try:
+        if missing:
+            asked = [target.question(run.config) for target in targets if f"directions/{target.name}" in missing]
+            _solve(run, start, fitted, sample, asked)
+        evidence = tensors.load(run.artifacts.url("evidence"), Evidence)
+        found = {t.name: tensors.load(run.artifacts.url(f"directions/{t.name}"), Directions) for t in targets}
+
+        def learn() -> Misalignment:
+            influence, planted = ([getattr(d, part) for d in found.values()] for part in ("influence", "planted"))
+            return evidence.misalignment(torch.stack(influence), torch.stack(planted))
+
+        return Solved(evidence, found, tensors.once(run.artifacts.url("misalignment"), Misalignment, learn))
+    except ValueError as error:
+        raise RunError(str(error)) from None
+
+
+def _solve(run: Run, start: Heads, fitted: FittedHeads, sample: Sample, questions: list[Question]) -> None:
+    """Compute and write the evidence and the directions that are missing.
+
+    Targets are solved one after the other, because the Krylov bases of one target's systems are the driver's largest tensors.
+    """
+    config, artifacts = run.config, run.artifacts
+    for question in questions:
+        question.gradient(fitted.full)  # raises ValueError before the work, if nothing can be improved
+    how = HowToSolve(config.solve.iterations, config.solve.dampings, config.seed)
+    refits = config.solve.calibration_refits if questions else 0
+    with Stage("solve", 2 * len(questions) * how.iterations + refits) as progress:
+        # The refits run before the actors start: both need the CPUs.
+        removed = removals(len(sample.fold), refits, "calibrate", config.seed)
+        jobs = [Refit(~without, config.seed) for without in removed]
+        refit = refitter(config, run.resources, start, sample, progress)
+        refitted = Refitted(removed, [path[-1] for path in refit(jobs)])
+        shared = Shared(sample, fitted.every(), start, loss_of(config), sample_bank(sample, start, config.seed))
+        with SampleActors(shared, fitted, config.repeats, run.resources, progress) as system:
+            scores = [kind() for kind in evidence_scores(config)]
+            tensors.once(artifacts.url("evidence"), Evidence, lambda: gather_evidence(system, scores, shared.bank))
+            for question in questions:
+                found = solve_question(system, fitted, question, refitted, how)
+                tensors.save(artifacts.url(f"directions/{question.name}"), found)

@@ -25,7 +25,7 @@ def noisy(
     config = {
         "run": str(folder / "run"),
         "corpus": {"shards": str(folder / "corpus")},
-        "model": {"name": model.build(folder / "model")},
+        "model": {"name": model.build_model(folder / "model")},
         "targets": {"clean": {"shards": str(target)}},
     }
     return Config.model_validate(config | changes)

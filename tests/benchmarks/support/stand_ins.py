@@ -16,14 +16,17 @@ from typing import Any, NamedTuple
 import ray
 
 from pipeline import storage
-from pipeline.config import Config, Embed, Model
+from pipeline.config import Config
 from pipeline.corpus.shards import Shard
+from pipeline.run_folder.artifacts import Artifacts
+from pipeline.run_folder.contents import contents
 from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.tables import Accounting
+from pipeline.sections import Embed, Model
 from pipeline.stages.embed import stage as stage
-from pipeline.stages.fit.sample import choose_batches
+from pipeline.stages.embed.rows import Embedded, Part, ToRead
 from pipeline.workers.cluster import Resources, session
-from pipeline.workers.shards import over_shards
+from pipeline.workers.shards import missing_tables, over_shards
 
 ROOT = Path(__file__).parents[3]
 WARM_UP = 10  # parts before the model's waiting for input is counted: reading processes have to start
@@ -69,18 +72,14 @@ class Reader:
         self.asked = asked
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        parts = self.asked.parts
-        done = Accounting(row["shard"], row["size"], row["etag"], "0" * 64, parts, parts, 0, parts, 0, {}, parts, None)
-        for part in range(parts):
+        shard, parts = ToRead.from_row(row), self.asked.parts
+        source = shard.source
+        done = Accounting(shard.shard, source.size, source.etag, "0" * 64, parts, parts, 0, parts, 0, {}, parts, None)
+        for number in range(parts):
             time.sleep(self.asked.read_s)
-            last = part + 1 == parts
-            yield {
-                "dataset": row["dataset"],
-                "shard": row["shard"],
-                "bytes": row["size"] if last else 0,
-                "pixels": bytes(self.asked.part_bytes),
-                "accounting": json.dumps(done._asdict()) if last else "",
-            }
+            last = number + 1 == parts
+            part = Part(0, shard.shard, number, source.size if last else 0, [], [], False, done if last else None)
+            yield part.to_row() | {"pixels": bytes(self.asked.part_bytes)}
 
 
 class Actor:
@@ -93,11 +92,8 @@ class Actor:
         time.sleep(self.seconds)
         before, self.ended, self.parts = self.ended, time.perf_counter(), self.parts + 1
         seconds = self.ended - before if self.parts > WARM_UP else 0.0
-        return {k: row[k] for k in ("dataset", "shard", "bytes", "accounting")} | {
-            "embedded": 1,
-            "seconds": seconds,
-            "quarantined": "[]",
-        }
+        part = Part.from_row(row | {"pixels": b""})
+        return Embedded(part.dataset, part.shard, part.size, 1, seconds, [], part.accounting).to_row()
 
 
 class Worker:
@@ -108,12 +104,12 @@ class Worker:
 
 
 def stages(dataset: Dataset, asked: Asked, resources: Resources) -> float:
-    """What a run does in the driver with all shards, from listing to scores; returns the model's seconds a part."""
+    """What a run does in the driver with all shards, from embedding to scores; returns the model's seconds a part."""
     stage.ReadParts, stage.EmbedPart = lambda *_: Reader(asked), Actor
     seconds = stage.embed([dataset], Model(name=str(asked.embed_s)), Embed(), {}, resources)
-    dataset.content()
-    choose_batches(dataset.accounting(), Config.model_construct(batch_size=256, seed=0), 65_536)
-    over_shards("score", storage.join(asked.run, "scores"), dataset, Worker, (), resources)
+    found = contents(Config.model_construct(), dataset, {})
+    missing = missing_tables(Artifacts(asked.run, {"pairs": "0" * 16}, found.shards), ["pairs"])
+    over_shards("score", dataset.accounting(), missing, Worker, (), resources)
     return seconds
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ecif.columns.agreement import agreement_with
-from ecif.columns.bank import NEIGHBOURS, Bank, build
+from ecif.columns.bank import NEIGHBOURS, Bank, build_bank
 from ecif.evaluation import auroc
 from ecif.heads import Heads
 
@@ -21,7 +21,7 @@ def pairs(count: int, concepts: int, noise: float = 0.5) -> tuple[torch.Tensor, 
 
 def bank_of(images: torch.Tensor, texts: torch.Tensor, fold: torch.Tensor) -> Bank:
     """A bank; agreement asks no head."""
-    return build(images, texts, fold, Heads(torch.ones(12, 2), torch.ones(9, 2), 1.0))
+    return build_bank(images, texts, fold, Heads(torch.ones(12, 2), torch.ones(9, 2), 1.0))
 
 
 def test_it_is_the_log_of_how_much_likelier_than_chance_both_name_the_same_pair():

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import cosine_similarity
 
-from ecif.columns.bank import build
+from ecif.columns.bank import build_bank
 from tests.support.problems import held_out_pairs, random_heads
 
 PAIRS = held_out_pairs()
@@ -12,7 +12,7 @@ PAIRS = held_out_pairs()
 def test_it_holds_the_cosine_of_each_pair_under_the_checkpoint():
     heads = random_heads()
     truth = [torch.cosine_similarity(x @ heads.image, t @ heads.text, dim=0) for x, t in zip(*PAIRS[:2], strict=True)]
-    assert torch.allclose(build(*PAIRS[:3], heads).cosine, torch.stack(truth))
+    assert torch.allclose(build_bank(*PAIRS[:3], heads).cosine, torch.stack(truth))
 
 
 def test_others_are_compared_with_it_as_it_is_centred():

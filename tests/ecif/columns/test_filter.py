@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ecif.columns.filter import QUANTILES, Candidate, Choice, Ranking, candidates, choose, kept, ranking
+from ecif.columns.filter import QUANTILES, Candidate, Choice, Ranking, candidates, choose_candidate, keep_mask, ranking
 
 N = 200
 G = torch.Generator().manual_seed(0)
@@ -13,17 +13,17 @@ MISALIGNMENT, INFLUENCE = torch.rand(N, generator=G, dtype=torch.float64), torch
 
 @pytest.mark.parametrize("keep", [0.5, 0.9, 0.997, 1.0])
 def test_a_candidate_keeps_its_share(keep):
-    assert kept(MISALIGNMENT, INFLUENCE, Candidate(0.5, keep)).sum() == round(keep * N)
+    assert keep_mask(MISALIGNMENT, INFLUENCE, Candidate(0.5, keep)).sum() == round(keep * N)
 
 
 @pytest.mark.parametrize(("weight", "badness"), [(0.0, MISALIGNMENT), (1.0, -INFLUENCE)])
 def test_without_influence_the_misaligned_are_dropped_and_by_influence_alone_the_harmful(weight, badness):
-    stays = kept(MISALIGNMENT, INFLUENCE, Candidate(weight, 0.8))
+    stays = keep_mask(MISALIGNMENT, INFLUENCE, Candidate(weight, 0.8))
     assert badness[~stays].min() >= badness[stays].max()
 
 
 def test_between_them_the_weighted_mean_of_both_ranks_decides():
-    stays = kept(MISALIGNMENT, INFLUENCE, Candidate(0.25, 0.7))
+    stays = keep_mask(MISALIGNMENT, INFLUENCE, Candidate(0.25, 0.7))
     ranks = [
         [sum(float(other) < float(value) for other in values) / (N - 1) for value in values]
         for values in (-MISALIGNMENT, INFLUENCE)
@@ -38,7 +38,7 @@ def test_candidates_are_everything_and_then_every_weight_with_every_share():
 
 def chosen(losses: list[list[float]], weights: list[float], keep: list[float], aligned: float = 0.8) -> Choice:
     """With a loss of 1 where everything is kept."""
-    return choose(weights, keep, torch.cat([torch.ones(1), torch.tensor(losses).flatten()]), aligned)
+    return choose_candidate(weights, keep, torch.cat([torch.ones(1), torch.tensor(losses).flatten()]), aligned)
 
 
 def test_the_share_is_best_over_all_weights_and_the_weight_best_at_it():

@@ -10,8 +10,10 @@ from torch.func import jacrev
 from ecif.columns import GradientNorm
 from ecif.columns.gradient_norm import pair_gradient_norms
 from ecif.heads import Heads, embed
-from ecif.losses import TWO_TOWER, Loss
+from ecif.losses import Clip, Dcl, Loss, SigLip, SoftInfoNCE
 from tests.support.problems import held_out_pairs, random_features, random_heads
+
+TWO_TOWER = {"clip": Clip(), "siglip": SigLip(), "dcl": Dcl(), "soft_infonce": SoftInfoNCE()}
 
 
 def slow_norms(heads: Heads, images: Tensor, texts: Tensor, loss: Loss) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ecif.columns import Lemon
-from ecif.columns.bank import build
+from ecif.columns.bank import build_bank
 from tests.support.problems import held_out_pairs, random_heads
 
 
@@ -46,7 +46,7 @@ def test_a_pair_never_meets_its_own_fold():
 def test_a_pair_that_meets_nobody_has_its_own_distance():
     pairs = held_out_pairs()
     alone = torch.zeros(12, dtype=torch.long)
-    bank = build(pairs.images, pairs.texts, alone, random_heads())
+    bank = build_bank(pairs.images, pairs.texts, alone, random_heads())
     embedded = [side @ head for side, head in zip(pairs[:2], pairs.checkpoint[:2], strict=True)]
     truth = 1 - torch.cosine_similarity(*embedded)
     assert torch.allclose(Lemon().values(pairs._replace(bank=bank, fold=alone)), truth)

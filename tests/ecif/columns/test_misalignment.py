@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ecif.columns.misalignment import evidence, learn
+from ecif.columns.misalignment import learn_misalignment
 from ecif.evaluation import auroc
 
 N = 4000
@@ -37,7 +37,7 @@ def log_likelihood(weights: torch.Tensor, share: torch.Tensor, z: torch.Tensor, 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.4])
 def test_the_share_is_found_and_probabilities_are_calibrated(share):
     real, bad, planted = mixture(share)
-    model = learn(real, planted)
+    model = learn_misalignment(real, planted)
     probability = model.probability(real)
     assert model.share.item() == pytest.approx(bad.double().mean().item(), abs=0.02)
     for low, high in ((0.0, 0.1), (0.1, 0.3), (0.3, 0.7), (0.7, 0.9), (0.9, 1.0)):
@@ -51,12 +51,12 @@ def test_the_share_is_found_and_probabilities_are_calibrated(share):
 def test_it_ranks_as_well_as_one_who_knows_which_are_bad():
     real, bad, planted = mixture(0.2)
     ideal = real[3:] @ torch.tensor([2.0, -1.5, -1.0])
-    assert auroc(learn(real, planted).probability(real)[3:], bad[3:]) > auroc(ideal, bad[3:]) - 0.002
+    assert auroc(learn_misalignment(real, planted).probability(real)[3:], bad[3:]) > auroc(ideal, bad[3:]) - 0.002
 
 
 def test_it_is_a_maximum_of_the_likelihood():
     real, _, planted = mixture(0.2)
-    model = learn(real, planted)
+    model = learn_misalignment(real, planted)
     z, of_planted = model.standardise(real), model.standardise(planted)
     shift = torch.zeros_like(model.weights)
     shift[-1] = (model.share / (1 - model.share)).log()
@@ -74,7 +74,7 @@ def test_it_is_a_maximum_of_the_likelihood():
 
 def test_a_corpus_without_bad_pairs_has_next_to_none():
     real, _, planted = mixture(0.0)
-    model = learn(real, planted)
+    model = learn_misalignment(real, planted)
     assert model.share < 0.01
     assert (model.probability(real)[3:] < 0.5).all()
 
@@ -82,7 +82,7 @@ def test_a_corpus_without_bad_pairs_has_next_to_none():
 def test_outliers_stay_distinct_and_finite():
     real, _, planted = mixture(0.2)
     far = torch.tensor([[1e3, 0.0, 0.0], [1e4, 0.0, 0.0], [1e30, 0.0, 0.0], [-1e30, 0.0, 0.0]])
-    found = learn(real, planted).probability(far)
+    found = learn_misalignment(real, planted).probability(far)
     assert found.isfinite().all()
     assert (found[:-1].diff() >= 0).all()
     assert found[3] < 0.01 < found[0]
@@ -91,19 +91,14 @@ def test_outliers_stay_distinct_and_finite():
 def test_evidence_that_is_constant_says_nothing():
     real, _, planted = mixture(0.2)
     same = torch.ones(N, 1)
-    with_it = learn(torch.cat([real, same], 1), torch.cat([planted, same], 1))
-    assert torch.allclose(with_it.probability(torch.cat([real, same], 1)), learn(real, planted).probability(real), atol=1e-6)
+    with_it = learn_misalignment(torch.cat([real, same], 1), torch.cat([planted, same], 1))
+    assert torch.allclose(
+        with_it.probability(torch.cat([real, same], 1)), learn_misalignment(real, planted).probability(real), atol=1e-6
+    )
 
 
 def test_evidence_that_is_not_finite_is_an_error():
     real, _, planted = mixture(0.2)
     real[5, 1] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
-        learn(real, planted)
-
-
-def test_evidence_has_a_row_a_pair():
-    assert (
-        evidence(torch.zeros(4), torch.ones(4), torch.full((4,), 2.0), torch.full((2, 4), 3.0)).tolist()
-        == [[0, 1, 2, 3, 3]] * 4
-    )
+        learn_misalignment(real, planted)

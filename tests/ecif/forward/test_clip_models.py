@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from ecif import towers
-from ecif.forward.mode import choose, clip_logits, flatten, gauss_newton_product, loss_gradient, scores, split
+from ecif.forward.mode import choose_parameters, clip_logits, flatten, gauss_newton_product, loss_gradient, scores, split
 from ecif.heads import Heads, embed
 from ecif.heads.curvature import gauss_newton_product as heads_product
 from ecif.heads.influence import score as heads_score
@@ -43,7 +43,7 @@ def clip_batch(pairs, seed=1):
 
 def test_projection_through_a_whole_clip_is_every_pairs_gradient_dotted_with_the_direction():
     model, batch = clip(), clip_batch(5)
-    function, parameters = clip_logits(model), choose(model, ["*"])
+    function, parameters = clip_logits(model), choose_parameters(model, ["*"])
     assert {"visual.class_embedding", "visual.positional_embedding", "logit_scale"} <= set(parameters)
     assert "transformer.resblocks.0.attn.in_proj_weight" in parameters
     directions = randn(2, flatten(parameters).numel())
@@ -63,7 +63,7 @@ def test_derivatives_of_any_tower_against_finite_differences_and_nothing_in_the_
         for p in model.parameters():  # away from zero biases, which put whole channels on the kink of a ReLU
             p += 0.02 * randn(*p.shape)
     before = copy.deepcopy(model.state_dict())
-    function, parameters = clip_logits(model), choose(model, ["*"])
+    function, parameters = clip_logits(model), choose_parameters(model, ["*"])
     direction = 0.1 * randn(1, flatten(parameters).numel())
 
     def moved(t):
@@ -83,12 +83,12 @@ def test_the_logits_are_the_models_own_whatever_is_chosen():
     model, batch = clip("SigLIP's bias"), clip_batch(4)
     v, u, scale, bias = model.eval()(*batch)
     for patterns in (["*"], ["visual.*"], ["logit_bias"]):
-        assert torch.allclose(clip_logits(model)(choose(model, patterns), batch), scale * u @ v.T + bias)
+        assert torch.allclose(clip_logits(model)(choose_parameters(model, patterns), batch), scale * u @ v.T + bias)
 
 
 def test_gauss_newton_of_a_whole_clip_is_symmetric_and_positive():
     model, batches = clip(), [clip_batch(5), clip_batch(3, seed=4)]
-    function, parameters = clip_logits(model), choose(model, ["*"])
+    function, parameters = clip_logits(model), choose_parameters(model, ["*"])
     directions = randn(3, flatten(parameters).numel())
     form = gauss_newton_product(function, parameters, batches, directions) @ directions.T
     assert torch.allclose(form, form.T, rtol=1e-9)
@@ -100,7 +100,7 @@ def test_gauss_newton_of_a_whole_clip_is_symmetric_and_positive():
 @pytest.mark.parametrize("chunk", [1, 2, 7])
 def test_a_batch_that_goes_through_the_towers_in_pieces_gives_the_same(chunk):
     model, batch = clip(), clip_batch(7)
-    parameters = choose(model, ["*"])
+    parameters = choose_parameters(model, ["*"])
     whole, pieces = clip_logits(model), clip_logits(model, chunk)
     directions = 0.1 * randn(2, flatten(parameters).numel())
     for a, b in zip(scores(whole, parameters, batch, directions), scores(pieces, parameters, batch, directions), strict=True):
@@ -118,7 +118,7 @@ def test_gauss_newton_of_part_of_a_clip_against_the_explicit_matrix():
         "visual.transformer.resblocks.0.ln_1.*",
         "*resblocks.1.attn.in_proj_bias",
     ]
-    function, parameters = clip_logits(model), choose(model, patterns)
+    function, parameters = clip_logits(model), choose_parameters(model, patterns)
     matrix = explicit_gauss_newton(function, parameters, batches)
     directions = randn(4, len(matrix))
     assert torch.allclose(gauss_newton_product(function, parameters, batches, directions), directions @ matrix)
@@ -134,7 +134,7 @@ def test_with_only_the_projections_chosen_it_is_the_closed_form_of_the_heads(tin
     heads = Heads(model.visual.proj.detach().double(), model.text_projection.detach().double(), whole.heads.logit_scale)
     pairs = embed(heads, *features)
 
-    function, parameters = clip_logits(model.double()), choose(model, ["visual.proj", "text_projection"])
+    function, parameters = clip_logits(model.double()), choose_parameters(model, ["visual.proj", "text_projection"])
     batch = ((pixels.double() / 255 - 0.5) / 0.5, tokens)
     directions = randn(2, heads.size)  # image head first, as the closed forms have it
     image, text = directions.split([heads.image.numel(), heads.text.numel()], dim=1)
@@ -156,10 +156,10 @@ def load_weights(name):
 
 def test_single_precision_stays_close():
     model, (pixels, tokens) = clip(), clip_batch(5)
-    direction = randn(1, flatten(choose(model, ["*"])).numel())
-    truth = scores(clip_logits(model), choose(model, ["*"]), (pixels, tokens), direction)
+    direction = randn(1, flatten(choose_parameters(model, ["*"])).numel())
+    truth = scores(clip_logits(model), choose_parameters(model, ["*"]), (pixels, tokens), direction)
     model = model.float()
-    single = scores(clip_logits(model), choose(model, ["*"]), (pixels.float(), tokens), direction.float())
+    single = scores(clip_logits(model), choose_parameters(model, ["*"]), (pixels.float(), tokens), direction.float())
     for a, b in zip(single, truth, strict=True):
         assert (a - b).abs().max() < 1e-4 * b.abs().max()
 
@@ -178,12 +178,12 @@ def test_lora_adapters_move_the_weights_they_adapt():
     model, batch = clip(), clip_batch(5)
     layer = model.visual.transformer.resblocks[0].mlp.c_fc
     register_parametrization(layer, "weight", LowRank(layer.weight, 2))
-    function, adapters = clip_logits(model), choose(model, ["*lora*"])
+    function, adapters = clip_logits(model), choose_parameters(model, ["*lora*"])
     assert [tuple(p.shape) for p in adapters.values()] == [(2, 64), (256, 2)]
     direction = randn(1, flatten(adapters).numel())
     a, b = adapters.values()
     da, db = split(adapters, direction[0]).values()
-    weight = choose(model, ["visual.transformer.resblocks.0.mlp.c_fc.*.original"])
+    weight = choose_parameters(model, ["visual.transformer.resblocks.0.mlp.c_fc.*.original"])
     through_the_weight = scores(function, weight, batch, (db @ a + b @ da).reshape(1, -1))
     for ours, truth in zip(scores(function, adapters, batch, direction), through_the_weight, strict=True):
         assert torch.allclose(ours, truth)
@@ -195,18 +195,18 @@ def test_lora_adapters_move_the_weights_they_adapt():
 
 def test_names_choose_parameters_in_the_models_order_and_a_pattern_without_any_is_an_error():
     model = clip()
-    last = choose(model, ["visual.transformer.resblocks.0.*", "transformer.resblocks.1.*"])
+    last = choose_parameters(model, ["visual.transformer.resblocks.0.*", "transformer.resblocks.1.*"])
     assert all("resblocks" in name for name in last)
     order = [name for name, _ in model.named_parameters()]
-    assert list(choose(model, ["visual.*", "logit_scale"])) == [
+    assert list(choose_parameters(model, ["visual.*", "logit_scale"])) == [
         n for n in order if n.startswith("visual.") or n == "logit_scale"
     ]
-    assert set(choose(model, ["*"])) == set(order)
-    assert choose(model, ["visual.proj"])["visual.proj"].data_ptr() == model.visual.proj.data_ptr()
+    assert set(choose_parameters(model, ["*"])) == set(order)
+    assert choose_parameters(model, ["visual.proj"])["visual.proj"].data_ptr() == model.visual.proj.data_ptr()
     with pytest.raises(ValueError, match=r"no parameter matches 'visual.transformer.resblocks.7"):
-        choose(model, ["*", "visual.transformer.resblocks.7.*"])
+        choose_parameters(model, ["*", "visual.transformer.resblocks.7.*"])
     with pytest.raises(ValueError, match="at least one pattern"):
-        choose(model, [])
+        choose_parameters(model, [])
     model.quantised = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match="parameter quantised is int8"):
-        choose(model, ["*"])
+        choose_parameters(model, ["*"])

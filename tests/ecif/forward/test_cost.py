@@ -8,7 +8,7 @@ from open_clip.model import CLIP
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ecif.forward.mode import choose, clip_logits, flatten, gauss_newton_product, loss_gradient, scores
+from ecif.forward.mode import choose_parameters, clip_logits, flatten, gauss_newton_product, loss_gradient, scores
 
 
 def medium_clip():
@@ -32,7 +32,7 @@ def test_a_target_costs_three_forward_passes_of_multiply_adds_and_less_for_the_l
         return counter.get_total_flops()
 
     def cost(patterns, targets):
-        parameters = choose(model, patterns)
+        parameters = choose_parameters(model, patterns)
         directions = torch.randn(targets, flatten(parameters).numel())
         return flops(lambda: scores(function, parameters, batch, directions)) / targets
 
@@ -58,7 +58,7 @@ def test_measured_cost_in_forward_passes(capsys):
     with torch.no_grad():
         forward = seconds(lambda: function({}, batch))
     for name, patterns in {"everything": ["*"], "last blocks": LAST}.items():
-        parameters = choose(model, patterns)
+        parameters = choose_parameters(model, patterns)
         direction = 0.01 * torch.randn(1, flatten(parameters).numel())
         score = seconds(lambda p=parameters, d=direction: scores(function, p, batch, d)) / forward
         gradient = seconds(lambda p=parameters: loss_gradient(function, p, [batch])) / forward

@@ -126,7 +126,7 @@ def test_captions_of_ten_megabytes(shard, bounded):
     found = shard([m for i, text in enumerate(texts) for m in ((f"{i}.png", image()), (f"{i}.txt", text))])
     assert [p[1] for p in found.pairs] == ["0", "1", "3"]
     assert found.reasons() == {"2": "empty_caption"}
-    assert max(len(part["pairs"]) for part in found.parts) < 100_000  # what goes to the actors, escapes included
+    assert max(len(row["facts"]) for row in found.rows) < 100_000  # what goes to the actors, escapes included
 
 
 def test_deep_and_wide_json(shard, bounded):
@@ -177,7 +177,7 @@ def test_a_png_with_a_bomb_in_its_text(shard, bounded):
 @pytest.mark.parametrize("members", [[], [("README", b"no pair")], [header("d", tarfile.DIRTYPE)], bytes(1024), bytes(10240)])
 def test_shards_without_pairs_are_whole(shard, members):
     found = shard(members)
-    assert (found.accounting.pairs, found.accounting.broken, len(found.parts)) == (0, None, 1)
+    assert (found.accounting.pairs, found.accounting.broken, len(found.rows)) == (0, None, 1)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from PIL import Image
 from webdataset.autodecode import imagehandler as decoder
 
 from ecif.towers import resize_transform
-from pipeline.config import Embed
 from pipeline.corpus.captions import MAX_CAPTION, PRESETS
-from pipeline.corpus.pairs import Pair, Quarantined, identity, read_pair
+from pipeline.corpus.pairs import Pair, Quarantined, ReadingRules, identity, read_pair
 from pipeline.corpus.reasons import REASONS, Reason
-from pipeline.corpus.tar import Contents, groups
+from pipeline.corpus.tar import Contents, read_groups
+from pipeline.sections import Embed
 from tests.support.tars import bomb, image, pair, tar_bytes
 
 RESIZE = resize_transform(
@@ -45,8 +45,8 @@ CLASSES = [f"a photo of a {name}." for name in ("cat", "dog", "axolotl")]
 def read(members, caption="txt", limits=LIMITS, resize=RESIZE, cut=None, shard="00000", classes=()):
     data = tar_bytes(members)
     return [
-        read_pair(io.BytesIO(data[:cut]), group, shard, caption, limits, resize, classes)
-        for group in groups(io.BytesIO(data), Contents())
+        read_pair(io.BytesIO(data[:cut]), group, ReadingRules(shard, caption, limits, resize, classes))
+        for group in read_groups(io.BytesIO(data), Contents())
     ]
 
 
@@ -283,7 +283,7 @@ def test_uids_of_a_sidecar_replace_those_of_the_json():
     data = tar_bytes([PIXELS, TEXT, fields(uid=UID), *pair("1", uid=UID)])
     uids = {"0": "f" * 32, "1": "no uid"}
     first, second = (
-        read_pair(io.BytesIO(data), group, "00000", "txt", LIMITS, RESIZE, uids=uids)
-        for group in groups(io.BytesIO(data), Contents())
+        read_pair(io.BytesIO(data), group, ReadingRules("00000", "txt", LIMITS, RESIZE, uids=uids))
+        for group in read_groups(io.BytesIO(data), Contents())
     )
     assert (first.uid, second.uid) == ("f" * 32, identity("00000", "1", {}))

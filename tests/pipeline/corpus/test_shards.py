@@ -1,12 +1,10 @@
-"""Which shards a corpus has, and a split of its pairs that depends on nothing but names and the seed."""
+"""Which shards a corpus has, and what each is called."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline import storage
-from pipeline.corpus.batches import folds, permutation, segment
 from pipeline.corpus.shards import find
 from pipeline.errors import UserError
 from tests.support.tars import pair, write_tar
@@ -48,9 +46,74 @@ def test_folders_globs_and_braces_give_the_shards_by_name(corpus, pattern, names
         assert shard.source.size == Path(shard.source.url).stat().st_size
 
 
+def places(corpus: Path, patterns: list[str], **how) -> dict[str, str]:
+    """By name, the path of each shard below the corpus."""
+    found = find([f"{corpus}/{pattern}" for pattern in patterns], **how)
+    return {shard.name: shard.source.url.removeprefix(f"{corpus}/") for shard in found}
+
+
 def test_a_list_is_a_union_in_which_no_shard_is_twice(corpus):
-    patterns = [f"{corpus}/b/00000.tar", f"{corpus}/a/*.tar", f"{corpus}/a", f"{corpus}/a/00000.tar"]
-    assert [shard.name for shard in find(patterns)] == ["a/00000", "a/00002", "a/00010", "b/00000"]
+    found = places(corpus, ["b/00000.tar", "a/*.tar", "a", "a/00000.tar"])
+    assert sorted(found.values()) == ["a/00000.tar", "a/00002.tar", "a/00010.tar", "b/00000.tar"]
+
+
+@pytest.mark.parametrize("first", ["a", "a/*.tar", "a/{{00000,00002}}.tar", "b/**/*.tar", "b/00000.tar"])
+@pytest.mark.parametrize("second", ["a", "b", "b/more", "b/more/00001.tar", "elsewhere"])
+def test_a_second_folder_renames_nothing(corpus, first, second):
+    """The corpus would be embedded again, and uids that are made from names would change."""
+    write_tar(corpus / "elsewhere" / "00002.tar", pair("0"))
+    first = first.replace("{{", "{").replace("}}", "}")
+    before = places(corpus, [first])
+    after = places(corpus, [first, second])
+    assert before.items() <= after.items()
+    assert set(after.values()) == set(before.values()) | set(places(corpus, [second]).values())
+
+
+def test_a_name_that_is_taken_gets_the_name_of_its_folder_before_it(corpus):
+    assert places(corpus, ["a", "b"]) == {
+        "00000": "a/00000.tar",
+        "00002": "a/00002.tar",
+        "00010": "a/00010.tar",
+        "b/00000": "b/00000.tar",
+        "more/00001": "b/more/00001.tar",
+    }
+
+
+def test_names_that_can_not_be_told_apart_ask_for_a_root(corpus):
+    for name in ("one/part", "two/part", "three/part"):
+        write_tar(corpus / name / "00000.tar", pair("0"))
+    patterns = ["one/part", "two/part", "three/part"]
+    with pytest.raises(
+        UserError, match=r"corpus\.shards: .*two/part/00000\.tar and .*three/part/00000\.tar .*state corpus\.root"
+    ):
+        places(corpus, patterns)
+    found = places(corpus, patterns, root=str(corpus))
+    assert found == {f"{name}/part/00000": f"{name}/part/00000.tar" for name in ("one", "two", "three")}
+
+
+@pytest.mark.parametrize("root", ["{}", "{}/", "file://{}"])
+def test_below_a_stated_root_a_name_is_the_whole_path(corpus, root):
+    found = places(corpus, ["b", "a/*.tar"], root=root.format(corpus))
+    assert found == {name.removesuffix(".tar"): name for name in found.values()}
+    assert list(found) == ["a/00000", "a/00002", "a/00010", "b/00000", "b/more/00001"]
+
+
+@pytest.mark.parametrize("root", ["a", "b/more", "b/mor"])
+def test_a_shard_that_is_not_below_the_root_is_an_error(corpus, root):
+    with pytest.raises(UserError, match=rf"corpus\.root: .*b/00000\.tar is not below .*/{root}"):
+        places(corpus, ["b"], root=f"{corpus}/{root}")
+
+
+def test_a_root_on_no_known_storage_is_said(corpus):
+    with pytest.raises(UserError, match=r"corpus\.root: can't read nowhere://folder: Protocol not known"):
+        find(f"{corpus}/a", root="nowhere://folder")
+
+
+@pytest.mark.parametrize("pattern", ["memory://{ecif-one,ecif-two}/a/*.tar", "memory://ecif-{one,two}/a/00000.tar"])
+def test_a_pattern_over_buckets_names_the_bucket(pattern):
+    for bucket in ("ecif-one", "ecif-two"):
+        storage.write_bytes(f"memory://{bucket}/a/00000.tar", b"")
+    assert [shard.name for shard in find(pattern)] == ["ecif-one/a/00000", "ecif-two/a/00000"]
 
 
 def test_the_corpus_moved_as_a_whole_keeps_its_names(corpus, tmp_path_factory):
@@ -107,68 +170,3 @@ def test_shards_that_are_not_there_are_one_line_that_names_the_key(corpus, patte
     assert str(caught.value).startswith("targets.clean.shards: ")
     assert says.format(corpus) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_pinned_values():
-    """Another value here means that every batch, fold and so every score of every run changes: a new major version."""
-    assert permutation(8, "batch", "00000", 0, 0).tolist() == [1, 0, 6, 3, 4, 2, 5, 7]
-    assert [batch.tolist() for batch in segment(10, 4, "a/00000", 7)] == [[7, 5, 2, 3], [0, 8, 1, 4], [6, 9]]
-    assert folds([f"{i:032x}" for i in range(12)], 5, 0).tolist() == [1, 1, 3, 3, 2, 2, 3, 1, 0, 3, 0, 4]
-
-
-@pytest.mark.parametrize("pairs", [0, 1, 2, 1000])
-def test_a_permutation_is_one_and_depends_on_its_key_alone(pairs):
-    order = permutation(pairs, "key", 1)
-    assert sorted(order.tolist()) == list(range(pairs))
-    np.random.seed(0)
-    assert np.array_equal(permutation(pairs, "key", 1), order)
-    if pairs > 2:
-        assert not np.array_equal(permutation(pairs, "key", 2), order)
-
-
-def test_permutations_favour_no_place():
-    first = np.bincount([permutation(5, "key", i)[0] for i in range(2000)], minlength=5)
-    assert first.min() > 330  # 400 expected
-
-
-@pytest.mark.parametrize("batch_size", [2, 3, 8, 16, 1000])
-@pytest.mark.parametrize("pairs", [*range(35), 256])
-def test_segments_are_a_partition_into_batches_of_a_size_near_the_one_asked_for(pairs, batch_size):
-    batches = segment(pairs, batch_size, "00000", 0)
-    assert sorted(i for batch in batches for i in batch.tolist()) == list(range(pairs))
-    assert all(len(batch) == batch_size for batch in batches[:-1])
-    if pairs >= batch_size:
-        # A lone last pair joins too, so batches of 2 may end in one of 3.
-        assert max(2, batch_size / 2) <= len(batches[-1]) < max(1.5 * batch_size, 4)
-    else:
-        assert len(batches) == (pairs > 0)
-
-
-def test_a_small_last_batch_joins_the_one_before_it():
-    assert [len(batch) for batch in segment(19, 8, "00000", 0)] == [8, 11]
-    assert [len(batch) for batch in segment(20, 8, "00000", 0)] == [8, 8, 4]
-    assert [len(batch) for batch in segment(3, 8, "00000", 0)] == [3]
-
-
-@pytest.mark.parametrize("other", [("00001", 0, 0), ("00000", 1, 0), ("00000", 0, 1)])
-def test_segments_change_with_shard_seed_and_repeat(other):
-    assert [b.tolist() for b in segment(64, 8, *other)] != [b.tolist() for b in segment(64, 8, "00000", 0, 0)]
-
-
-def test_folds_are_balanced():
-    sizes = np.bincount(folds([f"{i:032x}" for i in range(5000)], 5, 0))
-    assert sizes.sum() == 5000
-    assert abs(sizes - 1000).max() < 120  # 4 standard deviations
-
-
-def test_a_pair_is_in_the_same_fold_wherever_it_is_and_changes_it_with_the_seed():
-    uids = [f"{i:032x}" for i in range(1000)]
-    assert folds(uids[::-1], 5, 0).tolist() == folds(uids, 5, 0).tolist()[::-1]
-    assert folds(uids[10:20], 5, 0).tolist() == folds(uids, 5, 0).tolist()[10:20]
-    same = (folds(uids, 5, 0) == folds(uids, 5, 1)).mean()
-    assert 0.1 < same < 0.3  # as independent as 5 folds are
-
-
-def test_no_batch_holds_one_pair_alone_unless_the_shard_does():
-    assert [len(b) for b in segment(7, 2, "shard", 0)] == [2, 2, 3]
-    assert [len(b) for b in segment(1, 2, "shard", 0)] == [1]

@@ -6,13 +6,13 @@ import tarfile
 
 import pytest
 
-from pipeline.corpus.tar import BLOCK, Contents, Group, groups, read_member
+from pipeline.corpus.tar import BLOCK, Contents, Group, read_groups, read_member
 from tests.support.tars import header, image, pair, tar_bytes
 
 
 def read(data: bytes, file: type[io.BytesIO] = io.BytesIO) -> tuple[list[Group], Contents]:
     contents = Contents()
-    return list(groups(file(data), contents)), contents
+    return list(read_groups(file(data), contents)), contents
 
 
 def shape(found: list[Group]) -> list[tuple[str, list[str]]]:
@@ -151,7 +151,7 @@ def test_a_size_that_no_file_system_can_seek_to_ends_the_reading(tmp_path):
     (tmp_path / "0.tar").write_bytes(with_size(SMALL, second_header(SMALL), 2**62))
     contents = Contents()
     with open(tmp_path / "0.tar", "rb") as file:
-        found = list(groups(file, contents))
+        found = list(read_groups(file, contents))
     assert contents.broken == "unexpected end of data"
     assert shape(found) == [("a/0", ["png", "txt"])]
 

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.inputs import load_inputs
 from pipeline.operate import plan as estimate
 from pipeline.operate.plan import plan, size
+from pipeline.run_folder.artifacts import KINDS
 from pipeline.run_folder.tables import Accounting, json_bytes
 from tests.support.tars import pair, tar_bytes
 
@@ -42,9 +43,9 @@ def test_without_stats_pairs_are_counted_in_the_beginning_of_some_shards(tmp_pat
     data = tar_bytes([m for i in range(100) for m in pair(f"{i:03d}", f"caption {i}", n=i)])
     storage.write_bytes(str(tmp_path / "0.tar"), data)
     shard = Shard("0", storage.describe(str(tmp_path / "0.tar")))
-    assert estimate._count(shard) == (100, len(data))
+    assert estimate.count_pairs(shard) == (100, len(data))
     monkeypatch.setattr(estimate, "HEAD", len(data) // 3)
-    pairs, count = estimate._count(shard)
+    pairs, count = estimate.count_pairs(shard)
     assert 25 < pairs < 40
     assert pairs * len(data) / count == pytest.approx(100, rel=0.1)
 
@@ -66,6 +67,27 @@ def test_what_is_done_is_not_estimated(tmp_path, tiny_model):
 def test_what_can_not_be_had_is_said(tmp_path, tiny_model):
     with pytest.raises(UserError, match=r"corpus\.shards: no shard or folder"):
         plan(configure(tmp_path, tiny_model, tmp_path / "none"))
+
+
+def test_everything_that_stages_after_embed_store_is_counted():
+    assert estimate.BYTES.keys() == {kind for kind, what in KINDS.items() if what.stage != "embed"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"filter": None}, {"index": {}}, {"score": {"order": 2}}, {"scoring": {"mode": "forward", "parameters": ["*"]}}],
+)
+def test_every_stage_that_is_asked_for_stores_something_and_no_other(tmp_path, tiny_model, more):
+    settings = configure(tmp_path, tiny_model, EMBEDDED / "corpus").model_dump() | more
+    config = Config.model_validate(settings)
+    found = plan(config)
+    asked = {what.stage for what in KINDS.values() if what.asked(config)}
+    assert found.stored.keys() == asked - {"embed"}
+    assert min(found.stored.values()) > 0
+    twice = Config.model_validate(settings | {"targets": settings["targets"] | {"more": settings["targets"]["clean"]}})
+    grown = plan(twice).stored
+    assert all(grown[stage] >= count for stage, count in found.stored.items())
+    assert grown["solve"] > found.stored["solve"], "a second target has directions of its own"
 
 
 def test_sizes():

@@ -9,16 +9,17 @@ import pytest
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.results.select import SUBSET, chosen_filter, read_scores, read_subset, select, write_subset
-from pipeline.run_folder import tables
-from tests.support.finished import write_scores
+from pipeline.results.select import SUBSET, chosen_filter, read_subset, select, write_subset
+from pipeline.run_folder.finished import open_run
+from tests.support.finished import finish, write_scores
 from tests.support.tars import npy
 
 UIDS = [f"{i:032x}" for i in range(10)]
 
 
-def table(scores: list[float | None], by: str = "clip_score", uids: list[str] = UIDS) -> pa.Table:
-    return pa.table({"uid": uids[: len(scores)], by: pa.array(scores, pa.float32())})
+def table(scores: list[float | None], by: str = "clip_score", uids: list[str] = UIDS, good: str = "high") -> pa.Table:
+    schema = pa.schema([pa.field("uid", pa.string()), pa.field(by, pa.float32(), metadata={"good": good})])
+    return pa.table([uids[: len(scores)], pa.array(scores, pa.float32())], schema=schema)
 
 
 @pytest.mark.parametrize(
@@ -29,20 +30,20 @@ def test_exactly_the_rounded_share_is_kept(pairs, keep, count):
     assert len(select(table([float(i) for i in range(pairs)]), "clip_score", keep)) == count
 
 
-@pytest.mark.parametrize("by", ["clip_score", "influence_clean", "influence_positive_clean", "influence_negative_clean"])
-def test_high_is_good(by):
-    assert select(table([-3, 5, math.inf, -1], by), by, 0.5) == [UIDS[2], UIDS[1]]
+def test_the_schema_says_which_end_is_good():
+    assert select(table([-3, 5, math.inf, -1], "score", good="high"), "score", 0.5) == [UIDS[2], UIDS[1]]
+    assert select(table([-3, 5, -math.inf, -1], "score", good="low"), "score", 0.5) == [UIDS[2], UIDS[0]]
 
 
-@pytest.mark.parametrize("by", ["held_out_loss", "misalignment"])
-def test_of_a_loss_and_of_misalignment_low_is_good(by):
-    assert select(table([-3, 5, -math.inf, -1], by), by, 0.5) == [UIDS[2], UIDS[0]]
+def test_of_a_column_that_does_not_say_so_high_is_good():
+    plain = pa.table({"uid": UIDS[:4], "sidecar_width": [3, 1, 4, 2]})
+    assert select(plain, "sidecar_width", 0.5) == [UIDS[2], UIDS[0]]
 
 
-def test_ties_are_broken_by_uid_whatever_the_order_of_the_rows():
+@pytest.mark.parametrize("good", ["high", "low"])
+def test_ties_are_broken_by_uid_whatever_the_order_of_the_rows(good):
     for uids in (UIDS, UIDS[::-1]):
-        for by in ("clip_score", "misalignment"):
-            assert select(table([1.0] * 10, by, uids), by, 0.3) == UIDS[:3]
+        assert select(table([1.0] * 10, "score", uids, good), "score", 0.3) == UIDS[:3]
 
 
 def test_the_order_of_the_rows_does_not_matter():
@@ -53,11 +54,12 @@ def test_the_order_of_the_rows_does_not_matter():
         ]
 
 
-@pytest.mark.parametrize("by", ["clip_score", "misalignment"])
-def test_what_has_no_score_is_never_kept_but_counts_in_the_share(by):
-    scores = [math.nan, 1, None, 2, math.nan, 3, None, 4, None, None]
-    assert sorted(select(table(scores, by), by, 0.3)) == sorted(select(table([1, 2, 3, 4], by, UIDS[1::2]), by, 0.75))
-    assert sorted(select(table(scores, by), by, 1)) == UIDS[1:9:2]
+@pytest.mark.parametrize("good", ["high", "low"])
+def test_what_has_no_score_is_never_kept_but_counts_in_the_share(good):
+    some = table([math.nan, 1, None, 2, math.nan, 3, None, 4, None, None], good=good)
+    scored = table([1, 2, 3, 4], uids=UIDS[1::2], good=good)
+    assert sorted(select(some, "clip_score", 0.3)) == sorted(select(scored, "clip_score", 0.75))
+    assert sorted(select(some, "clip_score", 1)) == UIDS[1:9:2]
 
 
 @pytest.mark.parametrize("keep", [0, -0.1, 1.1, math.nan])
@@ -74,13 +76,11 @@ def test_what_identifies_a_pair_is_no_score(by):
 
 def test_scores_of_all_shards_by_name(tmp_path):
     shards = {f"b/{i}": {"uid": UIDS[2 * i : 2 * i + 2], "clip_score": [i, i + 0.5]} for i in (2, 0, 1)}
-    run = write_scores(tmp_path, shards).folder
-    assert read_scores(run)["uid"].to_pylist() == UIDS[:6]
-    assert read_scores(run, ["clip_score"]).to_pydict() == {"clip_score": [0, 0.5, 1, 1.5, 2, 2.5]}
+    run = open_run(write_scores(tmp_path, shards).folder)
+    assert run.scores()["uid"].to_pylist() == UIDS[:6]
+    assert run.scores(["clip_score"]).to_pydict() == {"clip_score": [0, 0.5, 1, 1.5, 2, 2.5]}
     with pytest.raises(UserError, match=r"no column 'clip' .*: there are clip_score$"):
-        read_scores(run, ["uid", "clip"])
-    with pytest.raises(UserError, match="no finished run there"):
-        read_scores(str(tmp_path / "none"))
+        run.scores(["uid", "clip"])
 
 
 def test_a_subset_is_sorted_pairs_of_64_bits(tmp_path):
@@ -139,22 +139,26 @@ def test_a_subset_that_is_not_there(tmp_path):
         read_subset(str(tmp_path / "s.npy"))
 
 
-def chose(folder, **keeps: float | None) -> str:
-    """A run with these targets, and what its filters keep."""
-    targets = {name: {} if keep is None else {"filter": {"keep": keep}} for name, keep in keeps.items()}
-    storage.write_bytes(f"{folder}/run.json", tables.json_bytes({"targets": targets}))
+def filters(**keeps: float | None) -> dict[str, dict]:
+    """What a checkpoint found out about these targets: what their filters keep."""
+    return {name: {} if keep is None else {"filter": {"keep": keep}} for name, keep in keeps.items()}
+
+
+def chose(folder, *checkpoints: dict[str, dict]) -> str:
+    """A run that found this out."""
+    finish(folder, "nowhere", *checkpoints)
     return str(folder)
 
 
 def test_what_is_left_open_is_what_the_run_chose(tmp_path):
-    assert chosen_filter(chose(tmp_path, a=0.7), None, None) == ("filter_a", 0.7)
-    assert chosen_filter(chose(tmp_path, a=0.7), None, 0.5) == ("filter_a", 0.5)
-    assert chosen_filter(chose(tmp_path, a=0.7, b=0.9), "filter_b", None) == ("filter_b", 0.9)
+    assert chosen_filter(chose(tmp_path, filters(a=0.7)), None, None) == ("filter_a", 0.7)
+    assert chosen_filter(chose(tmp_path, filters(a=0.7)), None, 0.5) == ("filter_a", 0.5)
+    assert chosen_filter(chose(tmp_path, filters(a=0.7, b=0.9)), "filter_b", None) == ("filter_b", 0.9)
     assert chosen_filter("nowhere", "clip_score", 0.3) == ("clip_score", 0.3)
 
 
 def test_of_several_checkpoints_the_mean_budget_is_kept(tmp_path):
-    run = chose(tmp_path, **{"a, checkpoint 0": 0.7, "a, checkpoint 1": 0.9})
+    run = chose(tmp_path, filters(a=0.7), filters(a=0.9))
     assert chosen_filter(run, None, None) == ("filter_a", pytest.approx(0.8))
 
 
@@ -168,4 +172,4 @@ def test_of_several_checkpoints_the_mean_budget_is_kept(tmp_path):
 )
 def test_what_the_run_has_not_chosen_has_to_be_said(tmp_path, keeps, by, said):
     with pytest.raises(UserError, match=said):
-        chosen_filter(chose(tmp_path, **keeps), by, None)
+        chosen_filter(chose(tmp_path, filters(**keeps)), by, None)

@@ -8,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
+from pipeline.config import Config
 from pipeline.corpus.pairs import Pair, Quarantined
 from pipeline.run_folder import tables
+from pipeline.run_folder.columns import IDENTITY, columns
 
 BLANK = np.empty((3, 0, 0), np.uint8)
 
@@ -70,9 +72,17 @@ def test_quarantine_has_one_schema_with_and_without_rows():
     }
 
 
+def identity(count: int, with_fold: bool = True) -> dict[str, pa.Array]:
+    pairs = part(0, count)
+    features = tables.Features(
+        np.arange(count, dtype=np.int32), list("abcdefgh"[:count]), [p.uid for p in pairs[0]], *pairs[1:]
+    )
+    batch, fold = np.arange(count, dtype=np.int32) // 2, np.arange(count, dtype=np.int16) % 3
+    return tables.identity("a/0", features, batch, fold if with_fold else None)
+
+
 def test_scores_are_float32_beside_the_identity():
-    identity = {"shard": ["0"], "index": np.array([4], np.int32), "key": ["k"], "uid": ["u"], "batch": [0], "fold": [1]}
-    table = tables.scores_table(identity, {"clip_score": np.array([0.5], np.float32)})
+    table = tables.scores_table(identity(3), {"clip_score": np.array([0.5, 0.25, 1], np.float32)})
     assert table.schema == pa.schema(
         [
             ("shard", pa.string()),
@@ -84,20 +94,64 @@ def test_scores_are_float32_beside_the_identity():
             ("clip_score", pa.float32()),
         ]
     )
+    assert table.slice(2).to_pylist() == [
+        {"shard": "a/0", "index": 2, "key": "c", "uid": f"{2:032x}", "batch": 1, "fold": 2, "clip_score": 1.0}
+    ]
+
+
+CONFIG = Config.model_validate(
+    {"run": "run", "corpus": {"shards": "x"}, "model": {"name": "x"}}
+    | {"targets": {"a": {"shards": "x"}, "b": {"shards": "x", "loss": "retrieval_margin"}}}
+    | {"score": {"columns": ["negclip_loss", "normsim_2"]}}
+)
+
+
+def test_a_table_on_storage_says_what_its_columns_mean_and_which_run_it_is_of(tmp_path):
+    found = columns(CONFIG)
+    scores = {column.name: np.zeros(3, np.float32) for column in found}
+    plain = tables.scores_table(identity(3), scores).append_column("sidecar_width", pa.array([1, 2, 3]))
+    url = str(tmp_path / "a.parquet")
+    storage.write_bytes(url, tables.parquet_bytes(tables.described(plain, found, "the run", "the shard")))
+    table = tables.read_table(url)
+    said = {field.name: {k.decode(): v.decode() for k, v in (field.metadata or {}).items()} for field in table.schema}
+    assert list(said) == [*IDENTITY, *scores, "sidecar_width"]
+    for column in found:
+        assert said[column.name] == {"says": column.says, "unit": column.unit, "good": column.good}
+        assert tables.good_end(table.schema.field(column.name)) == column.good
+    for name, says in IDENTITY.items():
+        assert said[name] == {"says": says}
+    assert said["sidecar_width"] == {}
+    assert tables.good_end(table.schema.field("sidecar_width")) == "high"
+    assert tables.run_of(table.schema) == tables.read_run(url) == ("the run", "the shard")
+    assert table.to_pydict() == plain.to_pydict(), "values are left as they are"
+
+
+def test_the_run_of_a_table_with_a_long_footer_is_read_too(tmp_path):
+    many = {f"column_{i:05d}": np.zeros(1, np.float32) for i in range(2000)}
+    url = str(tmp_path / "a.parquet")
+    table = tables.described(tables.scores_table(identity(1), many), [], "the run", "the shard")
+    storage.write_bytes(url, data := tables.parquet_bytes(table))
+    assert len(data) > 2 * tables.FOOTER
+    assert tables.read_run(url) == ("the run", "the shard")
+
+
+@pytest.mark.parametrize("data", [b"", b"no table", b"PAR1 is not one either PAR1"])
+def test_what_is_no_table_is_of_no_run(tmp_path, data):
+    storage.write_bytes(str(tmp_path / "a.parquet"), data)
+    assert tables.read_run(str(tmp_path / "a.parquet")) == ("", "")
 
 
 def test_gradients_of_any_size_come_back_to_eleven_bits_of_their_largest_number(tmp_path):
     size = 10.0 ** np.array([-30, -7, 0, 5, 30])  # fp16 alone holds the third
     parts = [np.random.default_rng(i).normal(size=(5, 6)).astype(np.float32) * size[:, None].astype(np.float32) for i in (0, 1)]
     parts[1][2] = 0
-    halves = [tables.Halves.empty(5, 6), tables.Halves.empty(5, 6)]
+    halves = [tables.HalfPrecision.empty(5, 6), tables.HalfPrecision.empty(5, 6)]
     for half, part in zip(halves, parts, strict=True):
         for rows in (np.array([3, 0]), np.array([1, 2, 4])):
             half.put(rows, part[rows])
-    identity = {"shard": ["a"] * 5, "index": range(5), "key": list("abcde"), "uid": list("fghij"), "batch": [0] * 5}
     url = str(tmp_path / "a.parquet")
-    storage.write_bytes(url, tables.parquet_bytes(tables.index_table(identity, *halves)))
+    storage.write_bytes(url, tables.parquet_bytes(tables.index_table(identity(5, with_fold=False), *halves)))
     table = tables.read_table(url)
-    assert table.column_names[:5] == tables.IDENTITY
+    assert table.column_names[:5] == tables.INDEXED
     for read, part in zip(tables.read_gradients(table), parts, strict=True):
         assert (np.abs(read - part) <= 2.0**-11 * np.abs(part).max(1, keepdims=True)).all()

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import s3fs
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.corpus.shards import find
 from pipeline.storage import objects as storage
@@ -110,14 +111,14 @@ def test_an_upload_that_fails_leaves_nothing(tmp_path, monkeypatch):
 def test_an_object_is_fetched_in_as_many_attempts_as_are_allowed(monkeypatch, failures):
     monkeypatch.setattr(storage, "PAUSE_S", 0.0)
     storage.write_bytes("memory://ecif-fetch/a", b"data")
-    fetch, left = storage._fetch, [OSError("reset")] * failures
+    fetch, left = MemoryFileSystem.get_file, [OSError("reset")] * failures
 
     def flaky(*arguments):
         if left:
             raise left.pop()
         fetch(*arguments)
 
-    monkeypatch.setattr(storage, "_fetch", flaky)
+    monkeypatch.setattr(MemoryFileSystem, "get_file", flaky)
     listed, expected = storage.describe("memory://ecif-fetch/a"), pytest.raises(OSError, match="reset")
     with expected if failures == 4 else nullcontext(), storage.local_copy(listed, attempts=4) as file:
         assert file.read() == b"data"

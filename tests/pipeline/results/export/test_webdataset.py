@@ -13,7 +13,7 @@ import webdataset
 from open_clip_train.data import filter_no_caption_or_no_image, get_dataset_size, get_wds_dataset, group_by_keys_nothrow
 from webdataset.tariterators import tar_file_expander, url_opener
 
-from pipeline.corpus.tar import Contents, groups
+from pipeline.corpus.tar import Contents, read_groups
 from pipeline.results.export import export
 from tests.support.exports import COPIES, SELECTED, SHARDS, caption, write_selected
 from tests.support.finished import RESIZE, write_run
@@ -56,7 +56,7 @@ def test_headers_leave_nothing_to_vary(exported):
 def test_a_uid_that_is_there_twice_is_written_twice_under_a_key_of_its_own(exported):
     for i, expected in enumerate(KEYS):
         contents = Contents()
-        found = list(groups(io.BytesIO((exported / f"0000{i}.tar").read_bytes()), contents))
+        found = list(read_groups(io.BytesIO((exported / f"0000{i}.tar").read_bytes()), contents))
         assert [(group.key, group.repeated) for group in found] == [(key, False) for key in expected]
         assert (contents.broken, contents.ignored) == (None, 0)
 

@@ -2,11 +2,12 @@
 
 import pytest
 
-from pipeline.config import Config, Embed
+from pipeline.config import Config
 from pipeline.errors import RunError
-from pipeline.inputs import as_dataset
+from pipeline.inputs import as_dataset, made_by
 from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.tables import Accounting
+from pipeline.sections import Embed
 from pipeline.stages.embed.budget import ENOUGH, Budget
 
 
@@ -66,6 +67,6 @@ def test_a_budget_changes_no_features_and_a_limit_does():
     def features(**embed) -> str:
         base = {"run": "run", "corpus": {"shards": "a"}, "model": {"name": "m"}, "targets": {"t": {"shards": "b"}}}
         config = Config.model_validate(base | {"embed": embed})
-        return as_dataset("run", config.corpus, [], config, Model()).fingerprint
+        return as_dataset("run", config.corpus, [], made_by(Model(), config)).fingerprint
 
     assert features() == features(max_bad_fraction=0.9, max_bad_fraction_of_shard=0.1) != features(max_pixels=1000)

@@ -1,43 +1,76 @@
 """What is written last of a shard, and what later stages take it to be a function of."""
 
-import json
-
 import pytest
 
 from pipeline import storage
+from pipeline.corpus.pairs import Quarantined
 from pipeline.corpus.shards import Shard
+from pipeline.errors import RunError
 from pipeline.run_folder.dataset import Dataset
-from pipeline.run_folder.tables import part_name
-from pipeline.stages.embed.stage import _finish
+from pipeline.run_folder.tables import Accounting, part_name, read_table
+from pipeline.stages.embed.rows import Embedded, Refused
+from pipeline.stages.embed.stage import finish_shard
 
 SHARD = Shard("00000", storage.Object("00000.tar", 7, "etag"))
+COUNTS = {"members": 8, "in_pairs": 8, "ignored": 0, "pairs": 4, "embedded": 0}
+READ = Accounting("00000", 7, "etag", "00", **COUNTS, quarantined={}, parts=1, broken=None)
 
 
-def finished(folder, bad: list[tuple[int, str]], parts: int = 1) -> Dataset:
-    """A dataset of one shard of four pairs, some of them quarantined."""
+def part(count: int, bad: list[tuple[int, str]]) -> Embedded:
+    """Of a shard: how many of its pairs are embedded, and which can't be used and why."""
+    refused = [Refused("embed", Quarantined(i, str(i), "", why, "")) for i, why in bad]
+    return Embedded(0, "00000", 7, count, 0.1, refused, None)
+
+
+def finished(folder, bad: list[tuple[int, str]], parts: int = 1) -> Accounting:
+    """Of a shard of four pairs, some of them quarantined."""
     dataset = Dataset(str(folder), "fingerprint", [SHARD], "txt")
-    facts = {"shard": "00000", "size": 7, "etag": "etag", "sha256": "00", "members": 8, "in_pairs": 8, "ignored": 0, "pairs": 4}
-    facts |= {"embedded": 0, "quarantined": {}, "parts": parts, "broken": None}
-    rows = [{"index": i, "key": str(i), "uid": "", "stage": "embed", "reason": why, "detail": ""} for i, why in bad]
-    _finish(dataset, facts, [{"embedded": 4 - len(bad), "quarantined": json.dumps(rows)}])
-    return dataset
+    done = finish_shard(dataset, READ._replace(parts=parts), [part(4 - len(bad), bad)])
+    assert dataset.accounting() == Dataset(str(folder), "fingerprint", [SHARD], "txt").accounting() == {"00000": done}
+    return done
 
 
 def test_the_content_is_of_the_pairs_that_can_be_used_and_of_which_they_are(tmp_path):
-    found = [
-        finished(tmp_path / str(i), bad).content()
-        for i, bad in enumerate(
-            [
-                [],
-                [(1, "non_finite_features")],
-                [(2, "non_finite_features")],
-                [(1, "undecodable_image")],
-                [(1, "non_finite_features")],
-            ]
-        )
+    unusable = [
+        [],
+        [(1, "non_finite_features")],
+        [(2, "non_finite_features")],
+        [(1, "undecodable_image")],
+        [(1, "non_finite_features")],
     ]
+    found = [finished(tmp_path / str(i), bad).content for i, bad in enumerate(unusable)]
     assert found[1] == found[4]
-    assert len({tuple(content) for content in found}) == 4
+    assert len(set(found)) == 4
+
+
+def test_the_parts_of_a_shard_are_counted_together_in_whatever_order_they_come(tmp_path):
+    dataset = Dataset(str(tmp_path), "fingerprint", [SHARD], "txt")
+    parts = [part(1, [(2, "bad_json")]), part(0, [(0, "non_finite_features"), (1, "bad_json")])]
+    both = [finish_shard(dataset, READ._replace(parts=2), order) for order in (parts, parts[::-1])]
+    assert both[0] == both[1]
+    assert (both[0].embedded, both[0].quarantined) == (1, {"non_finite_features": 1, "bad_json": 2})
+    table = read_table(dataset.quarantine_url("00000"))
+    assert (table["index"].to_pylist(), table["reason"].to_pylist()) == (
+        [0, 1, 2],
+        ["non_finite_features", "bad_json", "bad_json"],
+    )
+
+
+def test_a_shard_that_was_mended_has_an_empty_quarantine_table_and_one_without_bad_pairs_has_none(tmp_path):
+    finished(tmp_path / "good", [])
+    assert not (tmp_path / "good" / "quarantine").exists()
+    for bad in ([(1, "undecodable_image")], []):
+        finished(tmp_path / "mended", bad)
+        table = read_table(str(tmp_path / "mended" / "quarantine" / "fingerprint" / "00000.parquet"))
+        assert table["index"].to_pylist() == [index for index, _ in bad]
+
+
+@pytest.mark.parametrize(("wrong", "said"), [({"pairs": 5}, "5 pairs, 4 embedded"), ({"ignored": 1}, "8 members, 8 in pairs")])
+def test_a_shard_whose_counts_do_not_add_up_is_not_done(tmp_path, wrong, said):
+    dataset = Dataset(str(tmp_path), "fingerprint", [SHARD], "txt")
+    with pytest.raises(RunError, match=said):
+        finish_shard(dataset, READ._replace(**wrong), [part(4, [])])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("parts", [1, 3])

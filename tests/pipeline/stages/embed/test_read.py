@@ -16,6 +16,7 @@ from pipeline.errors import RunError
 from pipeline.run_folder.tables import parquet_bytes
 from pipeline.stages.embed import read
 from pipeline.stages.embed.read import ReadParts
+from pipeline.stages.embed.rows import Part
 from pipeline.storage import objects as storage
 from tests.support.reading import FULL, read_shard, row_of
 from tests.support.tars import header, image, pair, tar_bytes, write_tar
@@ -68,7 +69,7 @@ def test_any_damage_is_accounted_for(tmp_path, members, data):
 def test_parts_are_of_the_asked_size_and_in_order(tmp_path):
     url = str(write_tar(tmp_path / "0.tar", [m for i in range(7) for m in pair(str(i), f"caption {i}")]))
     found = read_shard(url, Embed(part_size=3))
-    assert [len(json.loads(part["pairs"])) for part in found.parts] == [3, 3, 1]
+    assert [len(Part.from_row(row).pairs) for row in found.rows] == [3, 3, 1]
     assert [p[1::2] for p in found.pairs] == [[str(i), f"caption {i}"] for i in range(7)]
 
 
@@ -80,7 +81,7 @@ def test_a_local_shard_that_changes_while_it_is_read_is_never_finished(tmp_path,
     path.write_bytes(path.read_bytes()[: 5 * 200_000])
     with pytest.raises(RunError, match=r"00000: can't be read: OSError: .*(has changed|read \d+ bytes of)"):
         given += list(parts)
-    assert not any(part["accounting"] for part in given)
+    assert not any(Part.from_row(row).accounting for row in given)
 
 
 def test_a_shard_that_is_replaced_by_one_of_the_same_size_is_never_finished(tmp_path, quick):

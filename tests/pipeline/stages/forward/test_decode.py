@@ -9,9 +9,9 @@ import pytest
 from ecif.towers import resize_transform
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.corpus.pairs import Pair, read_pair
+from pipeline.corpus.pairs import Pair, ReadingRules, read_pair
 from pipeline.corpus.shards import find
-from pipeline.corpus.tar import Contents, groups
+from pipeline.corpus.tar import Contents, read_groups
 from pipeline.errors import RunError
 from pipeline.stages.forward.decode import Members, decode
 from tests.support.tars import image, pair, write_tar
@@ -29,7 +29,8 @@ def config(tmp_path):
 def read(path: Path, config) -> list[Pair]:
     """The pairs that `embed`'s reader accepts."""
     resize, file = resize_transform(PREPROCESS), io.BytesIO(path.read_bytes())
-    everything = [read_pair(file, g, path.stem, "txt", config.embed, resize) for g in groups(file, Contents())]
+    rules = ReadingRules(path.stem, "txt", config.embed, resize)
+    everything = [read_pair(file, group, rules) for group in read_groups(file, Contents())]
     return [p for p in everything if isinstance(p, Pair)]
 
 

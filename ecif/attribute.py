@@ -1,0 +1,190 @@
+"""The whole method on features in memory: what a run does to a corpus, without Ray and without files.
+
+    scores = attribute(images, texts, {"coco": Contrastive(x, t)}, heads=load("ViT-B-32", path).heads)
+    worst = scores["misalignment"].argsort(descending=True)
+
+A run (`ecif run`) takes the same steps, distributed over workers. A test compares a run's columns with those of `attribute`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ecif.batching import Batching, Shuffled, choose_batches, folds
+from ecif.columns import Column, HeldOutPairs, PairScore, held_out_values
+from ecif.columns.agreement import Agreement
+from ecif.columns.bank import Bank
+from ecif.columns.clip_score import ClipScore
+from ecif.columns.held_out_loss import HeldOutLoss
+from ecif.columns.influence import held_out_influence
+from ecif.directions import HowToSolve, Refitted, solve_question
+from ecif.filter_choice import HowToFilter, choose_filter
+from ecif.heads import Heads, standardised
+from ecif.heads.cross_fit import CrossFit, HowToFit, Refit, Refitter, removals, run_refit
+from ecif.losses import CLIP, Loss
+from ecif.registry import find_kind
+from ecif.sample import LocalSystem, Sample, Shared, gather_evidence, sample_bank
+from ecif.targets import TargetLoss
+from ecif.targets.question import deal
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of `attribute`. Names and defaults are those of a run's configuration; `ecif config` explains them."""
+
+    loss: Loss = CLIP
+    batch_size: int = 256
+    seed: int = 0
+    sample: int = 65_536  # fit.sample
+    folds: int = 5
+    seeds: int = 1
+    epochs: int = 8
+    learning_rate: float = 1e-3
+    checkpoints: int = 2
+    train_logit_scale: bool = False
+    iterations: int = 24  # solve.iterations
+    refits: int = 16
+    dampings: Sequence[float] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    target_batch: int = 50
+    repeats: int | None = None  # score.repeats
+    columns: Sequence[str] = ()  # score.columns
+    filter: bool = True
+    filter_weights: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    filter_keep: Sequence[float] = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+    filter_seeds: int = 1
+
+    def how_often(self) -> int:
+        """The number of batch permutations that scores are averaged over."""
+        return self.repeats or min(4, max(1, 1024 // self.batch_size))
+
+
+def attribute(
+    images: Tensor,
+    texts: Tensor,
+    targets: dict[str, TargetLoss],
+    *,
+    heads: Heads,
+    settings: Settings = Settings(),
+    uids: Sequence[str] | None = None,
+    shards: Sequence[str] | None = None,
+) -> dict[str, Tensor]:
+    """Score pairs: the influence of each pair on every target, and whether its image and caption belong together.
+
+    Args:
+        images: [N, d_x] unit-norm trunk features of the images, float16 or float32. Computation is in float32, on the CPU.
+        texts: [N, d_t] unit-norm trunk features of the captions; row n belongs to image n.
+        targets: clean sets and the losses on them, by name. Influence is measured on these losses.
+        heads: the model's own heads, such as `ecif.load(...).heads`.
+        settings: see `Settings`.
+        uids: an identity for each pair, which decides its fold; by default the number of its row.
+        shards: name of each pair's shard, with the pairs of a shard next to each other. Batches are formed within a shard. By
+            default all pairs are one shard.
+
+    Returns:
+        Columns [N] float32 by name, in the order of a run's table: `clip_score`, `held_out_loss`, `agreement`, the influence on
+        every target, `misalignment`, `filter_<target>`, and those of `settings.columns`. `ecif.columns` says what each means.
+
+    Raises:
+        ValueError: a target whose loss has no gradient in the heads, captions that are all alike, or an unknown column.
+    """
+    corpus = _Corpus.of(images, texts, uids or [str(row) for row in range(len(images))], shards, settings)
+    bias = settings.loss.has_bias  # a softmax is invariant to a bias of all logits; the sigmoid loss needs it fitted
+    start = standardised(heads)._replace(train_logit_scale=settings.train_logit_scale, train_logit_bias=bias)
+    refit = _refitter(start, corpus.sample, settings)
+    cross_fit = CrossFit(settings.folds, settings.seeds, settings.checkpoints, settings.seed)
+    fitted = cross_fit.gather(refit(cross_fit.jobs(corpus.sample.fold)))
+
+    bank = sample_bank(corpus.sample, start, settings.seed)
+    system = LocalSystem(fitted, Shared(corpus.sample, fitted.every(), start, settings.loss, bank), settings.how_often())
+    requested = [find_kind(PairScore, name)() for name in settings.columns]  # type: ignore[type-abstract]
+    scores = [ClipScore(), HeldOutLoss(), Agreement(), *(score for score in requested if score.evidence)]
+    evidence = gather_evidence(system, scores, bank)
+    refitted = _calibration(refit, len(corpus.sample.fold), settings)
+    how = HowToSolve(settings.iterations, list(settings.dampings), settings.seed)
+    questions = {name: deal(name, targets[name], settings.target_batch, settings.seed) for name in sorted(targets)}
+    directions = {name: solve_question(system, fitted, question, refitted, how) for name, question in questions.items()}
+
+    shards_of = corpus.pairs(start, settings, bank)
+
+    def column_of(score: PairScore, target: TargetLoss | None = None) -> Tensor:
+        images = getattr(target, "images", None)
+        parts = [held_out_values(score, pairs._replace(target_images=images), fitted.ends) for pairs in shards_of]
+        return corpus.in_order(torch.cat(parts))
+
+    columns = {score.name: column_of(score) for score in scores}
+    seen = torch.stack(list(columns.values()), 1)
+    moves = [found.folds for found in directions.values()]
+    influence = corpus.in_order(torch.cat([held_out_influence(pairs, fitted.folds, moves) for pairs in shards_of], 2))
+    for i, name in enumerate(directions):
+        columns[f"influence_positive_{name}"], columns[f"influence_negative_{name}"] = influence[0, i], influence[1, i]
+        columns[f"influence_{name}"] = influence[0, i] + influence[1, i]
+    misalignment = evidence.misalignment(
+        torch.stack([found.influence for found in directions.values()]),
+        torch.stack([found.planted for found in directions.values()]),
+    )
+    columns["misalignment"] = misalignment.probability(torch.cat([seen, influence.sum(0).T], 1)).float()
+    if settings.filter:
+        tried = HowToFilter(list(settings.filter_weights), list(settings.filter_keep), settings.filter_seeds, settings.seed)
+        for name, question in questions.items():
+            chosen = choose_filter(question, evidence, directions[name], refit, tried)
+            columns[f"filter_{name}"] = chosen.scores(seen, columns[f"influence_{name}"])
+    for score in (score for score in requested if not score.evidence):
+        for name in questions if score.each_target else [""]:
+            columns[Column.of(type(score), name).name] = column_of(score, targets.get(name))
+    return columns
+
+
+def _refitter(start: Heads, sample: Sample, settings: Settings) -> Refitter:
+    how = HowToFit(start, settings.loss, settings.batch_size, settings.epochs, settings.learning_rate)
+    return lambda jobs: [run_refit(how, sample.images, sample.texts, sample.batches(), job) for job in jobs]
+
+
+def _calibration(refit: Refitter, pairs: int, settings: Settings) -> Refitted:
+    """Refits without random pairs, by which the damping is chosen. There are none if there is only one damping."""
+    removed = removals(pairs, settings.refits if len(settings.dampings) > 1 else 0, "calibrate", settings.seed)
+    return Refitted(removed, [path[-1] for path in refit([Refit(~without, settings.seed) for without in removed])])
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """The features of all pairs, their shards and folds, and the sample that heads are fitted on."""
+
+    images: Tensor
+    texts: Tensor
+    fold: Tensor  # [N]
+    rows: dict[str, Tensor]  # rows of each shard's pairs, by the shard's name
+    batches: Batching
+    sample: Sample
+
+    @classmethod
+    def of(
+        cls, images: Tensor, texts: Tensor, uids: Sequence[str], shards: Sequence[str] | None, settings: Settings
+    ) -> "_Corpus":
+        places: dict[str, list[int]] = {}
+        for row, shard in enumerate(shards if shards is not None else [""] * len(images)):
+            places.setdefault(shard, []).append(row)
+        rows = {shard: torch.tensor(of) for shard, of in places.items()}
+        fold, batches = folds(list(uids), settings.folds, settings.seed), Shuffled(settings.batch_size, settings.seed)
+        chosen = choose_batches({shard: len(of) for shard, of in rows.items()}, batches, settings.sample)
+        dealt = {shard: batches.of(shard, len(rows[shard])) for shard in chosen}
+        sampled = [rows[shard][dealt[shard][i]] for shard in sorted(chosen) for i in chosen[shard]]
+        every = torch.cat(sampled)
+        sample = Sample(images[every], texts[every], fold[every], [len(batch) for batch in sampled])
+        return cls(images, texts, fold, rows, batches, sample)
+
+    def pairs(self, start: Heads, settings: Settings, bank: Bank) -> list[HeldOutPairs]:
+        """Every shard's pairs in the batches of all repeats."""
+        found = []
+        for shard, rows in self.rows.items():
+            batches = [b for r in range(settings.how_often()) for b in self.batches.of(shard, len(rows), r)]
+            features = self.images[rows].float(), self.texts[rows].float()
+            found.append(HeldOutPairs(*features, self.fold[rows], batches, start, [], settings.loss, bank))
+        return found
+
+    def in_order(self, values: Tensor) -> Tensor:
+        """Reorder values [..., N] from shard after shard to the order of the input rows."""
+        ordered = torch.empty_like(values)
+        ordered[..., torch.cat(list(self.rows.values()))] = values
+        return ordered

@@ -1,0 +1,74 @@
+"""Which pairs share a softmax, and which pairs are left out of a fit together: pure functions of names, counts and a seed."""
+
+import hashlib
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ecif.permutation import permutation
+from ecif.registry import Kind
+
+
+class Batching(Kind, ABC):
+    """Which of a shard's pairs share a softmax.
+
+    Batches are formed within a shard, so that everything that is computed for a shard is a pure function of the shard.
+
+    Args:
+        size: pairs of a batch.
+        seed: of the run.
+    """
+
+    def __init__(self, size: int, seed: int):
+        self.size, self.seed = size, seed
+
+    @abstractmethod
+    def of(self, shard: str, pairs: int, repeat: int = 0) -> list[Tensor]:
+        """The batches of a shard in one repeat, int64: every number from 0 to `pairs` - 1 once."""
+
+
+class Shuffled(Batching, name="shuffled"):
+    """A seeded permutation of the shard's pairs, cut into batches.
+
+    A last batch smaller than half of `size`, or of one pair, joins the one before it.
+    """
+
+    def of(self, shard: str, pairs: int, repeat: int = 0) -> list[Tensor]:
+        """The batches of a shard in one repeat."""
+        batches = list(permutation(pairs, "batch", shard, self.seed, repeat).split(self.size)) if pairs else []
+        if len(batches) > 1 and (2 * len(batches[-1]) < self.size or len(batches[-1]) < 2):
+            batches[-2:] = [torch.cat(batches[-2:])]
+        return batches
+
+
+def choose_batches(pairs: dict[str, int], batches: Batching, limit: int) -> dict[str, list[int]]:
+    """The batches of a corpus to sample: those of smallest hash while they fit, at least one.
+
+    Args:
+        pairs: usable pairs of each shard, by its name.
+        batches: how they fall into batches.
+        limit: pairs to sample.
+
+    Returns:
+        By shard, the numbers of the chosen batches in order; shards without one are left out.
+    """
+    candidates = []
+    for shard, count in pairs.items():
+        for i, rows in enumerate(batches.of(shard, count)):
+            digest = hashlib.blake2b(f"{batches.seed} {shard} {i}".encode(), digest_size=8).digest()
+            candidates.append((digest, shard, i, len(rows)))
+    chosen: dict[str, list[int]] = {}
+    total = 0
+    for _, shard, i, size in sorted(candidates):
+        if total + size > limit and chosen:
+            break
+        total += size
+        chosen.setdefault(shard, []).append(i)
+    return {shard: sorted(numbers) for shard, numbers in chosen.items()}
+
+
+def folds(uids: list[str], count: int, seed: int) -> Tensor:
+    """[N] int16, the fold of each pair by hash of its identity: the same pair is in the same fold in every shard and run."""
+    digest = (hashlib.blake2b(f"{seed} {uid}".encode(), digest_size=8).digest() for uid in uids)
+    return torch.tensor([int.from_bytes(d, "little") % count for d in digest], dtype=torch.int16)

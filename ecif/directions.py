@@ -1,0 +1,128 @@
+"""Solve for a target's directions q = (H + damping I)^-1 grad L_T, and compute the influence of the sampled pairs with them.
+
+Heads are refitted without random pairs. The damping is the one whose predictions agree best with these refits. It is chosen
+with the heads that were fitted on all of the sample. Pairs are scored with cross-fitted directions: each pair with those of the
+heads that were fitted without its fold.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ecif.damping import choose_damping
+from ecif.heads import Heads
+from ecif.heads.cross_fit import FittedHeads
+from ecif.sample import LinearSystem, SampleSystem
+from ecif.solve import KrylovSpaces
+from ecif.targets.question import Question, coverage_of
+
+
+class Refitted(NamedTuple):
+    """Real refits without random pairs: the truth that dampings are compared with."""
+
+    removed: Tensor  # [R, N] bool, the pairs that each refit left out
+    heads: list[Heads]  # [R] the refitted heads; empty if there is only one damping to choose from
+
+
+class Calibration(NamedTuple):
+    """The chosen damping, and how well its predictions agree with refits."""
+
+    damping: float  # in units of the curvature's largest eigenvalue
+    lds: float | None  # linear datamodeling score of the chosen damping; None without refits
+    refits: int  # number of refits compared with
+    lds_of_dampings: list[float]  # of every candidate, in the order of `HowToSolve.dampings`; empty without refits
+
+
+class Directions(NamedTuple):
+    """The solved directions of one target, and the influence of the sampled pairs on it."""
+
+    folds: Tensor  # [K, fits, P] directions for the heads of each fold
+    halves: Tensor  # [2, N] cross-fitted influence of the sampled pairs on each half of the target
+    planted: Tensor  # [N] the same on the whole target, each pair with the caption of its partner
+    groups: Tensor  # [G, N] influence on every calibration group under the heads fitted on all of the sample
+    calibration: Calibration
+    residual: float  # the largest relative residual of the systems
+    coverage: float  # share of the sample's captions that the target covers, 0 to 1, see `ecif.targets.coverage`
+
+    @property
+    def influence(self) -> Tensor:
+        """[N] influence of the sampled pairs on the whole target."""
+        return self.halves.sum(0)
+
+
+class HowToSolve(NamedTuple):
+    """Settings of the solver."""
+
+    iterations: int  # Lanczos steps; each is one Gauss-Newton product over the sample
+    dampings: list[float]  # candidates, in units of the curvature's largest eigenvalue
+    seed: int  # of the captions that coverage is measured on
+
+
+def solve_question(
+    system: SampleSystem, fitted: FittedHeads, question: Question, refitted: Refitted, how: HowToSolve
+) -> Directions:
+    """Choose the damping of one target, and solve for its directions.
+
+    Args:
+        system: the sample; its slices hold the heads of `fitted.every()`.
+        fitted: heads fitted on all of the sample, and heads fitted without each fold.
+        question: the target.
+        refitted: refits without random pairs, which the predictions of every damping are compared with.
+        how: candidate dampings and number of Lanczos steps.
+    """
+    groups, calibration = _calibrate(system, fitted, question, refitted, how)
+    answers, residual = _cross_fitted(system, fitted, question, calibration.damping, how)
+    folds = answers.sum(2)
+    return Directions(
+        folds,
+        system.held_out_influence(answers),
+        system.held_out_influence(folds[:, :, None], plant=True)[0],
+        groups,
+        calibration,
+        residual,
+        coverage_of(question, fitted.full, system.sample.texts, how.seed),
+    )
+
+
+def _calibrate(
+    system: SampleSystem, fitted: FittedHeads, question: Question, refitted: Refitted, how: HowToSolve
+) -> tuple[Tensor, Calibration]:
+    """Influence [G, N] on the target's calibration groups at the best damping, and that damping.
+
+    The best damping is the one whose predicted losses rank the refits best. The first one is taken if there are no refits.
+    """
+    groups, checkpoints = question.groups, len(fitted.path)
+    gradients = [question.gradient(heads, group) for heads in fitted.path for group in groups]
+    systems = [LinearSystem(c, -1) for c in range(checkpoints) for _ in groups]
+    spaces = system.krylov(systems, torch.stack(gradients), how.iterations)
+    influence = torch.zeros(len(how.dampings), len(groups), system.pairs)
+    for c in range(checkpoints):
+        own = KrylovSpaces(*(part[c * len(groups) : (c + 1) * len(groups)] for part in spaces))
+        top = own.largest_eigenvalue().max()
+        solved = [own.solve(torch.full_like(own.norm, damping) * top)[0] for damping in how.dampings]
+        influence += system.influence(c, torch.cat(solved)).view(influence.shape) / checkpoints
+    best, lds = 0, list[float]()
+    if refitted.heads:
+        losses = torch.stack([question.group_losses(heads) for heads in refitted.heads])
+        best, lds = choose_damping(influence, refitted.removed, losses)
+    reached = lds[best] if lds else None
+    return influence[best], Calibration(how.dampings[best], reached, len(refitted.heads), lds)
+
+
+def _cross_fitted(
+    system: SampleSystem, fitted: FittedHeads, question: Question, damping: float, how: HowToSolve
+) -> tuple[Tensor, float]:
+    """Solve for the direction of each half of a target at the heads of each fold. H leaves out the pairs of that fold.
+
+    Returns:
+        [K, fits, 2, P] directions, and the largest relative residual.
+    """
+    gradients, systems = [], []
+    for f, fits in enumerate(fitted.folds):
+        for s, heads in enumerate(fits):
+            gradients += [question.gradient(heads, half) for half in question.halves]
+            systems += [LinearSystem(len(fitted.path) + f * len(fits) + s, f)] * 2
+    spaces = system.krylov(systems, torch.stack(gradients), how.iterations)
+    answers, residual = spaces.solve(damping * spaces.largest_eigenvalue())
+    return answers.view(len(fitted.folds), len(fitted.folds[0]), 2, -1), residual.max().item()

@@ -1,0 +1,305 @@
+"""The sample of a corpus: heads are fitted on it, and linear systems are solved over it.
+
+The sampled pairs are held in slices. Products and scores are computed slice by slice and summed in a fixed order, so no number
+depends on how many processes hold the slices. `Slices` computes. `SampleSystem` sums the results of all slices. A subclass of
+`SampleSystem` decides where slices are held: in this process, or in a pool of actors.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ecif.columns.bank import Bank, build_bank
+from ecif.columns.contract import HeldOutPairs, PairScore
+from ecif.columns.evidence import Evidence
+from ecif.heads import Embedded, Heads, embed
+from ecif.heads.cross_fit import FittedHeads
+from ecif.heads.curvature import gauss_newton_product
+from ecif.heads.influence import PairScores, score
+from ecif.losses import Loss
+from ecif.permutation import permutation
+from ecif.solve import KrylovSpaces, krylov
+
+MAX_SLICES = 32
+BANK = 16_384  # the most pairs that a bank of neighbours holds
+
+
+class Sample(NamedTuple):
+    """Features of the sampled pairs, batch after batch."""
+
+    images: Tensor  # [N, d_x] float16 or float32
+    texts: Tensor  # [N, d_t]
+    fold: Tensor  # [N] int16
+    sizes: list[int]  # pairs of each batch; batches are consecutive rows
+
+    def batches(self, repeat: int = 0) -> list[Tensor]:
+        """The rows of each batch. Repeat 0 has the batches of the fit; other repeats shuffle all pairs into the same sizes."""
+        rows = permutation(len(self.fold), "repeat", repeat) if repeat else torch.arange(len(self.fold))
+        return list(rows.split(self.sizes))
+
+    def places(self, repeats: int) -> list[tuple[Tensor, ...]]:
+        """For each batch of the sample, its rows in every repeat. Slices are groups of these."""
+        return list(zip(*(self.batches(repeat) for repeat in range(repeats)), strict=True))
+
+    def partners(self) -> Tensor:
+        """[N] A fixed-point-free permutation within each fold: pair n receives the caption of `partners[n]` in a planted swap.
+
+        A pair that is alone in its fold keeps its caption.
+        """
+        partner = torch.arange(len(self.fold))
+        for f in self.fold.unique().tolist():
+            mine = (self.fold == f).nonzero()[:, 0]
+            order = mine[permutation(len(mine), "partners", f)]
+            partner[order] = order.roll(1)
+        return partner
+
+    def features(self, images: Tensor, texts: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Float32 image features at rows `images` and text features at rows `texts`, on a device."""
+        return self.images[images].float().to(device), self.texts[texts].float().to(device)
+
+
+class LinearSystem(NamedTuple):
+    """One linear system: the heads at which the curvature is taken, and the pairs that it is summed over."""
+
+    heads: int  # position in the list of heads that the slices hold
+    without_fold: int  # the fold whose pairs are left out of the curvature; -1 leaves out none
+
+
+class Shared(NamedTuple):
+    """The objects that every process with slices holds in full."""
+
+    sample: Sample
+    heads: list[Heads]  # all fitted heads; methods refer to them by position
+    checkpoint: Heads  # the model's own heads
+    loss: Loss  # the loss that the heads were fitted to
+    bank: Bank
+
+
+class _Slice(NamedTuple):
+    """One slice: some batches of the sample."""
+
+    first: list[Tensor]  # rows of its batches in the fit
+    repeated: list[Tensor]  # rows of its batches in all repeats
+    rows: Tensor  # [M] of its pairs
+    embedded: list[Embedded]  # its pairs under every set of heads
+
+
+class Slices:
+    """Some slices of the sample, embedded under every set of heads.
+
+    Args:
+        shared: the sample and the heads.
+        slices: for each slice, the places of its batches, see `Sample.places`.
+        device: where to compute.
+    """
+
+    def __init__(self, shared: Shared, slices: list[list[tuple[Tensor, ...]]], device: torch.device):
+        self.sample, self.loss, self.device = shared.sample, shared.loss, device
+        self.heads = [h.to(device) for h in shared.heads]
+        self.checkpoint, self.bank = shared.checkpoint.to(device), shared.bank.to(device)
+        self.partners = self.sample.partners()
+        self.slices = [self._slice(places) for places in slices]
+
+    def products(self, at: int, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
+        """Gauss-Newton products [n, P] of one slice: vector i is multiplied by the curvature of system i."""
+        out = torch.empty_like(vectors)
+        fold = self.sample.fold[self.slices[at].rows]
+        for system in dict.fromkeys(systems):
+            mine = [i for i, s in enumerate(systems) if s == system]
+            pairs = self.slices[at].embedded[system.heads]
+            kept = [rows[fold[rows] != system.without_fold] for rows in consecutive(self.slices[at].first)]
+            batches = (pairs.take(rows.to(self.device)) for rows in kept)
+            moved = vectors[mine].to(self.device)
+            out[mine] = gauss_newton_product(self.heads[system.heads], batches, moved, self.loss).cpu()
+        return out
+
+    def influence(self, at: int, heads: int, directions: Tensor) -> Tensor:
+        """Influence [n, M] of one slice's pairs on n directions, in the batches of the fit."""
+        scores = self._score(self.slices[at].embedded[heads], heads, self.slices[at].first, directions)
+        return (scores.positive + scores.negative).cpu()
+
+    def held_out_influence(self, at: int, heads: int, directions: Tensor, fold: int, plant: bool) -> tuple[Tensor, Tensor]:
+        """Influence of one fold's pairs in the batches of all repeats.
+
+        Args:
+            at: position of the slice.
+            heads: position of heads that were fitted without the fold.
+            directions: [n, P].
+            fold: the fold whose pairs are scored.
+            plant: give the fold's pairs the captions of their partners.
+
+        Returns:
+            [M] rows of the sample, each once for every repeat, and their influence [M, n].
+        """
+        rows, images, texts, mine = self._with_plants(at, fold, plant)
+        scores = self._score(embed(self.heads[heads], images, texts), heads, self.slices[at].repeated, directions)
+        return rows[mine], (scores.positive + scores.negative).T.cpu()[mine]
+
+    def held_out_scores(
+        self, at: int, scores: list[PairScore], heads: list[int], fold: int, plant: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of one fold's pairs under heads that were fitted without the fold, in the batches of all repeats.
+
+        Args:
+            at: position of the slice.
+            scores: E scores that depend on fitted heads (`of_fold`).
+            heads: positions of the fitted heads, one for each seed.
+            fold: the fold whose pairs are scored.
+            plant: give the fold's pairs the captions of their partners.
+
+        Returns:
+            [M] rows of the sample, each once for every repeat, and their scores [M, E].
+        """
+        rows, images, texts, mine = self._with_plants(at, fold, plant)
+        pairs = self._pairs(rows, images, texts, self.slices[at].repeated, [self.heads[h] for h in heads])
+        return rows[mine], torch.stack([s.values(pairs).cpu() for s in scores], 1)[mine]
+
+    def scores(self, at: int, scores: list[PairScore], plant: bool) -> Tensor:
+        """Scores [M, E] that do not depend on fitted heads, of one slice's pairs in the batches of the fit.
+
+        With `plant`, every pair has the caption of its partner.
+        """
+        rows = self.slices[at].rows
+        features = self.sample.features(rows, self.partners[rows] if plant else rows, self.device)
+        pairs = self._pairs(rows, *features, self.slices[at].first, [])
+        return torch.stack([s.values(pairs).cpu() for s in scores], 1)
+
+    def _slice(self, places: list[tuple[Tensor, ...]]) -> _Slice:
+        first = [place[0] for place in places]
+        rows = torch.cat(first)
+        embedded = [embed(heads, *self.sample.features(rows, rows, self.device)) for heads in self.heads]
+        return _Slice(first, [batch for place in places for batch in place], rows, embedded)
+
+    def _with_plants(self, at: int, fold: int, plant: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A slice's rows in all repeats, their image and text features, and a mask [rows] of those in the fold."""
+        rows = torch.cat(self.slices[at].repeated)
+        mine = self.sample.fold[rows] == fold
+        texts = torch.where(mine, self.partners[rows], rows) if plant else rows
+        return rows, *self.sample.features(rows, texts, self.device), mine
+
+    def _pairs(self, rows: Tensor, images: Tensor, texts: Tensor, batches: list[Tensor], fitted: list[Heads]) -> HeldOutPairs:
+        together = [r.to(self.device) for r in consecutive(batches)]
+        fold = self.sample.fold[rows].to(self.device)
+        return HeldOutPairs(images, texts, fold, together, self.checkpoint, fitted, self.loss, self.bank)
+
+    def _score(self, pairs: Embedded, heads: int, batches: list[Tensor], directions: Tensor) -> PairScores:
+        rows = [r.to(self.device) for r in consecutive(batches)]
+        return score(self.heads[heads], pairs, rows, directions.to(self.device), self.loss)
+
+
+class SampleSystem(ABC):
+    """All slices of a sample: calls them and sums or joins their results.
+
+    Args:
+        sample: the whole sample.
+        repeats: number of batch permutations that scores are averaged over.
+        fitted: the heads that the slices hold, in the order of `FittedHeads.every`.
+    """
+
+    def __init__(self, sample: Sample, repeats: int, fitted: FittedHeads):
+        self.sample, self.pairs, self.repeats = sample, len(sample.fold), repeats
+        self.folds, self.path, self.checkpoints = len(fitted.folds), len(fitted.path), len(fitted.path)
+        self.seeds = len(fitted.folds[0]) // self.checkpoints
+
+    @abstractmethod
+    def each(self, method: str, *arguments: Any) -> Iterator[Any]:
+        """What a method of `Slices` returns for each slice, in their order."""
+
+    def product(self, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
+        """H vectors [n, P] of every system, summed over the slices in their order."""
+        total = torch.zeros_like(vectors)
+        for part in self.each("products", systems, vectors):
+            total += part
+        return total
+
+    def krylov(self, systems: list[LinearSystem], gradients: Tensor, steps: int) -> KrylovSpaces:
+        """Krylov spaces of all systems together; gradients [n, P]."""
+        return krylov(lambda vectors: self.product(systems, vectors), gradients, steps)
+
+    def influence(self, heads: int, directions: Tensor) -> Tensor:
+        """[n, N] influence of every sampled pair on n directions, under one set of heads."""
+        return torch.cat(list(self.each("influence", heads, directions)), 1)
+
+    def held_out_influence(self, directions: Tensor, plant: bool = False) -> Tensor:
+        """Cross-fitted influence [n, N] of every sampled pair, mean over seeds, checkpoints and repeats.
+
+        Each pair is scored by heads fitted without its fold. The score table averages over the same number of repeats.
+
+        Args:
+            directions: [K, fits, n, P].
+            plant: score planted swaps: each pair has the caption of its partner in the same fold, see `Sample.partners`.
+        """
+        folds, fits, count, _ = directions.shape
+        sums = torch.zeros(self.pairs, count)
+        for f in range(folds):
+            for s in range(fits):
+                arguments = (self.path + f * fits + s, directions[f, s], f, plant)
+                for rows, values in self.each("held_out_influence", *arguments):
+                    sums.index_add_(0, rows, values / (fits * self.repeats))
+        return sums.T.contiguous()
+
+    def scores(self, scores: list[PairScore], plant: bool = False) -> Tensor:
+        """Cross-fitted scores [E, N] of every sampled pair, under the fitted heads.
+
+        Args:
+            scores: E scores.
+            plant: see `held_out_influence`.
+        """
+        out = torch.zeros(len(scores), self.pairs)
+        of_fold = [i for i, s in enumerate(scores) if s.of_fold]
+        others = [i for i, s in enumerate(scores) if not s.of_fold]
+        if others:
+            out[others] = torch.cat(list(self.each("scores", [scores[i] for i in others], plant))).T
+        if of_fold:
+            sums = torch.zeros(self.pairs, len(of_fold))
+            for f in range(self.folds):
+                ends = [self.path + (f * self.seeds + s + 1) * self.checkpoints - 1 for s in range(self.seeds)]
+                for rows, values in self.each("held_out_scores", [scores[i] for i in of_fold], ends, f, plant):
+                    sums.index_add_(0, rows, values / self.repeats)
+            out[of_fold] = sums.T
+        return out
+
+
+class LocalSystem(SampleSystem):
+    """All slices in this process; arguments are those of `Slices` and `SampleSystem`."""
+
+    def __init__(self, fitted: FittedHeads, shared: Shared, repeats: int):
+        super().__init__(shared.sample, repeats, fitted)
+        self.slices = Slices(shared, sliced(shared.sample.places(repeats)), fitted.full.image.device)
+
+    def each(self, method: str, *arguments: Any) -> Iterator[Any]:
+        """What a method of `Slices` returns for each slice, in their order."""
+        return (getattr(self.slices, method)(at, *arguments) for at in range(len(self.slices.slices)))
+
+
+def sample_bank(sample: Sample, checkpoint: Heads, seed: int) -> Bank:
+    """A bank of all sampled pairs, or of BANK random ones if there are more; `checkpoint` are the model's own heads."""
+    rows = permutation(len(sample.fold), "bank", seed)[:BANK].sort().values
+    return build_bank(*sample.features(rows, rows, torch.device("cpu")), sample.fold[rows], checkpoint)
+
+
+def gather_evidence(system: SampleSystem, scores: list[PairScore], bank: Bank) -> Evidence:
+    """The evidence that misalignment is learned from, without the influence on targets.
+
+    Args:
+        system: the sample.
+        scores: E scores that count as evidence.
+        bank: the bank that the slices hold.
+    """
+    sample = system.sample
+    swapped = (sample.texts != sample.texts[sample.partners()]).any(1)  # swapping equal captions changes nothing
+    return Evidence(system.scores(scores), system.scores(scores, plant=True), swapped, bank)
+
+
+def sliced(items: list[Any]) -> list[list[Any]]:
+    """Cut a list, in order, into at most MAX_SLICES parts of about the same size."""
+    count = min(MAX_SLICES, len(items))
+    return [items[i * len(items) // count : (i + 1) * len(items) // count] for i in range(count)]
+
+
+def consecutive(batches: list[Tensor]) -> list[Tensor]:
+    """For each batch, the positions of its rows in the concatenation of all batches."""
+    return list(torch.arange(sum(map(len, batches))).split([len(b) for b in batches]))

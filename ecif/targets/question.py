@@ -1,0 +1,90 @@
+"""A target's question: its loss, with its pairs dealt into halves and batches."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ecif.heads import Heads, embed
+from ecif.permutation import permutation
+from ecif.targets.contract import TargetLoss
+from ecif.targets.coverage import coverage
+
+CALIBRATION_GROUPS = 8  # calibration predicts the loss of this many parts of a target separately
+COVERED_CAPTIONS = 1024  # coverage is measured on this many distinct captions of the corpus
+
+
+class Question(NamedTuple):
+    """A target with its pairs dealt into two halves, and each half into batches."""
+
+    name: str
+    loss: TargetLoss
+    halves: list[list[Tensor]]  # two lists of batches; a batch is the rows of the target that share a softmax in its loss
+
+    @property
+    def batches(self) -> list[Tensor]:
+        """The batches of both halves."""
+        return [batch for half in self.halves for batch in half]
+
+    @property
+    def groups(self) -> list[list[Tensor]]:
+        """The batches in up to CALIBRATION_GROUPS parts of about the same size."""
+        batches = self.batches
+        count = min(CALIBRATION_GROUPS, len(batches))
+        return [batches[i::count] for i in range(count)]
+
+    def gradient(self, heads: Heads, batches: list[Tensor] | None = None) -> Tensor:
+        """Gradient [P] of the loss on some of the target's batches, by default on all.
+
+        Raises:
+            ValueError: the gradient is zero, so that no small change of the heads can improve the target.
+        """
+        found = self.loss.gradient(heads, self.batches if batches is None else batches)
+        if not found.any():
+            raise ValueError(f"target {self.name}: its loss {self.loss.name} has no gradient, nothing is left to improve")
+        return found
+
+    def group_losses(self, heads: Heads) -> Tensor:
+        """[G] the loss of each calibration group under some heads."""
+        return torch.stack([self.loss.value(heads, group) for group in self.groups])
+
+    def mean_loss(self, heads: Heads, rows: Tensor | None = None) -> float:
+        """Mean loss of the pairs at `rows`, by default of all pairs, in one batch; to compare models by."""
+        rows = torch.cat(self.batches).sort().values if rows is None else rows
+        return self.loss.mean(heads, rows)
+
+
+def deal(name: str, loss: TargetLoss, batch: int, seed: int) -> Question:
+    """Deal a target's pairs into two halves, and each half into batches.
+
+    Args:
+        name: name of the target, part of the permutation's key.
+        loss: the loss on its pairs.
+        batch: number of pairs that share a softmax. A last batch smaller than half of that joins the one before it.
+        seed: of the permutation.
+    """
+    order = permutation(len(loss.captions()), "target", name, seed)
+    return Question(name, loss, [_batches(half, batch) for half in order.tensor_split(2)])
+
+
+def coverage_of(question: Question, heads: Heads, texts: Tensor, seed: int) -> float:
+    """The share, 0 to 1, of the sample's captions that a target covers, see `ecif.targets.coverage`.
+
+    Args:
+        question: the target.
+        heads: the heads that captions are embedded with.
+        texts: [N, d_t] text features of the sample.
+        seed: of the choice of COVERED_CAPTIONS distinct captions.
+    """
+    captions = texts.float().unique(dim=0)
+    chosen = captions[permutation(len(captions), "coverage", seed)[:COVERED_CAPTIONS]]
+    no_image = heads.image.new_zeros(0, heads.image.shape[0])
+    of_corpus, of_target = (embed(heads, no_image, part).u for part in (chosen, question.loss.captions()))
+    return coverage(of_corpus, of_target)
+
+
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    parts = list(order.split(size))
+    if len(parts) > 1 and (2 * len(parts[-1]) < size or len(parts[-1]) < 2):
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts

@@ -1,0 +1,103 @@
+"""A finished run: its record (run.json) and its columns."""
+
+import io
+import json
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ecif import __version__
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.errors import RunError, UserError
+from pipeline.run_folder import tables
+from pipeline.run_folder.artifacts import Artifacts
+from pipeline.run_folder.columns import IDENTITY
+
+LATEST = "latest"  # folder of the columns of the run that finished last
+
+
+class Checkpoint(NamedTuple):
+    """The record of one checkpoint of the model."""
+
+    features: str  # fingerprint of the corpus's features
+    names: dict[str, str]  # see `run_folder.artifacts.names`
+    targets: dict[str, Any]  # by target: the damping, its agreement with refits, coverage, residual, the chosen filter
+
+    def artifacts(self, folder: str) -> Artifacts:
+        """Where its objects are. The content of shards, which names of tables need, is left out."""
+        return Artifacts(folder, self.names, {})
+
+
+class Finished(NamedTuple):
+    """The run that finished last in a folder."""
+
+    folder: str
+    config: Config
+    id: str  # fingerprint of everything that its columns are a function of
+    checkpoints: list[Checkpoint]
+
+    @property
+    def table(self) -> str:
+        """Folder of the columns of the run that finished last, with one Parquet file for each shard."""
+        return storage.join(self.folder, LATEST)
+
+    def scores(self, columns: list[str] | None = None) -> pa.Table:
+        """The columns of every pair, shard after shard in the order of their names.
+
+        Args:
+            columns: names of columns; all by default.
+
+        Raises:
+            UserError: a column does not exist, or the folder holds no table.
+            RunError: the tables are of two runs, because another run is replacing them.
+        """
+        shards = storage.listing(self.table, ".parquet")
+        if not shards:
+            raise UserError(f"{self.table} holds no columns: the same `ecif run` writes them")
+        schema = pq.read_schema(io.BytesIO(storage.read_bytes(shards[0].url)))
+        for column in columns or []:
+            if column not in schema.names:
+                known = ", ".join(name for name in schema.names if name not in IDENTITY)
+                raise UserError(f"no column {column!r} in {self.table}: there are {known}")
+        parts = []
+        for shard in shards:
+            part = pq.read_table(io.BytesIO(storage.read_bytes(shard.url)), columns=columns)
+            if tables.run_of(part.schema)[0] != tables.run_of(schema)[0]:
+                raise RunError(f"{self.table}: columns of two runs; wait until the run that writes them has finished")
+            parts.append(part)
+        return pa.concat_tables(parts)
+
+
+def open_run(folder: str) -> Finished:
+    """The run that finished last in a folder.
+
+    Raises:
+        UserError: no finished run there, or one of another version.
+    """
+    url = storage.join(folder, "run.json")
+    try:
+        facts = json.loads(storage.read_bytes(url))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no finished run there (no run.json)") from None
+    except ValueError:
+        raise UserError(f"{url} is not JSON: `ecif run` writes it anew") from None
+    if "checkpoints" not in facts:
+        raise UserError(f"{folder}: made by an older version of ecif; `ecif run` computes it anew beside what is there")
+    try:
+        config = Config.model_validate(facts["config"] | {"run": folder})
+        return Finished(folder, config, facts["id"], [Checkpoint(**one) for one in facts["checkpoints"]])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{url} is of no run of version {__version__}: {' '.join(str(error).split())[:200]}") from None
+
+
+def write_finished(finished: Finished) -> None:
+    """Write run.json. It is the last object that a run writes."""
+    facts = {
+        "version": __version__,
+        "config": finished.config.model_dump(mode="json"),
+        "id": finished.id,
+        "checkpoints": [one._asdict() for one in finished.checkpoints],
+    }
+    storage.write_bytes(storage.join(finished.folder, "run.json"), tables.json_bytes(facts))

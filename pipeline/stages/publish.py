@@ -1,0 +1,176 @@
+"""Stage `publish`: one table of columns for each shard, in the folder that always holds the newest columns.
+
+Misalignment and the filters are functions of a pair's other columns, so they are computed here. If the model has several
+checkpoints, each of them scores the pairs with its own features, heads and directions. The table holds the mean over the
+checkpoints. The mean of `influence_*` is the mean of the predicted changes of the target's loss.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ecif.columns.misalignment import Misalignment
+from ecif.filter_choice import ChosenFilter
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.corpus import sidecar
+from pipeline.errors import RunError
+from pipeline.run_folder import tables, tensors
+from pipeline.run_folder.artifacts import Artifacts, fingerprint
+from pipeline.run_folder.columns import IDENTITY, columns, evidence_scores, requested_columns
+from pipeline.run_folder.dataset import Dataset, in_folder
+from pipeline.run_folder.finished import LATEST
+from pipeline.workers.cluster import Resources, device
+from pipeline.workers.progress import Stage
+from pipeline.workers.shards import as_tasks
+
+
+class Publication(NamedTuple):
+    """Everything that the published columns depend on."""
+
+    config: Config
+    checkpoints: list[Artifacts]
+    sidecars: sidecar.Sidecars | None
+
+    @property
+    def run(self) -> str:
+        """Fingerprint of what the columns of all shards depend on."""
+        return fingerprint([artifacts.names["scores"] for artifacts in self.checkpoints])
+
+    def of_shard(self, shard: str) -> str:
+        """Fingerprint of what the columns of one shard depend on beside that."""
+        beside = self.sidecars.found.get(shard) if self.sidecars and self.config.corpus.sidecar else None
+        return fingerprint(
+            [artifacts.shards[shard] for artifacts in self.checkpoints], [beside.size, beside.etag] if beside else None
+        )
+
+    def id(self) -> str:
+        """Fingerprint of all columns of all shards."""
+        return fingerprint(self.run, {shard: self.of_shard(shard) for shard in self.checkpoints[0].shards})
+
+    def url(self, shard: str) -> str:
+        """URL of a shard's table."""
+        return storage.join(self.config.run, LATEST, f"{shard}.parquet")
+
+    def listed(self) -> set[str]:
+        """The shards that have a table in the folder."""
+        return set(in_folder(storage.join(self.config.run, LATEST), ".parquet"))
+
+    def written(self) -> dict[str, str]:
+        """For each shard whose table is of this run, the fingerprint of the shard, as the table says."""
+        there = sorted(self.listed())
+        said = zip(there, storage.in_threads(lambda shard: tables.read_run(self.url(shard)), there), strict=True)
+        return {shard: of_shard for shard, (run, of_shard) in said if run == self.run}
+
+
+def publish(publication: Publication, corpus: Dataset, resources: Resources) -> None:
+    """Write every table that is missing or out of date, and remove the tables of shards that are gone.
+
+    Raises:
+        RunError: the checkpoints scored different pairs of a shard: a pair may give `non_finite_features` under one of them and
+            not under the others.
+    """
+    pairs = {shard: a.embedded for shard, a in corpus.accounting().items() if a.embedded}
+    if any(artifacts.shards.keys() != pairs.keys() for artifacts in publication.checkpoints):
+        raise RunError("the checkpoints scored different pairs; see the quarantine tables of each")
+    written = publication.written()
+    todo = [shard for shard in pairs if written.get(shard) != publication.of_shard(shard)]
+    total = sum(pairs.values())
+    with Stage("publish", total, total - sum(pairs[shard] for shard in todo)) as progress:
+        for shard in publication.listed() - pairs.keys():
+            storage.delete(publication.url(shard))
+        if todo:
+            shards = as_tasks([{"shard": shard} for shard in todo]).map(
+                PublishShard,
+                fn_constructor_args=(publication,),
+                compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(todo))),
+                **resources.reader,
+            )
+            for row in shards.iter_rows():
+                if not row["same"]:
+                    raise RunError(f"{row['shard']}: the checkpoints scored different pairs; see the quarantine tables of each")
+                progress.advance(pairs[row["shard"]])
+
+
+class PublishShard:
+    """Actor: the table of a shard, written as one Parquet object."""
+
+    def __init__(self, publication: Publication):
+        device()  # sums in one thread
+        self.publication, self.columns = publication, columns(publication.config)
+        self.of_checkpoints = [_OfCheckpoint(publication.config, artifacts) for artifacts in publication.checkpoints]
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write the columns of one shard, if all checkpoints scored the same pairs."""
+        shard, publication = row["shard"], self.publication
+        each = [of_checkpoint(shard) for of_checkpoint in self.of_checkpoints]
+        first = each[0][0]
+        if any(not first.equals(identity) for identity, _ in each):
+            return {"shard": shard, "same": False}
+        means = {column.name: _mean([scores[column.name] for _, scores in each]) for column in self.columns}
+        table = tables.scores_table({name: first[name] for name in first.column_names}, means)
+        if publication.sidecars:
+            for name, column in sidecar.columns(publication.sidecars, shard, first["key"].to_pylist()).items():
+                table = table.append_column(name, column)
+        table = tables.described(table, self.columns, publication.run, publication.of_shard(shard))
+        storage.write_bytes(publication.url(shard), tables.parquet_bytes(table))
+        return {"shard": shard, "same": True}
+
+
+class _OfCheckpoint:
+    """The columns of a shard, computed with one checkpoint."""
+
+    def __init__(self, config: Config, artifacts: Artifacts):
+        self.config, self.artifacts = config, artifacts
+        self.misalignment = tensors.load(artifacts.url("misalignment"), Misalignment)
+        targets = config.targets if config.filter else []
+        self.filters = {name: tensors.load(artifacts.url(f"filter/{name}"), ChosenFilter) for name in targets}
+
+    def __call__(self, shard: str) -> tuple[pa.Table, dict[str, Tensor]]:
+        """Identities and scores of a shard's pairs."""
+        config = self.config
+        pairs = self._table("pairs", shard)
+        scores = {kind.name: _column(pairs, kind.name) for kind in evidence_scores(config)}
+        evidence = torch.stack(list(scores.values()), 1)
+        moved = {name: self._parts(f"influence/{name}", shard) for name in config.targets}
+        # Misalignment and filters were learned from the heads' first-order influence on the sample, so they take the same here.
+        influence = {name: parts["positive"] + parts["negative"] for name, parts in moved.items()}
+        together = torch.cat([evidence, torch.stack(list(influence.values()), 1)], 1)
+        scores["misalignment"] = self.misalignment.probability(together).float()
+        for name, chosen in self.filters.items():
+            scores[f"filter_{name}"] = chosen.scores(evidence, influence[name])
+        if config.score.order == 2:
+            corrections = {name: self._parts(f"correction/{name}", shard) for name in config.targets}
+            scores["leverage"] = torch.stack([parts["leverage"] for parts in corrections.values()]).amax(0)
+            moved = {n: {p: moved[n][p] + corrections[n][p] for p in ("positive", "negative")} for n in moved}
+        if config.scoring.mode == "forward":
+            moved = {name: self._parts(f"forward_influence/{name}", shard) for name in config.targets}
+        for name, parts in moved.items():
+            scores[f"influence_positive_{name}"], scores[f"influence_negative_{name}"] = parts["positive"], parts["negative"]
+            scores[f"influence_{name}"] = parts["positive"] + parts["negative"]
+        for column in requested_columns(config):
+            scores[column.name] = self._parts(f"column/{column.name}", shard)[column.name]
+        return pairs.select(list(IDENTITY)), scores
+
+    def _table(self, key: str, shard: str) -> pa.Table:
+        return tables.read_table(self.artifacts.table(key, shard))
+
+    def _parts(self, key: str, shard: str) -> dict[str, Tensor]:
+        table = self._table(key, shard)
+        return {name: _column(table, name) for name in table.column_names if name != "index"}
+
+
+def _column(table: pa.Table, name: str) -> Tensor:
+    return torch.tensor(table[name].to_numpy())
+
+
+def _mean(of_checkpoints: list[Tensor]) -> NDArray[np.float32]:
+    """[N] mean of a column over the checkpoints."""
+    if len(of_checkpoints) == 1:
+        return of_checkpoints[0].numpy()
+    return torch.stack(of_checkpoints).double().mean(0).float().numpy()

@@ -1,0 +1,126 @@
+"""A target asks one question wherever it is asked: of refits, of the direction, of the judge."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ecif.heads import Heads
+from ecif.targets import Contrastive, RetrievalMargin, TargetLoss, ZeroShot
+from ecif.targets.question import CALIBRATION_GROUPS, COVERED_CAPTIONS, Question, coverage_of, deal
+
+G = torch.Generator().manual_seed(0)
+HEADS = Heads(torch.randn(8, 4, generator=G), torch.randn(6, 4, generator=G), 5.0)
+PAIRS = 23
+
+
+def unit(*shape: int) -> Tensor:
+    return normalize(torch.randn(*shape, generator=G), dim=-1)
+
+
+IMAGES, TEXTS, LABELS, PROMPTS = unit(PAIRS, 8), unit(PAIRS, 6), torch.arange(PAIRS) % 3, unit(3, 2, 6)
+LOSSES = {
+    "contrastive": Contrastive(IMAGES, TEXTS),
+    "contrastive, calibrated": Contrastive(IMAGES, TEXTS, calibrated=True),
+    "retrieval margin": RetrievalMargin(IMAGES, TEXTS, 0.3),
+    "zero-shot": ZeroShot(IMAGES, LABELS, PROMPTS),
+    "zero-shot, calibrated": ZeroShot(IMAGES, LABELS, PROMPTS, calibrated=True),
+}
+
+
+def ask(loss: TargetLoss = LOSSES["contrastive"], batch: int = 5, seed: int = 0) -> Question:
+    return deal("a", loss, batch, seed)
+
+
+def of_size(pairs: int) -> Contrastive:
+    return Contrastive(unit(pairs, 8), unit(pairs, 6))
+
+
+def test_two_halves_share_no_pair_and_are_the_whole_target():
+    question = ask()
+    halves = [torch.cat(half) for half in question.halves]
+    assert sorted(torch.cat(halves).tolist()) == list(range(PAIRS))
+    assert abs(len(halves[0]) - len(halves[1])) <= 1
+    whole, parts = question.gradient(HEADS), [question.gradient(HEADS, half) for half in question.halves]
+    assert torch.allclose(parts[0] + parts[1], whole, atol=1e-4 * whole.norm())
+
+
+@pytest.mark.parametrize(
+    ("pairs", "batch", "sizes"),
+    [(23, 5, [[5, 7], [5, 6]]), (40, 5, [[5] * 4] * 2), (4, 50, [[2], [2]]), (14, 2, [[2, 2, 3]] * 2)],
+)
+def test_a_half_is_dealt_into_batches_and_a_small_last_one_joins_the_one_before_it(pairs, batch, sizes):
+    question = ask(of_size(pairs), batch)
+    assert [[len(rows) for rows in half] for half in question.halves] == sizes
+
+
+def test_a_deal_depends_on_name_and_seed_alone():
+    dealt = lambda question: [rows.tolist() for rows in question.batches]  # noqa: E731
+    assert dealt(ask()) == dealt(ask(LOSSES["retrieval margin"]))
+    assert dealt(ask()) != dealt(ask(seed=1))
+    assert dealt(ask()) != dealt(deal("b", LOSSES["contrastive"], 5, 0))
+
+
+@pytest.mark.parametrize(("pairs", "groups"), [(23, 4), (200, CALIBRATION_GROUPS)])
+def test_groups_are_the_batches_in_a_few_parts_of_about_the_same_size(pairs, groups):
+    question = ask(of_size(pairs))
+    assert len(question.groups) == groups
+    assert max(map(len, question.groups)) - min(map(len, question.groups)) <= 1
+    dealt = sorted(rows.tolist() for group in question.groups for rows in group)
+    assert dealt == sorted(rows.tolist() for rows in question.batches)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_losses_of_refits_move_along_the_gradients_of_their_groups(name):
+    question, step = ask(LOSSES[name]), 1e-2
+    for i, group in enumerate(question.groups):
+        along = question.gradient(HEADS, group)
+        image, text = HEADS.split(along / along.norm() * step)
+        ends = [Heads(HEADS.image + s * image, HEADS.text + s * text, 5.0) for s in (1, -1)]
+        ahead, behind = (question.group_losses(heads)[i] for heads in ends)
+        assert ((ahead - behind) / (2 * step)).item() == pytest.approx(along.norm().item(), rel=0.05)
+
+
+def test_models_are_compared_at_their_best_temperature():
+    question, warmer = ask(LOSSES["zero-shot"]), HEADS._replace(logit_scale=10.0)
+    assert question.mean_loss(warmer) == pytest.approx(question.mean_loss(HEADS), rel=0.05)
+    assert question.group_losses(warmer).sum() > 1.2 * question.group_losses(HEADS).sum()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_half_is_judged_by_its_own_pairs(name):
+    rows = torch.cat(ask().halves[0])
+    own = {
+        "contrastive": Contrastive(IMAGES[rows], TEXTS[rows]),
+        "retrieval margin": RetrievalMargin(IMAGES[rows], TEXTS[rows], 0.3),
+        "zero-shot": ZeroShot(IMAGES[rows], LABELS[rows], PROMPTS),
+    }[name.partition(",")[0]]
+    alone = ask(own).mean_loss(HEADS)
+    assert ask(LOSSES[name]).mean_loss(HEADS, rows) == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_target_with_nothing_left_to_improve_is_named():
+    right = RetrievalMargin(torch.eye(6, 8), torch.eye(6), 1e-6)
+    with pytest.raises(ValueError, match="target a: its loss retrieval_margin has no gradient"):
+        ask(right).gradient(Heads(torch.eye(8, 6), torch.eye(6), 5.0))
+
+
+def test_coverage_counts_distinct_captions():
+    """Many copies of a caption are one thing that the corpus is about."""
+    captions = unit(40, 6)
+    often = torch.cat([captions, captions[[3] * 50]])
+    assert 0 < coverage_of(ask(), HEADS, captions, 0) == coverage_of(ask(), HEADS, often, 0) < 1
+
+
+def test_coverage_of_a_large_corpus_is_estimated_from_some_of_its_captions():
+    captions, question = unit(4 * COVERED_CAPTIONS, 6), ask(of_size(300))
+    some = coverage_of(question, HEADS, captions, 0)
+    assert some == coverage_of(question, HEADS, captions.flip(0), 0), "whatever their order"
+    others = coverage_of(question, HEADS, captions, 1)
+    assert some != others
+    assert some == pytest.approx(others, abs=0.1)
+
+
+def test_a_labelled_target_asks_about_the_first_prompt_of_every_image_s_class():
+    assert torch.equal(LOSSES["zero-shot"].captions(), torch.stack([PROMPTS[label, 0] for label in LABELS]))
+    assert torch.equal(LOSSES["retrieval margin"].captions(), TEXTS)
