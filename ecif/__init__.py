@@ -1,7 +1,7 @@
 """Influence functions for contrastive (CLIP) training: tensors in, tensors out.
 
-One sign everywhere: influence is the predicted change of the target loss if the pair is removed.
-Above 0 the pair helps the target, below 0 it harms it. Method: ECIF, arXiv 2411.11667.
+Influence has one sign everywhere: it is the predicted change of the target loss if the pair is removed. Above 0 the pair helps
+the target, below 0 it harms it. The method is ECIF (arXiv 2411.11667).
 """
 
 from ecif.attribute import Settings, attribute

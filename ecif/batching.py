@@ -1,4 +1,4 @@
-"""Which pairs share a softmax, and which pairs are left out of a fit together: pure functions of names, counts and a seed."""
+"""Batches, whose pairs share a softmax, and folds, which fits leave out: pure functions of names, counts and a seed."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -11,13 +11,13 @@ from ecif.registry import Kind
 
 
 class Batching(Kind, ABC):
-    """Which of a shard's pairs share a softmax.
+    """A rule that forms batches of a shard's pairs. The pairs of a batch share a softmax.
 
-    Batches are formed within a shard, so that everything that is computed for a shard is a pure function of the shard.
+    Batches are formed within a shard, so that the results for a shard do not depend on which other shards there are.
 
     Args:
-        size: pairs of a batch.
-        seed: of the run.
+        size: number of pairs in a batch.
+        seed: seed of the run.
     """
 
     def __init__(self, size: int, seed: int):
@@ -25,7 +25,7 @@ class Batching(Kind, ABC):
 
     @abstractmethod
     def of(self, shard: str, pairs: int, repeat: int = 0) -> list[Tensor]:
-        """The batches of a shard in one repeat, int64: every number from 0 to `pairs` - 1 once."""
+        """The batches of a shard in one repeat, int64: every row from 0 to `pairs` - 1 is in one batch."""
 
 
 class Shuffled(Batching, name="shuffled"):
@@ -43,15 +43,15 @@ class Shuffled(Batching, name="shuffled"):
 
 
 def choose_batches(pairs: dict[str, int], batches: Batching, limit: int) -> dict[str, list[int]]:
-    """The batches of a corpus to sample: those of smallest hash while they fit, at least one.
+    """Sample batches of a corpus: those with the smallest hashes until `limit` pairs are reached, and at least one.
 
     Args:
-        pairs: usable pairs of each shard, by its name.
-        batches: how they fall into batches.
-        limit: pairs to sample.
+        pairs: number of usable pairs of each shard, by the shard's name.
+        batches: the rule that forms batches.
+        limit: the most pairs to sample.
 
     Returns:
-        By shard, the numbers of the chosen batches in order; shards without one are left out.
+        By shard, the numbers of its chosen batches in order. Shards without a chosen batch are left out.
     """
     candidates = []
     for shard, count in pairs.items():
@@ -69,6 +69,6 @@ def choose_batches(pairs: dict[str, int], batches: Batching, limit: int) -> dict
 
 
 def folds(uids: list[str], count: int, seed: int) -> Tensor:
-    """[N] int16, the fold of each pair by hash of its identity: the same pair is in the same fold in every shard and run."""
+    """[N] int16: the fold of each pair, by a hash of its uid and the seed. It is the same in every shard and run."""
     digest = (hashlib.blake2b(f"{seed} {uid}".encode(), digest_size=8).digest() for uid in uids)
     return torch.tensor([int.from_bytes(d, "little") % count for d in digest], dtype=torch.int16)

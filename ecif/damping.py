@@ -1,4 +1,4 @@
-"""Choose the damping whose predictions agree best with real refits. It decides as much as the formula does."""
+"""Choose the damping whose predictions agree best with real refits. The damping matters as much as the formula does."""
 
 import math
 
@@ -11,9 +11,9 @@ def choose_damping(influence: Tensor, removed: Tensor, losses: Tensor) -> tuple[
     """The best of a grid of dampings.
 
     Args:
-        influence: [D, G, N] of every pair on each of G parts of a target, for D dampings.
+        influence: [D, G, N] influence of every pair on each of G parts of a target, for D dampings.
         removed: [R, N] bool, the pairs that each refit left out.
-        losses: [R, G] the parts' losses after each refit.
+        losses: [R, G] losses of the parts after each refit.
 
     Returns:
         The position of the best damping in the grid, and the agreement (LDS) of every damping.

@@ -1,4 +1,4 @@
-"""How good scores are, measured against a truth: refits without pairs, pairs known to be misaligned, a test set."""
+"""Measures of how good scores are, against a truth: real refits, pairs known to be misaligned, or a test set."""
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ def ranks(values: Tensor) -> Tensor:
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """Rank correlation along the last dimension; NaN where one side is constant."""
+    """Spearman's rank correlation along the last dimension; NaN if one side is constant."""
     a, b = ranks(a).double(), ranks(b).double()
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
@@ -24,9 +24,9 @@ def linear_datamodeling_score(influence: Tensor, removed: Tensor, losses: Tensor
     """Linear datamodeling score (LDS; TRAK, arXiv 2303.14186): does summed influence rank the outcomes of real refits?
 
     Args:
-        influence: [G, N] of every pair on each of G target groups.
+        influence: [G, N] influence of every pair on each of G target groups.
         removed: [R, N] bool, the pairs that each refit left out.
-        losses: [R, G] the groups' losses after each refit.
+        losses: [R, G] losses of the groups after each refit.
 
     Returns:
         Mean over the groups of the Spearman correlation between predicted and true losses over the R refits.
@@ -43,7 +43,7 @@ def auroc(badness: Tensor, bad: Tensor) -> float:
         bad: [N] bool.
 
     Returns:
-        0 to 1; NaN where all pairs are bad or none is.
+        0 to 1; NaN if all pairs are bad or none is.
     """
     order = badness.double().sort()
     _, inverse, counts = order.values.unique_consecutive(return_inverse=True, return_counts=True)
@@ -59,16 +59,16 @@ def precision_at(badness: Tensor, bad: Tensor, k: int) -> float:
 
 
 def retrieval_recall(heads: Heads, images: Tensor, texts: Tensor, k: int) -> float:
-    """R@k, the share of pairs whose partner is among the k nearest; the mean of text-to-image and image-to-text.
+    """R@k: the share of pairs whose partner is among the k nearest, mean of text-to-image and image-to-text retrieval.
 
     Args:
-        heads: the heads.
+        heads: the heads that pairs are embedded with.
         images: features [N, d_x].
         texts: features [N, d_t]; row n belongs to image n.
         k: how many of the N candidates count as nearest.
 
     Returns:
-        0 to 1. A partner that shares its similarity with others is ranked behind them.
+        0 to 1. A partner with the same similarity as other candidates is ranked behind them.
     """
     similarity = logits(heads, embed(heads, images, texts))
     own = similarity.diagonal()
@@ -82,14 +82,14 @@ def calibrated_loss(
 ) -> float:
     """CLIP's loss per pair, minimised over a few temperatures first.
 
-    The minimum over the temperature is taken so that becoming merely more or less confident does not change the loss: what is
-    left measures ranking, whatever loss the heads were trained with.
+    The minimum over the temperature is taken so that becoming merely more or less confident does not change the loss. The rest
+    measures ranking, also for heads that were trained with another loss.
 
     Args:
-        heads: the heads.
+        heads: the heads that pairs are embedded with.
         images: features [N, d_x].
         texts: features [N, d_t]; row n belongs to image n. All N pairs are one batch.
-        scales: factors of the heads' own logit scale to choose from.
+        scales: candidate factors of the heads' own logit scale.
 
     Returns:
         Nats, in the convention of open_clip's ClipLoss.

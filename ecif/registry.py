@@ -1,11 +1,12 @@
 """Kinds that register themselves: losses, targets, columns, export writers.
 
-A contract is a direct subclass of `Kind`. A subclass of a contract that states a name is found under it:
+A contract is a direct subclass of `Kind`, such as `Loss`. A kind is a subclass of a contract that states a name. It is then
+found under this name:
 
     class Focal(Loss, name="focal"): ...
 
-A configuration names a kind by that name, or a user's own by its dotted path, `my_package.focal:Focal`, which has to be
-importable on every worker.
+A configuration refers to a kind by its name, or to a user's own kind by its dotted path, `my_package.focal:Focal`. The package
+has to be importable on every worker.
 """
 
 from dataclasses import Field, field, fields, is_dataclass
@@ -17,17 +18,17 @@ T = TypeVar("T")
 
 
 class Kind:
-    """What contracts have in common."""
+    """The base class of all contracts."""
 
-    name: ClassVar[str] = ""
-    version: ClassVar[int] = 1  # raise it when the same inputs give other numbers: what was computed with it is then redone
-    kinds: ClassVar[dict[str, Any]] = {}  # of the contract: every kind by its name, in the order of their definition
+    name: ClassVar[str] = ""  # the name in a configuration
+    version: ClassVar[int] = 1  # raise it when the same inputs give other numbers: a run then recomputes its results
+    kinds: ClassVar[dict[str, Any]] = {}  # every kind of the contract by its name, in the order of definition
 
     def __init_subclass__(cls, name: str = "", **options: Any) -> None:
         """Register a named subclass of a contract.
 
         Raises:
-            TypeError: another class has the name.
+            TypeError: another class of the contract has the name.
         """
         super().__init_subclass__(**options)
         if Kind in cls.__bases__:
@@ -41,30 +42,31 @@ class Kind:
 
     @classmethod
     def options(cls) -> list[Field[Any]]:
-        """The fields that a configuration may set: of a kind that is a dataclass, those that its constructor takes."""
+        """The fields that a configuration may set: those of a dataclass that its constructor takes. Other classes have none."""
         return [option for option in fields(cls) if option.init] if is_dataclass(cls) else []
 
 
 def option(default: T, description: str, **bounds: float) -> T:
-    """A field of a kind that is a dataclass. It is a key of the configuration.
+    """A field of a kind that is a dataclass. It becomes a key of the configuration.
 
     Args:
-        default: its value where the configuration does not say.
+        default: its value if the configuration has no such key.
         description: one line, which `ecif config` prints.
-        bounds: `gt`, `ge`, `lt` or `le`, which a value from the configuration has to keep.
+        bounds: `gt`, `ge`, `lt` or `le`: bounds on a value from the configuration.
     """
     return field(default=default, metadata={"description": description, **bounds})
 
 
 def find_kind(contract: type[K], name: str) -> type[K]:
-    """The kind of a contract that a name or a dotted path stands for.
+    """Find a kind of a contract by its name or its dotted path.
 
     Args:
-        contract: such as `Loss`.
+        contract: the contract, such as `Loss`.
         name: a registered name, or `package.module:Class`.
 
     Raises:
-        ValueError: there is no such kind; the message lists those that there are.
+        ValueError: no kind has the name (the message lists all names), or the dotted path can't be imported or names no
+            subclass of the contract.
     """
     what = contract.__name__
     if ":" not in name:

@@ -1,4 +1,4 @@
-"""Bisection on a yes-or-no question: the halvings that the fitted logit bias and the sharpness of `agreement` share."""
+"""Bisection, with which the fit finds the logit bias and `agreement` its sharpness."""
 
 from collections.abc import Callable
 
@@ -7,14 +7,14 @@ def bisect(is_above: Callable[[float], bool], low: float, high: float, halvings:
     """Narrow the bracket of a threshold.
 
     Args:
-        is_above: whether a point lies above the threshold; it is asked for the middle of the bracket only.
-        low: where the bracket starts; taken to lie below the threshold.
-        high: where it ends; taken to lie above.
-        halvings: how often the bracket is halved.
+        is_above: whether a point lies above the threshold. It is called with the middle of the bracket only.
+        low: lower end of the bracket, assumed to lie below the threshold.
+        high: upper end of the bracket, assumed to lie above the threshold.
+        halvings: number of halvings.
 
     Returns:
-        The last bracket (low, high), of width 2^-halvings times the first. Where the threshold lies outside the first bracket,
-        the last one touches the end that is nearest to it.
+        The last bracket (low, high), of width 2^-halvings times the first. If the threshold lies outside the first bracket, the
+        last bracket is at the end that is nearest to it.
     """
     for _ in range(halvings):
         middle = (low + high) / 2

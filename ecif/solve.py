@@ -1,14 +1,14 @@
-"""Solve (H + damping I) q = g with products by H alone, and find H's largest eigenvalue, the unit of a relative damping.
+"""Solve (H + damping I) q = g using products with H only, and find the largest eigenvalue of H.
 
-H is a Gauss-Newton matrix that is too large to form. Several systems, one for each target's gradient g, advance together, so
-that their products can be computed in parallel. There are two solvers:
+H is a Gauss-Newton matrix that is too large to form. Its largest eigenvalue is the unit of a relative damping. Several systems,
+one for each target's gradient g, advance together, so that their products can be computed in parallel. There are two solvers:
 
 - `krylov` is conjugate gradient in its Lanczos form. The Krylov space of H and g does not depend on the damping, so one run of
   products answers a whole grid of dampings, which calibration then chooses from. It keeps a vector of length P for every step.
-- `conjugate_gradient` answers one damping for each system and stops at a stated residual. It keeps four vectors a system,
-  however many steps it takes. It is the one for many parameters: all of a ViT-B/32 are 0.6 GB a vector.
+- `conjugate_gradient` answers one damping for each system and stops at a given residual. It keeps four vectors for each system,
+  however many steps it takes. Use it for many parameters: one vector of all parameters of a ViT-B/32 takes 0.6 GB.
 
-The largest eigenvalue comes with the first (`KrylovSpaces.largest_eigenvalue`), or from products alone (`largest_eigenvalue`).
+With `krylov`, the largest eigenvalue is `KrylovSpaces.largest_eigenvalue`. Without it, use `largest_eigenvalue`.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 MATRIX_STEPS = 24  # Lanczos steps on an explicit matrix
-EXHAUSTED = 1e-6  # a Krylov space is exhausted where what a step adds is below this share of the curvature: it is rounding
+EXHAUSTED = 1e-6  # a Krylov space is exhausted if a step adds less than this share of the curvature: that is rounding error
 
 
 class KrylovSpaces(NamedTuple):
@@ -26,7 +26,7 @@ class KrylovSpaces(NamedTuple):
 
     basis: Tensor  # [n, m, P] orthonormal rows
     diagonal: Tensor  # [n, m] of T, float64
-    off_diagonal: Tensor  # [n, m] float64; the last column is beta_m, the residual's factor
+    off_diagonal: Tensor  # [n, m] of T, float64; the last column is beta_m, a factor of the residual
     norm: Tensor  # [n] |g|, float64
 
     def solve(self, damping: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +50,7 @@ class KrylovSpaces(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """Directions of n targets, and how far their systems were solved."""
+    """Directions of n targets, and the residuals of their systems."""
 
     directions: Tensor  # [n, P] q
     residual: Tensor  # [n] |g - (H + damping I) q| / |g|, float64
@@ -64,7 +64,7 @@ def krylov(product: Callable[[Tensor], Tensor], gradients: Tensor, steps: int) -
         product: H applied to each system's vector, [n, P] -> [n, P]. Each system may have an H of its own, symmetric and
             positive semi-definite.
         gradients: g, [n, P].
-        steps: at most this many; fewer where all spaces are exhausted before.
+        steps: the most steps to take; fewer are taken if all spaces are exhausted before.
 
     Raises:
         ValueError: a gradient is zero or not finite.
@@ -80,7 +80,7 @@ def krylov(product: Callable[[Tensor], Tensor], gradients: Tensor, steps: int) -
         for _ in range(2):  # full reorthogonalisation, twice: in float32 the basis would lose its orthogonality otherwise
             w = w - torch.einsum("nm,nmp->np", torch.einsum("nmp,np->nm", known, w), known)
         beta = w.double().norm(dim=1)
-        # The vector after an exhausted space is set to zero: it adds nothing, and the residual is 0.
+        # In an exhausted space, the next vector is set to zero: it adds nothing, and the residual is 0.
         beta = beta.where(beta > EXHAUSTED * diagonal.abs().amax(1), 0.0)
         off_diagonal[:, m] = beta
         basis[:, m + 1] = torch.where(beta[:, None] > 0, w / beta.to(w)[:, None], 0.0)
@@ -101,12 +101,12 @@ def conjugate_gradient(
     """Conjugate gradient on (H + damping I) q = g.
 
     Args:
-        product: H applied to rows, [k, P] -> [k, P] for any k <= n: the systems that are not solved yet. All share one H,
+        product: H applied to rows, [k, P] -> [k, P], for the k <= n systems that are not solved yet. All systems share one H,
             symmetric and positive semi-definite.
         gradients: g of each target, [n, P].
-        damping: above 0, in the units of H; one for all, or each target's own [n].
-        tolerance: a system stops when |g - (H + damping I) q| <= tolerance |g| ...
-        max_iterations: ... or after this many products; the residual says which.
+        damping: above 0, in the units of H; one for all targets, or one for each [n].
+        tolerance: a system stops when |g - (H + damping I) q| <= tolerance |g|.
+        max_iterations: the most products to take. If a system stops because of it, its residual is above `tolerance`.
 
     Raises:
         ValueError: a damping is not above 0, or a gradient is zero or not finite.
@@ -133,14 +133,16 @@ def conjugate_gradient(
 
 
 def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor, steps: int = 8) -> Tensor:
-    """The largest eigenvalue of H in the Krylov space of each start vector, by Lanczos without a basis: three vectors a system.
+    """The largest eigenvalue of H in the Krylov space of each start vector, by Lanczos steps that keep no basis.
 
-    Without reorthogonalisation, rounding brings copies of an eigenvalue, but never one that is too large.
+    It keeps three vectors for each system. Without reorthogonalisation, rounding causes copies of an eigenvalue, but none that
+    is too large.
 
     Args:
         product: H applied to rows, [n, P] -> [n, P]; symmetric, positive semi-definite.
         start: [n, P], such as the targets' gradients.
-        steps: products to take. A few are within percents, as the largest eigenvalue of a Gauss-Newton matrix stands out.
+        steps: products to take. A few steps come within a few percent, as the largest eigenvalue of a Gauss-Newton matrix
+            stands out.
 
     Returns:
         [n], float64.
@@ -163,7 +165,7 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor, steps
 
 
 def largest_eigenvalue_of_matrix(matrix: Tensor) -> float:
-    """The largest eigenvalue of a symmetric matrix [k, k], by MATRIX_STEPS Lanczos steps; all eigenvalues would take k^3."""
+    """The largest eigenvalue of a symmetric matrix [k, k], by MATRIX_STEPS Lanczos steps; all eigenvalues would cost k^3."""
     start = matrix.new_ones(1, len(matrix))
     return krylov(lambda v: v @ matrix, start, MATRIX_STEPS).largest_eigenvalue().item()
 
@@ -184,7 +186,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _checked(norm: Tensor) -> Tensor:
-    """The norms [n] of gradients, if every one of them asks something."""
+    """The norms [n] of gradients, if each is finite and not zero; ValueError otherwise."""
     if not (norm.isfinite() & (norm > 0)).all():
         raise ValueError("a target's gradient is zero or not finite: its loss does not depend on the parameters")
     return norm

@@ -1,8 +1,9 @@
 """An open_clip model split into frozen trunks and the two linear heads.
 
-Trunk: everything up to the last features, a final LayerNorm included. Head: the final linear projection to the shared space;
-one with a bias gets features with a 1 appended, and a row more. A tower that ends in anything else gets an identity head on its
-whole output, which is the same model. Embeddings are normalised to length 1 after the heads.
+A trunk is everything up to the last features, with a final LayerNorm. A head is the final linear projection to the shared
+space. A projection with a bias becomes a head with one more row, and its features get a 1 appended. A tower that ends in
+anything else gets an identity head on its whole output, which leaves the model the same. Embeddings are normalised to length 1
+after the heads.
 """
 
 import hashlib
@@ -19,15 +20,15 @@ PROBE = "A photo of 2 cats (déjà vu!), 漢字 and \U0001f642 " + "word " * 100
 
 
 class LoadedModel(NamedTuple):
-    """An open_clip model as it is, nothing cut off: its parameters have open_clip's names."""
+    """A whole open_clip model, with its heads. Its parameters have open_clip's names."""
 
     model: nn.Module  # float32, evaluation mode
     tokenizer: Any  # captions -> tokens [B, L]
-    preprocess: dict[str, Any]
+    preprocess: dict[str, Any]  # open_clip's preprocessing configuration
 
 
 class Towers(nn.Module):
-    """Frozen trunks with their preprocessing; `heads` holds the projections that were cut off."""
+    """Frozen trunks with their preprocessing. `heads` holds the projections that were cut off."""
 
     def __init__(self, model: nn.Module, architecture: dict[str, Any], tokenizer: Any, preprocess: dict[str, Any]):
         super().__init__()
@@ -54,7 +55,8 @@ class Towers(nn.Module):
     def image_features(self, pixels: Tensor) -> Tensor:
         """Unit-norm trunk features [B, d_x] of uint8 pixels [B, 3, H, W] that `resize_transform` prepared.
 
-        Cosine heads do not see the norm of a feature (with the 1 for a bias), so it is dropped here and fits half precision.
+        Cosine heads are invariant to the norm of a feature (with the 1 for a bias), so features are scaled to length 1. They
+        then fit in half precision.
         """
         return _unit(self.model.encode_image(normalised(pixels, self.preprocess)), self.image_biased)  # type: ignore[operator]
 
@@ -70,25 +72,26 @@ def load(name: str, checkpoint: str | None = None) -> Towers:
 
     Args:
         name: an open_clip architecture, or `local-dir:PATH` of a folder with `open_clip_config.json` and weights.
-        checkpoint: path of a `.pt` (weights only) or `.safetensors` state dict; with `local-dir:` in place of its weights.
+        checkpoint: path of a `.pt` (weights only) or `.safetensors` state dict. With `local-dir:`, it replaces the weights in
+            the folder.
 
     Raises:
-        ValueError: an architecture without a checkpoint: random weights would score nothing.
-        Exception: what open_clip raises for an unknown name or a checkpoint that does not fit.
+        ValueError: an architecture is given without a checkpoint, or the model would have to be downloaded.
+        Exception: open_clip's own errors for an unknown name or a checkpoint that does not fit.
     """
     model, tokenizer, preprocess = load_uncut(name, checkpoint)
     return Towers(model, _architecture(name), tokenizer, preprocess)
 
 
 def load_uncut(name: str, checkpoint: str | None = None) -> LoadedModel:
-    """The same model before its heads are cut off; the same errors."""
+    """The model of `load` before its heads are cut off; arguments and errors are those of `load`."""
     if not name.startswith("local-dir:") and checkpoint is None:
         raise ValueError(f"model {name!r} needs a checkpoint: give model.checkpoint, or a local-dir: model folder")
     if name.startswith("hf-hub:"):
         raise ValueError(f"model {name!r}: download it first and name the folder with local-dir:PATH")
-    import open_clip  # takes seconds: not for those who only score features, of whom there are many processes
+    import open_clip  # takes seconds, which the many processes that only score features are spared
 
-    if name.startswith("local-dir:") and checkpoint is not None:  # which create_model would pass over in silence
+    if name.startswith("local-dir:") and checkpoint is not None:  # create_model would silently ignore the checkpoint
         model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
         open_clip.load_checkpoint(model, checkpoint, strict=True, weights_only=True)
     else:
@@ -97,13 +100,13 @@ def load_uncut(name: str, checkpoint: str | None = None) -> LoadedModel:
 
 
 def normalised(pixels: Tensor, preprocess: dict[str, Any]) -> Tensor:
-    """uint8 pixels [B, 3, H, W] that `resize_transform` prepared, as the float32 that the model takes."""
+    """Convert uint8 pixels [B, 3, H, W] that `resize_transform` prepared to the normalised float32 that the model takes."""
     mean, std = (torch.tensor(preprocess[k], device=pixels.device).view(1, 3, 1, 1) for k in ("mean", "std"))
     return (pixels.float() / 255 - mean) / std
 
 
 def resize_transform(preprocess: dict[str, Any]) -> Any:
-    """The model's own preprocessing from a PIL image up to, not including, the tensor: resized, cropped, RGB."""
+    """The model's own preprocessing of a PIL image, without conversion to a tensor: resized, cropped, RGB."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     transform = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
@@ -112,7 +115,7 @@ def resize_transform(preprocess: dict[str, Any]) -> Any:
 
 
 def _embed_dim(model: Any) -> int:
-    """Width of the shared space: no attribute says it for every tower, an embedding does."""
+    """Width d of the shared space, taken from an embedding: no attribute holds it for every kind of tower."""
     size = model.visual.image_size
     height, width = size if isinstance(size, tuple | list) else (size, size)
     with torch.inference_mode():
@@ -122,18 +125,18 @@ def _embed_dim(model: Any) -> int:
 class _Projection(NamedTuple):
     """A head that was cut off."""
 
-    weight: Tensor  # [d_x, d], the last row a bias if there is one
+    weight: Tensor  # [d_x, d]; the last row is the bias, if there is one
     biased: bool
 
 
 def _unit(features: Tensor, biased: bool) -> Tensor:
-    """Features [B, d_x] at length 1; for a biased head with a 1 appended before, [x, 1] / |[x, 1]|."""
+    """Scale features [B, d_x] to length 1. For a head with a bias, a 1 is appended first: [x, 1] / |[x, 1]|."""
     features = features.float()
     return nn.functional.normalize(nn.functional.pad(features, (0, 1), value=1.0) if biased else features, dim=1)
 
 
 def _cut_image_head(visual: Any) -> _Projection | None:
-    """Take the final projection off the image tower; None where it does not end in one."""
+    """Take the final projection off the image tower; None if the tower does not end in one."""
     if isinstance(getattr(visual, "proj", None), nn.Parameter):  # open_clip's VisionTransformer
         weight = visual.proj.detach().float().clone()
         visual.proj = None
@@ -142,7 +145,7 @@ def _cut_image_head(visual: Any) -> _Projection | None:
 
 
 def _cut_text_head(model: Any) -> _Projection | None:
-    """Take the final projection off the text tower; None where it does not end in one."""
+    """Take the final projection off the text tower; None if the tower does not end in one."""
     text = getattr(model, "text", model)
     if isinstance(getattr(text, "text_projection", None), nn.Parameter):
         weight = text.text_projection.detach().float().clone()
@@ -153,7 +156,7 @@ def _cut_text_head(model: Any) -> _Projection | None:
 
 
 def _cut_linear(owner: Any, name: str, instead: nn.Module | None) -> _Projection | None:
-    """Replace the nn.Linear `owner.name` and return its weight transposed, a bias as the last row."""
+    """Replace the nn.Linear `owner.name`; return its transposed weight, with a bias as last row. None if it is no nn.Linear."""
     linear = getattr(owner, name, None)
     if not isinstance(linear, nn.Linear):
         return None
@@ -163,7 +166,7 @@ def _cut_linear(owner: Any, name: str, instead: nn.Module | None) -> _Projection
 
 
 def _architecture(name: str) -> dict[str, Any]:
-    """The model's configuration, without the places where its parts were found."""
+    """The model's configuration, without the paths that its parts were loaded from."""
     if name.startswith("local-dir:"):
         config = json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text())["model_cfg"]
     else:
@@ -175,9 +178,9 @@ def _architecture(name: str) -> dict[str, Any]:
 
 
 def _fingerprint(model: nn.Module, architecture: dict[str, Any], tokenizer: Any, preprocess: dict[str, Any]) -> str:
-    """Hash of every weight and of all that decides what they do: the same model has the same one wherever it is stored.
+    """Hash of a model's weights, architecture, tokenizer and preprocessing. It does not depend on where the model is stored.
 
-    The weights alone do not say which activation, pooling or tokenizer they are for.
+    The weights alone do not determine the activation, pooling or tokenizer.
     """
     tokens = tokenizer([PROBE]).tolist()
     config = getattr(getattr(model, "text", None), "config", None)

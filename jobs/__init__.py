@@ -1,1 +1,1 @@
-"""What a person or a scheduler starts: the command line, the demo."""
+"""The programs that a person or a scheduler starts: the command line and the demo."""

@@ -1,4 +1,4 @@
-"""The command line: a table of contents of what the system does."""
+"""The command line: one function for each command of `ecif`. Each calls the pipeline and prints the result."""
 
 import os
 import sys
@@ -47,7 +47,7 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file
     """Embed, fit, solve, filter, score, publish. The same command resumes."""
     from pipeline.run import run as run_pipeline
 
-    with redirect_stdout(sys.stderr):  # where Ray's remarks on lost processes belong
+    with redirect_stdout(sys.stderr):  # Ray prints messages on lost processes, which do not belong to the result
         outcome = run_pipeline(Config.from_yaml(config))
     _report(outcome)
 
@@ -152,18 +152,18 @@ def config() -> None:
 
 def main() -> None:
     """Entry point: one clear line for a user's mistake (exit code 2) or a failed run (exit code 1)."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from local files: nothing is looked up
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from local files, so nothing is looked up online
     show_on_terminal()
     try:
         app()
     except UserError as error:
         say(f"ecif: {error}")
         sys.exit(2)
-    except (RunError, OSError) as error:  # of a store that does not answer, or refuses
+    except (RunError, OSError) as error:  # OSError: a store does not answer, or refuses
         say(f"ecif: {' '.join(str(error).split())}")
         sys.exit(1)
     except RayError as error:
-        say(str(error).strip())  # a fault of the program: where it was helps to mend it
+        say(str(error).strip())  # a bug: the traceback helps to mend it
         cause = getattr(error, "cause", error)
         what = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
         say(f"ecif: the run failed: {what} (what is written is whole; the same command resumes)")
@@ -188,7 +188,7 @@ def _report(outcome: "Outcome") -> None:
 
 
 def _of_target(facts: dict[str, Any]) -> Iterator[str]:
-    """What is said of one target."""
+    """The lines that are printed about one target."""
     lds = "" if facts["lds"] is None else f", agreement with {facts['refits']} real refits (LDS) {facts['lds']:.2f}"
     yield f"damping {facts['damping']:g}{lds}"
     if chosen := facts.get("filter"):
@@ -204,7 +204,7 @@ def _of_target(facts: dict[str, Any]) -> Iterator[str]:
 def _explain(model: type[BaseModel], prefix: str) -> None:
     for name, field in model.model_fields.items():
         section: Any = field.annotation
-        if isinstance(section, UnionType):  # a section that may be left out
+        if isinstance(section, UnionType):  # an optional section, `Section | None`
             section = get_args(section)[0]
         if isinstance(section, type) and issubclass(section, BaseModel):
             typer.echo(f"\n{prefix}{name}:  # {(section.__doc__ or '').strip()}")

@@ -1,4 +1,4 @@
-"""Bring any parameters of a CLIP model to a minimum on a sample: influence is a statement about a minimum."""
+"""Fit any parameters of a CLIP model on a sample. Influence is derived at a minimum of the training loss."""
 
 from collections.abc import Sequence
 
@@ -21,10 +21,10 @@ def fit(
 
     Args:
         logits: S of a batch as a function of the parameters.
-        start: the chosen parameters; they stay as they are.
-        batches: who shares a softmax never changes, as influence assumes; every epoch visits them in a new order.
-        batch_size: the nominal one. Losses are divided by 2 * batch_size whatever a batch holds.
-        epochs: passes over the batches; the learning rate falls to 0 over them on a half cosine.
+        start: the chosen parameters; their tensors are not changed.
+        batches: every epoch visits them in a new order. The pairs of a batch never change, as influence assumes.
+        batch_size: the nominal batch size. Losses are divided by 2 * batch_size, however many pairs a batch holds.
+        epochs: passes over the batches. Over all of them, the learning rate falls to 0 on a half cosine.
         learning_rate: Adam's, at the start.
         seed: of the order of the batches.
 

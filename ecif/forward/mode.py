@@ -39,8 +39,8 @@ Batch = tuple[Tensor, Tensor]  # (images [B, ...], texts [B, ...]): row i of bot
 class Logits(NamedTuple):
     """S of a batch as a function of the parameters, in two steps: each pair is embedded, then all are compared with each other.
 
-    A batch may be larger than what can be differentiated at once. With `chunk`, only that many pairs go through the towers
-    together: the numbers stay the same, and a product costs one more forward pass.
+    A batch may need more memory than there is to differentiate it at once. With `chunk`, only that many pairs go through the
+    towers together. The numbers stay the same, and a product costs one more forward pass.
     """
 
     embed: Callable[[Parameters, Batch], tuple[Tensor, Tensor]]  # a pair's text and image embedding: (u, v), each [B, d]
@@ -65,7 +65,7 @@ def choose_parameters(model: nn.Module, patterns: Sequence[str]) -> Parameters:
         patterns: such as `*`, `visual.transformer.resblocks.11.*`, `*lora*`; case matters.
 
     Raises:
-        ValueError: no pattern, one that no parameter matches, or a parameter that is not floating point.
+        ValueError: there is no pattern, a pattern matches no parameter, or a parameter is not floating point.
     """
     if not patterns:
         raise ValueError("no parameters chosen: give at least one pattern, `*` for all")
@@ -87,7 +87,7 @@ def split(parameters: Parameters, direction: Tensor) -> Parameters:
 
 
 def flatten(parameters: Parameters) -> Tensor:
-    """The flat vector [P] of tensors in the shapes of the parameters."""
+    """The flat vector [P] of all parameters, or of other tensors in their shapes."""
     return torch.cat([p.flatten() for p in parameters.values()])
 
 
@@ -95,9 +95,9 @@ def clip_logits(model: Any, chunk: int | None = None) -> Logits:
     """S as a function of any of the parameters of an open_clip model.
 
     Args:
-        model: with `encode_image`, `encode_text`, `logit_scale` and perhaps `logit_bias`. It is put in evaluation mode, so that
-            dropout is off and BatchNorm keeps its statistics; parameters that are not chosen and buffers stay as they are.
-            Gradient checkpointing has to be off: torch.func refuses it.
+        model: a module with `encode_image`, `encode_text`, `logit_scale` and perhaps `logit_bias`. It is put in evaluation
+            mode, so that dropout is off and BatchNorm keeps its statistics. Buffers, and parameters that are not chosen, keep
+            their values. Gradient checkpointing has to be off, because torch.func refuses it.
         chunk: pairs that go through the towers together; None for the whole batch.
 
     Returns:
@@ -116,7 +116,7 @@ def clip_logits(model: Any, chunk: int | None = None) -> Logits:
 
 
 def loss_gradient(logits: Logits, parameters: Parameters, batches: Iterable[Batch], loss: Loss = CLIP) -> Tensor:
-    """The gradient [P] of the batch losses, summed over `batches` (sum convention, nats), in the chosen parameters."""
+    """Gradient [P] of the summed batch losses (sum convention, nats) with respect to the chosen parameters."""
     total = torch.zeros_like(flatten(parameters))
     for batch in batches:
         similarity, pull_back = _vjp(logits, parameters, batch)
@@ -127,21 +127,20 @@ def loss_gradient(logits: Logits, parameters: Parameters, batches: Iterable[Batc
 def gauss_newton_product(
     logits: Logits, parameters: Parameters, batches: Iterable[Batch], directions: Tensor, loss: Loss = CLIP
 ) -> Tensor:
-    """H directions, summed over `batches` in their order, without damping; a JVP and a VJP for each.
+    """H directions, summed over `batches` in their order, without damping. Each direction and batch takes a JVP and a VJP.
 
     Args:
         logits: S of a batch as a function of the parameters.
-        parameters: the chosen ones, where the curvature is taken.
+        parameters: the chosen parameters, at which the curvature is taken.
         batches: the sample that stands for the corpus. If it is a share f of all batches, divide by f for the corpus's H.
         directions: [n, P].
-        loss: what is trained on.
+        loss: the training loss.
 
     Returns:
         [n, P], loss units per squared parameter unit times direction.
 
     Raises:
-        ValueError: no batches. A generator that an earlier product has used up would otherwise pass for a loss without
-            curvature.
+        ValueError: there are no batches, for example because an earlier product has used up a generator.
     """
     total, batch = torch.zeros_like(directions), None
     for batch in batches:
@@ -157,14 +156,14 @@ def gauss_newton_product(
 def scores(
     logits: Logits, parameters: Parameters, batch: Batch, directions: Tensor, loss: Loss = CLIP
 ) -> tuple[Tensor, Tensor]:
-    """Both parts of the influence of every pair of a batch on every target; one JVP a target, about 3 forward passes.
+    """Both parts of the influence of every pair of a batch on every target: one JVP for each target, about 3 forward passes.
 
     Args:
         logits: S of a batch as a function of the parameters.
-        parameters: the ones the directions were solved for.
+        parameters: the parameters that the directions were solved for.
         batch: B pairs that shared a softmax.
         directions: [T, P], q of each target.
-        loss: what is trained on; `Clip("taylor")` for the paper's first-order negatives.
+        loss: the training loss; `Clip("taylor")` for the paper's first-order negatives.
 
     Returns:
         (positive, negative), each [T, B], in loss units of the target's summed loss. Their sum is the predicted change of that
@@ -186,7 +185,7 @@ class _Towers(nn.Module):
 
 
 def _jvp(logits: Logits, parameters: Parameters, batch: Batch, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """S and its change S', each [B, B], when the parameters move along `direction` [P]."""
+    """S and its derivative S', each [B, B], along a `direction` [P] of the parameters."""
     moves = split(parameters, direction)
     with _differentiable():
         pieces: Any = [jvp(lambda p, b=b: logits.embed(p, b), (parameters,), (moves,)) for b in logits.chunks(batch)]
@@ -198,8 +197,8 @@ def _jvp(logits: Logits, parameters: Parameters, batch: Batch, direction: Tensor
 def _vjp(logits: Logits, parameters: Parameters, batch: Batch) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """S [B, B], and the map from a cotangent [B, B] to the gradient [P].
 
-    A batch that goes through the towers in one piece keeps its graph. A chunked one is embedded again, chunk by chunk, when the
-    gradient is taken.
+    A batch that goes through the towers in one piece keeps its graph. A batch in several chunks is embedded again, chunk by
+    chunk, when the gradient is taken.
     """
     chunks = logits.chunks(batch)
 

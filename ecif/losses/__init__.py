@@ -1,4 +1,4 @@
-"""Contrastive losses as functions of the similarity tensor: all that influence needs to know about them."""
+"""Contrastive losses as functions of the similarity tensor. Influence needs no more of a loss than that."""
 
 from ecif.losses.clip import Clip
 from ecif.losses.contract import Loss

@@ -1,13 +1,15 @@
-"""What a contrastive loss has to say for itself, so that everything else of influence follows.
+"""The contract of a contrastive loss: the methods that influence is computed with.
 
-A loss is a function of the similarity tensor alone: S [B, B] of a batch, row = text, column = image; with V views
-S [V, V, B, B], S_abij = similarity of view a of item i with view b of item j. Item n of the batch is row n and column n of the
-last two dimensions; deleting it deletes both. A new loss is one class with `batch_loss` and `pair_loss`. The rest has a default
-by autograd or by a loop, which closed forms override and are tested against.
+A loss is a function of the similarity tensor only: S [B, B] of a batch, row = text, column = image. With V views it is
+S [V, V, B, B], and S_abij is the similarity of view a of item i with view b of item j. Item n of the batch is row n and column
+n of the last two dimensions. Deleting the item deletes both.
+
+A new loss is one class with `batch_loss` and `pair_loss`. All other methods have defaults by autograd or by a loop. Closed
+forms override the defaults and are tested against them.
 
     class Focal(Loss, name="focal"): ...
 
-registers it. Its options are its dataclass fields, see `ecif.registry.option`.
+registers a loss. Its options are its dataclass fields, see `ecif.registry.option`.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +22,7 @@ from torch.func import grad, jvp, vjp, vmap
 
 from ecif.registry import Kind
 
-ENTRIES = 2**24  # of the derivatives that the default of `pair_cotangents` holds at once, B x B for a pair
+ENTRIES = 2**24  # derivatives that the default of `pair_cotangents` holds at once; a pair has B x B
 
 
 class Loss(Kind, ABC):
@@ -29,12 +31,12 @@ class Loss(Kind, ABC):
     An empty batch has loss 0. The loss has to be finite for an item that is alone in its batch.
 
     Attributes:
-        two_tower: S is [B, B], texts against images, as a run has it. A loss over several views says False.
-        has_bias: a number added to all logits changes the loss, so the fit has to find that bias. No softmax sees one.
+        two_tower: S is [B, B], texts against images, as in a run. It is False for a loss over several views.
+        has_bias: a number added to all logits changes the loss, so the fit has to find that bias. A softmax is invariant to it.
         has_taylor: the field `negative` chooses between the exact Neg_n and ECIF's first-order form of it.
-        closed_curvature: `ecif.projected` holds its gradients and its curvature in closed form. The index and second order
+        closed_curvature: `ecif.projected` has closed forms of the loss's gradients and curvature. The index and second order
             need them.
-        in_forward_mode: the stages of forward mode fit and solve with it.
+        in_forward_mode: forward mode can fit and solve with the loss.
     """
 
     two_tower: ClassVar[bool] = True
@@ -45,7 +47,7 @@ class Loss(Kind, ABC):
 
     @classmethod
     def options(cls) -> list[Field[Any]]:
-        """Its fields but `negative`, which is no property of the training: scores depend on it and no fit does."""
+        """All dataclass fields but `negative`, which is no option of the training: scores depend on it, fits do not."""
         return [option for option in super().options() if option.name != "negative"]
 
     @abstractmethod
@@ -57,12 +59,12 @@ class Loss(Kind, ABC):
         """Pos_n [B]: the terms in which item n is the positive."""
 
     def negative_loss(self, similarity: Tensor) -> Tensor:
-        """Neg_n [B]: the rest of what leaves with item n, L(B) - L(B without n) - Pos_n. The default takes B losses."""
+        """Neg_n [B] = L(B) - L(B without n) - Pos_n: the other terms that leave with item n. The default computes B losses."""
         left = torch.stack([self.batch_loss(without(similarity, n)) for n in range(similarity.shape[-1])])
         return self.batch_loss(similarity) - left - self.pair_loss(similarity)
 
     def pair_derivatives(self, similarity: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivatives (dPos, dNeg), each [B], of every Pos_n and Neg_n when S moves by `tangent`, of the shape of S."""
+        """Derivatives (dPos, dNeg), each [B], of every Pos_n and Neg_n along `tangent`, which has the shape of S."""
         positive = jvp(self.pair_loss, (similarity,), (tangent,))[1]
         return positive, jvp(self.negative_loss, (similarity,), (tangent,))[1]
 
@@ -71,11 +73,11 @@ class Loss(Kind, ABC):
         return grad(self.batch_loss)(similarity)
 
     def pair_cotangents(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivative of every Pos_n with respect to S [B, B], for a loss whose Pos_n sees row n and column n of S alone.
+        """Derivative of every Pos_n with respect to S [B, B], for a loss whose Pos_n depends on row n and column n of S only.
 
         Returns:
-            (rows, columns), each [B, B]: rows_nj = dPos_n / dS_nj, columns_ni = dPos_n / dS_in, and 0 for i = n, because rows
-            has the derivative with respect to S_nn.
+            (rows, columns), each [B, B]: rows_nj = dPos_n / dS_nj and columns_ni = dPos_n / dS_in. The derivative with respect
+            to S_nn is in `rows`; columns_nn is 0.
         """
         pull_back = vjp(self.pair_loss, similarity)[1]
         rows, columns = torch.zeros_like(similarity), torch.zeros_like(similarity)
@@ -87,7 +89,7 @@ class Loss(Kind, ABC):
         return rows, columns.fill_diagonal_(0.0)
 
     def gauss_newton_cotangent(self, similarity: Tensor, tangent: Tensor) -> Tensor:
-        """(d2L/dS2) S', of the shape of S. A loss that is not convex in S has to leave out what is not."""
+        """(d2L/dS2) S', of the shape of S. A loss that is not convex in S has to leave out the part that is not."""
         return jvp(self.cotangent, (similarity,), (tangent,))[1]
 
 

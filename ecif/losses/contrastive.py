@@ -1,10 +1,10 @@
-"""CLIP's symmetric contrastive loss as a function of the logits, and what one pair adds to it.
+"""CLIP's symmetric contrastive loss as a function of the logits, and its change when a pair is removed.
 
-S [B, B] holds the logits, row = text, column = image; P is its softmax over rows' entries, Q over columns'. Sum convention:
+S [B, B] holds the logits, row = text, column = image. P is the softmax of every row, Q that of every column. Sum convention:
 
     L = sum_i [LSE_j S_ij - S_ii] + sum_j [LSE_i S_ij - S_jj]        (open_clip's ClipLoss is L / 2B)
 
-Deleting pair n deletes row n and column n of S, and exactly (docs/method.md; ECIF, arXiv 2411.11667):
+Deleting pair n deletes row n and column n of S. The change of the loss is exactly (docs/method.md; ECIF, arXiv 2411.11667):
 
     L(B) - L(B without n) = Pos_n + Neg_n
     Pos_n = LSE_j S_nj + LSE_i S_in - 2 S_nn                          as a positive
@@ -36,9 +36,9 @@ def loss_cotangent(logits: Tensor) -> Tensor:
 
 
 def pair_cotangents(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """dPos_n/dS_nj = P_nj - I_nj and dPos_n/dS_in = Q_in - I_in as (rows, columns), each [B, B] with a row a pair.
+    """dPos_n/dS_nj = P_nj - I_nj and dPos_n/dS_in = Q_in - I_in as (rows, columns), each [B, B] with one row for each pair.
 
-    The derivative with respect to S_nn, P_nn + Q_nn - 2, stands in `rows` alone.
+    The derivative with respect to S_nn, P_nn + Q_nn - 2, is in `rows`; in `columns` that entry is 0.
     """
     return softmax_cotangents(logits.softmax(1), logits.softmax(0).T)
 
@@ -49,13 +49,13 @@ def softmax_cotangents(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gauss_newton_cotangent(logits: Tensor, tangent: Tensor) -> Tensor:
-    """(d2L/dS2) S' [B, B] for a change S' of the logits: per row (diag(p) - p p^T) S', per column alike."""
+    """(d2L/dS2) S' [B, B] for a change S' of the logits: the sum of (diag(p) - p p^T) S' over rows and over columns."""
     p, q = logits.softmax(1), logits.softmax(0)
     return p * (tangent - (p * tangent).sum(1, keepdim=True)) + q * (tangent - (q * tangent).sum(0, keepdim=True))
 
 
 def negative_loss(logits: Tensor, kind: Negative = "exact") -> Tensor:
-    """Neg_n [B]: what pair n adds to the losses of the other pairs of its batch."""
+    """Neg_n [B]: the loss that pair n adds, as a negative, to the other pairs of its batch."""
     return removed_from_rows(logits, kind).sum(0) + removed_from_rows(logits.T, kind).sum(0)
 
 
@@ -79,10 +79,10 @@ def pair_derivatives(logits: Tensor, tangent: Tensor, kind: Negative = "exact") 
 
 
 def removed_from_rows(logits: Tensor, kind: Negative) -> Tensor:
-    """[k, n]: by how much the log-sum-exp of row k falls when column n goes, 0 on the diagonal."""
+    """[k, n]: by how much the log-sum-exp of row k falls when column n is removed; 0 on the diagonal."""
     p = logits.softmax(1)
     if kind == "exact":
-        # Only the largest entry of a row can have 1 - P underflow: there, the log-sum-exp of the others is taken directly.
+        # 1 - P can underflow only at the largest entry of a row. There, the log-sum-exp of the others is taken directly.
         top, lse_others, _ = without_largest(logits)
         change = -torch.log1p(-p.scatter(1, top, 0.0))
         change = change.scatter(1, top, logits.logsumexp(1, keepdim=True) - lse_others)
@@ -107,12 +107,12 @@ def removed_from_rows_derivative(logits: Tensor, tangent: Tensor, kind: Negative
 
 
 def _off_diagonal(matrix: Tensor) -> Tensor:
-    """0 on the diagonal, whatever is there: a pair alone in its batch is nobody's negative."""
+    """Set the diagonal to 0, even where it is not finite: a pair is not its own negative."""
     return matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), 0.0)
 
 
 def without_largest(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each row: where its largest entry is [B, 1], the log-sum-exp [B, 1] and the softmax [B, B] of all others."""
+    """For each row, the column of its largest entry [B, 1], and log-sum-exp [B, 1] and softmax [B, B] of all other entries."""
     top = logits.argmax(1, keepdim=True)
     rest = logits.scatter(1, top, float("-inf"))
     return top, rest.logsumexp(1, keepdim=True), rest.softmax(1)

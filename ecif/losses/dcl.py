@@ -2,10 +2,10 @@
 
     L = sum_i [LSE_{j != i} S_ij - S_ii] + sum_j [LSE_{i != j} S_ij - S_jj]
 
-The paper's unweighted form, for two towers: its negatives within a view have no counterpart in S [B, B] and are left out. A
-pair alone in its batch has no negative, and the formula gives log 0: its loss is 0 here, as InfoNCE's is.
+This is the paper's unweighted form, for two towers. The paper's negatives within a view have no counterpart in S [B, B] and are
+left out. For a pair alone in its batch the formula gives log 0; its loss is 0 here, as InfoNCE's is.
 
-With M = S, minus infinity on the diagonal, every formula is CLIP's (`ecif.losses.contrastive`) with M in the softmax.
+Let M be S with minus infinity on the diagonal. Every formula is that of CLIP (`ecif.losses.contrastive`) with M in the softmax.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from ecif.losses.contract import Loss
 class Dcl(Loss, name="dcl"):
     """InfoNCE whose denominators leave the positive out (decoupled contrastive loss, arXiv 2110.06848).
 
-    Its closed forms are CLIP's. A batch of two, of which deletion leaves one pair alone, takes the contract's defaults.
+    Its closed forms are those of CLIP. A batch of two uses the contract's defaults, because a deletion leaves one pair alone.
     """
 
     def batch_loss(self, similarity: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Dcl(Loss, name="dcl"):
         return torch.zeros_like(similarity) if len(similarity) < 2 else contrastive.loss_cotangent(_masked(similarity))
 
     def pair_cotangents(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
-        """dPos_n/dS: those of CLIP in M; the softmaxes leave S_nn out."""
+        """dPos_n/dS: those of CLIP with the softmaxes of M, which leave S_nn out."""
         if len(similarity) < 2:
             return torch.zeros_like(similarity), torch.zeros_like(similarity)
         return contrastive.pair_cotangents(_masked(similarity))
@@ -65,5 +65,5 @@ class Dcl(Loss, name="dcl"):
 
 
 def _masked(similarity: Tensor) -> Tensor:
-    """M."""
+    """M [B, B]: S with minus infinity on the diagonal."""
     return similarity.masked_fill(torch.eye(len(similarity), dtype=torch.bool, device=similarity.device), float("-inf"))

@@ -1,12 +1,12 @@
-"""What several pairs take away from a batch's loss when they are removed together.
+"""The change of a batch's loss when several of its pairs are removed together.
 
-What single removals take away does not add up: of two strong negatives of the same caption, each alone leaves the other to hold
-the softmax up. A set E of pairs takes away L(B) - L(B without E). Along a change S' of the similarities, the derivative of that
-is
+The changes of single removals do not add up. If a caption has two strong negatives, removing one of them changes its loss
+little, because the other is still there. Removing a set E of pairs lowers the loss by L(B) - L(B without E). The derivative of
+this difference along a change S' of the similarities is
 
     sum_ij C_ij S'_ij,   C = dL(B)/dS - dL(B without E)/dS
 
-and the second term of C is 0 for entries that are no longer there. For one pair that is the derivative of Pos_n + Neg_n.
+The second term of C is 0 at entries that are removed. For one pair, this is the derivative of Pos_n + Neg_n.
 """
 
 from torch import Tensor
@@ -18,7 +18,7 @@ def removed_cotangent(loss: Loss, similarity: Tensor, leaving: Tensor) -> Tensor
     """C, the derivative of L(B) - L(B without E) with respect to S.
 
     Args:
-        loss: of the batch.
+        loss: the loss of the batch.
         similarity: S [B, B].
         leaving: bool [B], the pairs of E. All of the batch may leave.
 

@@ -1,22 +1,25 @@
-"""MV-InfoNCE (arXiv 2507.06979): one InfoNCE term an item over any number of views or modalities.
+"""MV-InfoNCE (arXiv 2507.06979): one InfoNCE term for each item, over any number of views or modalities.
 
     L = sum_i -log( sum_{a != b} e^S_abii / sum_{(a, i) != (b, j)} e^S_abij )
 
 S [V, V, B, B] holds the scaled similarities: S_abij is that of view a of item i with view b of item j, so S_abij = S_baji. An
 embedding's similarity with itself is left out. The denominator is that of the authors' code
-(github.com/pakoromilas/Multi-View-CL): it holds the positives, and the negatives within a view. Their loss is the mean L / B.
+(github.com/pakoromilas/Multi-View-CL). It includes the positives, and the negatives within a view. Their loss is the mean
+L / B.
 
-Let M_ij be the LSE over (a, b) of S_abij, on the diagonal over a != b only. The loss is InfoNCE over the rows of M, with CLIP's
-closed forms.
+Let M_ij be the LSE of S_abij over (a, b), and on the diagonal over a != b only. The loss is InfoNCE over the rows of M, with
+the closed forms of CLIP's.
 
-The loss is for models with several views or modalities, from Python; `ecif run` has two towers and does not offer it. With unit
-embeddings z [V, B, d] of a batch and their change dz along a direction q = H^-1 grad L_T of your model (one JVP):
+The loss is for models with several views or modalities, and for use from Python. `ecif run` has two towers and does not offer
+it. Take the unit embeddings z [V, B, d] of a batch, and their derivative dz along a direction q = H^-1 grad L_T of your model
+(one JVP):
 
     similarity = s * torch.einsum("aid,bjd->abij", z, z)
     tangent = s * (torch.einsum("aid,bjd->abij", dz, z) + torch.einsum("aid,bjd->abij", z, dz))
     positive, negative = MvInfoNCE().pair_derivatives(similarity, tangent)  # [B] each: the influence of every item of the batch
 
-q is solved with `ecif.solve` on Gauss-Newton products: each is the pull-back of `gauss_newton_cotangent` through the model.
+q is solved with `ecif.solve` on Gauss-Newton products. Each product is the pull-back of `gauss_newton_cotangent` through the
+model.
 """
 
 from dataclasses import dataclass
@@ -74,7 +77,7 @@ def _merged_jvp(similarity: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _merged(similarity: Tensor) -> Tensor:
-    """M [B, B]."""
+    """M [B, B], the LSE of S_abij over the views (a, b)."""
     views, _, items, _ = similarity.shape
     same_view = torch.eye(views, dtype=torch.bool, device=similarity.device)[:, :, None, None]
     same_item = torch.eye(items, dtype=torch.bool, device=similarity.device)

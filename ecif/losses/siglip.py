@@ -2,10 +2,10 @@
 
     L = sum_ij softplus(-z_ij S_ij),   S_ij = s <u_i, v_j> + b,   z_ij = 1 if i = j, else -1
 
-as the paper's pseudocode and open_clip's SigLipLoss have it, which is L / B. The bias is part of S: `Heads.logit_bias`.
+This is the paper's pseudocode. open_clip's SigLipLoss is L / B. The bias is part of S: `Heads.logit_bias`.
 
-Only the term of S_nn has item n as a positive. So Pos_n does not depend on the rest of the batch, and ranks pairs as the cosine
-does. The Pos_n of a batch do not add up to L: L = sum_n Pos_n + Neg_n / 2, as two items share every negative term.
+Item n is a positive in the term of S_nn only. So Pos_n does not depend on the rest of the batch, and it ranks pairs as the
+cosine does. The sum of all Pos_n is not L: L = sum_n (Pos_n + Neg_n / 2), because two items share every negative term.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from ecif.losses.contract import Loss
 class SigLip(Loss, name="siglip"):
     """Pairwise sigmoids: every text with every image is a yes-or-no question (arXiv 2303.15343).
 
-    No softmax is shared, so L(B) - L(B without n) is row n and column n: exact and closed.
+    No softmax is shared, so L(B) - L(B without n) is the sum over row n and column n, an exact closed form.
     """
 
     has_bias: ClassVar[bool] = True
@@ -58,6 +58,6 @@ class SigLip(Loss, name="siglip"):
 
 
 def _off_diagonal_sums(matrix: Tensor) -> Tensor:
-    """[n]: row n and column n without the diagonal."""
+    """[n]: the sum of row n and column n without the diagonal."""
     rest = matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), 0.0)
     return rest.sum(0) + rest.sum(1)

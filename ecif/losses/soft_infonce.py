@@ -3,12 +3,16 @@
     L = sum_i [log(e^S_ii + sum_{j != i} w_ij e^S_ij) - S_ii]  and the same over columns
     w_ij = (beta - alpha r_ij) / (beta - alpha / (B - 1)),   sum_{j != i} r_ij = 1
 
-Loss and weights are those of the authors' code (github.com/Alex-HaochenLi/Soft-InfoNCE); alpha = 0 is InfoNCE. Three things
-are a reading of them. They have one direction (query to code), here there are CLIP's two. Their relevance r is a softmax over
-the negatives of similarities from an estimator of its own (BM25, SimCSE, or a trained model); a loss sees nothing but S here,
-so the trained model is the model itself: r_ij is the softmax over j != i of S_ij / temperature. As theirs, the weights are
-constants to the derivatives; a batch without an item has other weights. Their alpha = beta = 1 needs weights clipped at 0.1;
-here alpha is below beta, and no weight is.
+Loss and weights are those of the authors' code (github.com/Alex-HaochenLi/Soft-InfoNCE), except for three points. With
+alpha = 0 the loss is InfoNCE.
+
+- The authors have one direction (query to code). Here there are two, as in CLIP.
+- Their relevance r is a softmax, over the negatives, of similarities from a separate estimator: BM25, SimCSE, or a trained
+  model. A loss here is a function of S only, so the trained model is the model itself: r_ij is the softmax over j != i of
+  S_ij / temperature.
+- They use alpha = beta = 1 and clip weights at 0.1. Here alpha is below beta, so that no weight needs clipping.
+
+Derivatives treat the weights as constants, as the authors' do. A batch from which an item was removed has new weights.
 """
 
 from dataclasses import dataclass
@@ -25,7 +29,7 @@ from ecif.registry import option
 class SoftInfoNCE(Loss, name="soft_infonce"):
     """InfoNCE whose negatives count the less, the more relevant they are (arXiv 2310.08069).
 
-    Everything has a closed form but the derivative of Neg_n, which autograd takes of the closed form.
+    Everything has a closed form, except for the derivative of Neg_n: autograd differentiates the closed form of Neg_n.
     """
 
     alpha: float = option(0.9, "how much a negative's relevance takes off its weight; 0 is InfoNCE; it has to be below beta")
@@ -46,7 +50,7 @@ class SoftInfoNCE(Loss, name="soft_infonce"):
         return rows.logsumexp(1) + columns.logsumexp(1) - 2 * similarity.diagonal()
 
     def negative_loss(self, similarity: Tensor) -> Tensor:
-        """Neg_n [B]: by how much the other anchors' denominators fall, their weights taken anew."""
+        """Neg_n [B]: by how much the log denominators of the other anchors fall, with the weights of the smaller batch."""
         if len(similarity) < 3:
             return super().negative_loss(similarity)
         return self._removed_from_rows(similarity).sum(0) + self._removed_from_rows(similarity.T).sum(0)
@@ -66,7 +70,7 @@ class SoftInfoNCE(Loss, name="soft_infonce"):
         return _covariance(rows, tangent) + _covariance(columns, tangent.T).T
 
     def _weighted(self, similarity: Tensor, negatives: Tensor | None = None) -> Tensor:
-        """S + log w [B, B]: what every row's softmax is taken of. `negatives` [B, B] says which count; the diagonal always."""
+        """S + log w [B, B], the arguments of every row's softmax: the diagonal, and the entries in `negatives` [B, B]."""
         if len(similarity) < 2:
             return similarity
         diagonal = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
@@ -80,11 +84,11 @@ class SoftInfoNCE(Loss, name="soft_infonce"):
         return (similarity.detach() / self.temperature).masked_fill(~negatives, float("-inf")).softmax(1)
 
     def _removed_from_rows(self, similarity: Tensor) -> Tensor:
-        """[k, n]: by how much the log of row k's denominator falls when column n goes, 0 on the diagonal.
+        """[k, n]: by how much the log of row k's denominator falls when column n is removed; 0 on the diagonal.
 
-        Without n, r_kj is r_kj / (1 - r_kn): the negatives that are left add up to the sum of beta e^S_kj, less that of
-        alpha r_kj e^S_kj / (1 - r_kn), over the new mean weight. For the largest of a row that difference would cancel: there,
-        the denominator is taken directly.
+        Without n, the relevance r_kj becomes r_kj / (1 - r_kn). The remaining negatives then contribute the sum of
+        (beta - alpha r_kj / (1 - r_kn)) e^S_kj over j, divided by the new mean weight. If n is the largest negative of the row,
+        the differences would cancel, so that denominator is computed directly.
         """
         diagonal = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
         shift = similarity.detach().amax(1, keepdim=True)

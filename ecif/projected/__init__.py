@@ -1,1 +1,1 @@
-"""Gradients of the heads in few numbers: the index and the second order."""
+"""Projected gradients of the heads: the index, and influence to second order."""

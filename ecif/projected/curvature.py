@@ -1,7 +1,8 @@
-"""The curvature among projected gradients: the Gauss-Newton matrix of a batch, its sum over a corpus, and what it answers.
+"""The curvature of projected parameters: the Gauss-Newton matrix of a batch, its sum over a corpus, and solving with it.
 
-It is the Gauss-Newton matrix J^T (d2L/dS2) J of the contrastive loss, not the empirical Fisher of LoGra (arXiv 2405.13954),
-which ignores that the logits of a batch share their softmax. `ecif.projected.sampled` has a cheaper estimate of it.
+It is the Gauss-Newton matrix J^T (d2L/dS2) J of the contrastive loss. It is not the empirical Fisher matrix that LoGra uses
+(arXiv 2405.13954), which ignores that the logits of a batch share their softmaxes. `ecif.projected.sampled` has a cheaper
+estimate of it.
 """
 
 from typing import NamedTuple
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from ecif.projected.gradients import ProjectedBatch
 
-FRACTION_BITS = 24  # a unit is 6e-8; the largest sum, 2.7e11, takes standardised heads on unit features some 1e10 pairs
-_LIMIT = 2**62  # the sum of two numbers below it fits into int64
+FRACTION_BITS = 24  # a unit is 6e-8; standardised heads on unit features reach the largest sum, 2.7e11, after about 1e10 pairs
+_LIMIT = 2**62  # two numbers below it have a sum that fits into int64
 _TOO_LARGE = "use unit features and standardised heads, or fewer fraction_bits"
 
 
@@ -36,9 +37,8 @@ def gauss_newton(batch: ProjectedBatch) -> Tensor:
 class CurvatureSum(NamedTuple):
     """A sum of curvatures in fixed point: int64 multiples of 2^-fraction_bits.
 
-    Integer addition is associative, so parts that are merged in any order or tree give the same bytes. Each part is rounded
-    once, by at most 2^-(fraction_bits + 1). Entries stay below 2^62 units, so that two of them add up within int64 and the sum
-    can be checked.
+    Integer addition is associative, so merging parts in any order gives the same bytes. Each part is rounded once, by at most
+    2^-(fraction_bits + 1). Entries stay below 2^62 units, so that the sum of two fits into int64 and can be checked.
     """
 
     units: Tensor  # int64 [k, k]
@@ -52,10 +52,10 @@ class CurvatureSum(NamedTuple):
         Args:
             matrix: [k, k], the curvature of a batch, or of several batches that were added in a fixed order.
             pairs: number of pairs in them.
-            fraction_bits: of the fixed point.
+            fraction_bits: binary digits after the point.
 
         Raises:
-            ValueError: it is not finite, or too large for fixed point.
+            ValueError: the matrix is not finite, or too large for fixed point.
         """
         half = matrix.double() * 2.0 ** (fraction_bits - 1)
         units = (half + half.T).round_()  # exactly symmetric, which a matrix product need not be
@@ -67,7 +67,7 @@ class CurvatureSum(NamedTuple):
         """The sum of both.
 
         Raises:
-            ValueError: they differ in size or `fraction_bits`, or their sum does not fit.
+            ValueError: the two differ in size or `fraction_bits`, or their sum is too large.
         """
         if self.fraction_bits != other.fraction_bits or self.units.shape != other.units.shape:
             raise ValueError(
@@ -85,20 +85,20 @@ class CurvatureSum(NamedTuple):
 
 
 class DampedCurvature(NamedTuple):
-    """H + damping I in factorised form, which answers questions about pairs and queries."""
+    """H + damping I in factorised form: solves for parameter changes, influence and self-influence."""
 
     cholesky: Tensor  # [k, k] lower, float64
 
     def solve(self, gradients: Tensor) -> Tensor:
-        """(H + damping I)^-1 g of gradients [n, k]: the projected parameter change when the pair is removed, [n, k] float64."""
+        """(H + damping I)^-1 g of gradients [n, k], float64 [n, k]: the projected parameter change if the pair is removed."""
         return torch.cholesky_solve(gradients.to(self.cholesky).T, self.cholesky).T
 
     def influence(self, gradients: Tensor, queries: Tensor) -> Tensor:
         """The predicted change of each query's loss if a pair is removed.
 
         Args:
-            gradients: [N, k] of the pairs: positive, negative or their sum.
-            queries: [T, k], `Projection.apply` of the gradients of the queries' losses.
+            gradients: [N, k] gradients of the pairs: positive part, negative part or their sum.
+            queries: [T, k] gradients of the queries' losses, projected with `Projection.apply`.
 
         Returns:
             [T, N] float64, in loss units of the queries. Above 0 the pair helps.
@@ -106,10 +106,10 @@ class DampedCurvature(NamedTuple):
         return self.solve(queries) @ gradients.to(self.cholesky).T
 
     def self_influence(self, gradients: Tensor) -> Tensor:
-        """How far each pair is memorised: g^T (H + damping I)^-1 g >= 0, [N] float64.
+        """Self-influence g^T (H + damping I)^-1 g >= 0, [N] float64: how far the heads memorise each pair.
 
         Args:
-            gradients: [N, k], the sum of each pair's positive and negative part.
+            gradients: [N, k] sum of each pair's positive and negative part.
         """
         whitened = torch.linalg.solve_triangular(self.cholesky, gradients.to(self.cholesky).T, upper=False)
         return whitened.square().sum(0)

@@ -1,9 +1,9 @@
-"""The gradient of every pair in few numbers: what the index stores, for questions that are not asked yet.
+"""Projected gradients of every pair. The index stores them for questions that are asked after the run.
 
 The derivative of a logit S_ij = s <u_i, v_j> with respect to the image head is s x_j (x) (u_i - c_ij v_j) / |z_j| with
-c_ij = <u_i, v_j>; that of the text head has the same form. A Kronecker pair projects it to J_ij of k = ki ko numbers a head:
-features by A [d_x, ki], embeddings by C [d, ko]. Let a_j = A^T x_j / |z_j|, U = u C, V = v C, `o` the elementwise and (x) the
-row-wise outer product. Then two sums over a batch
+c_ij = <u_i, v_j>. That with respect to the text head has the same form. A Kronecker pair projects the derivative to J_ij with
+k = ki ko numbers for each head: features by A [d_x, ki], embeddings by C [d, ko]. Let a_j = A^T x_j / |z_j|, U = u C, V = v C,
+`o` the elementwise product and (x) the row-wise outer product. Then two sums over a batch
 
     rows(M)_i = sum_j M_ij J_ij = s [(M a) (x) U - (M o c)(a (x) V)]              image head; the text head by symmetry
     cols(M)_j = sum_i M_ij J_ij = s [a (x) (M^T U - colsum(M o c) V)]
@@ -14,8 +14,8 @@ give the gradient of every Pos_n and Neg_n of the batch, without a backward pass
     grad Neg = cols(w) - w^T rows(P) + rows(w') - w' cols(Q)
                w = P / (1 - P), w' = Q / (1 - Q), 0 on the diagonal (exact);  w = P, w' = Q (the paper's Taylor step)
 
-Sources: ECIF (arXiv 2411.11667) for what is differentiated, LoGra (arXiv 2405.13954) for the Kronecker projection. Random
-projection drowns what is specific to one concept: use `projection.pca_projection`, at the largest rank that storage allows.
+Sources: ECIF (arXiv 2411.11667) for Pos and Neg, LoGra (arXiv 2405.13954) for the Kronecker projection. A random projection
+loses what is specific to one concept. Use `projection.pca_projection`, at the largest rank that storage allows.
 """
 
 from collections.abc import Callable
@@ -33,14 +33,14 @@ from ecif.projected.projection import Factors, Projection
 
 
 class HeadJacobian(NamedTuple):
-    """J_ro, the projected derivative of a logit in one head. It is never formed as a whole.
+    """J_ro, the projected derivative of a logit with respect to one head. The whole tensor is never formed.
 
-    Index o is the item on the head's own side (an image for the image head), r the item on the other side.
+    Index o is the item on the head's own side (an image for the image head). Index r is the item on the other side.
     """
 
     scaled: Tensor  # s a [B, ki]
     own: Tensor  # [B, ko] projected embeddings of the head's own side
-    other: Tensor  # [B, ko] of the other side
+    other: Tensor  # [B, ko] projected embeddings of the other side
     cosine: Tensor  # c [B, B], other side x own side
     outer: Tensor  # s a (x) own [B, k]
 
@@ -57,7 +57,7 @@ class HeadJacobian(NamedTuple):
         (ki, ko), mc = (self.scaled.shape[1], self.own.shape[1]), m * self.cosine
         bent = _outer(mc.T @ self.other, self.own)
         inner = m.T @ _outer(self.other, self.other) + (mc * self.cosine).sum(0)[:, None] * _outer(self.own, self.own)
-        inner = inner - bent - bent.unflatten(1, (ko, ko)).mT.flatten(1)  # of each o, [B, ko ko]
+        inner = inner - bent - bent.unflatten(1, (ko, ko)).mT.flatten(1)  # [B, ko ko], one row for each o
         return (_outer(self.scaled, self.scaled).T @ inner).view(ki, ki, ko, ko).transpose(1, 2).reshape(ki * ko, ki * ko)
 
     def cross_moment(self, other: "HeadJacobian", m: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class HeadJacobian(NamedTuple):
 
 @dataclass(frozen=True)
 class ProjectedBatch:
-    """One batch seen through a projection: its logits S and their derivatives J_ij [k], image head first."""
+    """One batch under a projection: its logits S and their projected derivatives J_ij [k], image head first."""
 
     logits: Tensor  # S [B, B], row = text, column = image
     image: HeadJacobian
@@ -107,10 +107,10 @@ class ProjectedBatch:
 
 
 def project_batch(heads: Heads, batch: Embedded, projection: Projection) -> ProjectedBatch:
-    """Project one batch: the gradients and the curvature are computed from the result.
+    """Project one batch. Its gradients and its curvature are computed from the result.
 
     Args:
-        heads: where derivatives are taken.
+        heads: the heads at which derivatives are taken.
         batch: the B pairs that share a softmax, embedded with these heads.
         projection: see `identity_projection`, `random_projection`, `pca_projection`.
     """
@@ -119,7 +119,7 @@ def project_batch(heads: Heads, batch: Embedded, projection: Projection) -> Proj
     projection = projection.to(batch.u)
 
     def head(factors: Factors, x: Tensor, norm: Tensor, own: Tensor, other: Tensor, cosine: Tensor) -> HeadJacobian:
-        # An embedding without direction (see `heads.embed`) has no derivative: 0, not infinity.
+        # An embedding without direction (see `heads.embed`) has no derivative: it is set to 0 instead of infinity.
         inverse = torch.where(norm > torch.finfo(norm.dtype).tiny, heads.logit_scale / norm, 0.0)
         scaled, own, other = x @ factors.features * inverse, own @ factors.embedding, other @ factors.embedding
         return HeadJacobian(scaled, own, other, cosine, _outer(scaled, own))
@@ -135,7 +135,7 @@ def pair_gradients(batch: ProjectedBatch, kind: Negative = "exact") -> tuple[Ten
     """R grad Pos_n and R grad Neg_n of every pair of a batch.
 
     Args:
-        batch: of B pairs.
+        batch: B pairs under a projection R.
         kind: exact negatives, or the paper's first-order (Taylor) form.
 
     Returns:
@@ -153,12 +153,12 @@ def pair_gradients(batch: ProjectedBatch, kind: Negative = "exact") -> tuple[Ten
 def _removed_from_rows(
     logits: Tensor, rows: Callable[[Tensor], Tensor], cols: Callable[[Tensor], Tensor], row_mean: Tensor, kind: Negative
 ) -> Tensor:
-    """[B, k] gradients of what each column adds to the log-sum-exp of the other pairs' rows."""
+    """[B, k]: for each column, the gradient of what it adds to the log-sum-exp of the other pairs' rows."""
     p = logits.softmax(1)
     if kind == "taylor" or len(p) == 1:
         w = p - torch.diag(p.diagonal())
         return cols(w) - w.T @ row_mean
-    # At the largest entry of a row P/(1-P) (J_kn - mean) = P (J_kn - mean of the others): 1 - P may underflow there only.
+    # At the largest entry of a row, P/(1-P) (J_kn - mean) = P (J_kn - mean of the others). Only there may 1 - P underflow.
     top, _, others = without_largest(logits)
     w = (p / (1 - p).scatter(1, top, 1.0)).scatter(1, top, 0.0)
     at_top = torch.zeros_like(p).scatter(1, top, p.gather(1, top))

@@ -1,16 +1,16 @@
-"""The curvature that leaves a batch with each of its pairs, in k coordinates.
+"""H_n: the part of a batch's curvature that leaves with pair n, in k coordinates.
 
-With P the row and Q the column softmax, J_ij = dS_ij in R^k, row_k = sum_j P_kj J_kj, col_k = sum_i Q_ik J_ik, and x^2 short
-for x x^T:
+P is the row softmax and Q the column softmax, J_ij in R^k is the derivative of S_ij, row_k = sum_j P_kj J_kj,
+col_k = sum_i Q_ik J_ik, and x^2 is short for x x^T:
 
     H_n = sum_j P_nj (J_nj - row_n)^2 + sum_j Q_jn (J_jn - col_n)^2                       row n and column n leave
         + sum_{k != n} P_kn / (1 - P_kn) (J_kn - row_k)^2                                 one entry of every other row leaves,
         + sum_{k != n} Q_nk / (1 - Q_nk) (J_nk - col_k)^2                                 and of every other column
         - sum_{k != n} P_kn Cov(row k without n) + Q_nk Cov(column k without n)           whose softmax then adds to 1 again
 
-The last line is left out: it alone touches entries beyond row n and column n. Without it, H - H_n is positive definite for
-every pair, and the agreement with retraining is the same. What is kept is a sum of 4 B squares, so that products with H_n need
-no matrix [k, k].
+The last line is left out, because only it has entries beyond row n and column n. Without it, H - H_n is positive definite for
+every pair, and the agreement with retraining is the same. The rest is a sum of 4 B squares, so that products with H_n need no
+matrix [k, k].
 """
 
 from typing import NamedTuple, Protocol
@@ -43,16 +43,16 @@ class DifferentiatedBatch(Protocol):
 
 
 class RootWeights(NamedTuple):
-    """Square roots of the weights of the four squares in H_n, each [B, B] at [n, j]."""
+    """Square roots of the weights of the four kinds of squares in H_n, each [B, B] at [n, j]."""
 
-    row: Tensor  # of P_nj
-    column: Tensor  # of Q_jn
-    other_row: Tensor  # of P_jn / (1 - P_jn), 0 where j = n
-    other_column: Tensor  # of Q_nj / (1 - Q_nj), 0 where j = n
+    row: Tensor  # root of P_nj
+    column: Tensor  # root of Q_jn
+    other_row: Tensor  # root of P_jn / (1 - P_jn), 0 where j = n
+    other_column: Tensor  # root of Q_nj / (1 - Q_nj), 0 where j = n
 
     @classmethod
     def of(cls, logits: Tensor) -> "RootWeights":
-        """Those of every pair of a batch, from its logits [B, B]."""
+        """The root weights of every pair of a batch, from its logits [B, B]."""
         p, q = logits.softmax(1), logits.softmax(0)
         return cls(p.sqrt(), q.T.sqrt(), _odds(p).T.sqrt(), _odds(q).sqrt())
 
@@ -65,16 +65,16 @@ class LeavingCurvature(NamedTuple):
     column: Tensor  # [m, B, k] J_jn
     row_mean: Tensor  # [B, k]
     column_mean: Tensor  # [B, k]
-    pairs: Tensor  # [m] n
+    pairs: Tensor  # [m] the positions n of the pairs in the batch
 
     @classmethod
     def of(cls, batch: DifferentiatedBatch, weights: RootWeights, pairs: Tensor) -> "LeavingCurvature":
         """Take 2 B entries of the Jacobian for each of `pairs` [m].
 
         Args:
-            batch: of B pairs.
-            weights: of that batch.
-            pairs: [m], which of its pairs leave.
+            batch: B pairs.
+            weights: the root weights of that batch.
+            pairs: [m] positions of the pairs that leave.
         """
         everyone = torch.arange(len(batch.logits), device=pairs.device)
         n, j = torch.meshgrid(pairs, everyone, indexing="ij")
@@ -101,7 +101,7 @@ class LeavingCurvature(NamedTuple):
     def adjoint(self, y: Tensor) -> Tensor:
         """F_n^T y for one y = F_n x of each pair, [m, 4B] -> [m, k]."""
         row, column, other_row, other_column = (w * part for w, part in zip(self.weights, y.chunk(4, 1), strict=True))
-        # The means of row n and of column n drop out: a tangent that is centred by its softmax has weighted sum 0.
+        # The means of row n and of column n drop out, because a tangent that is centred by its softmax has weighted sum 0.
         own = (row + other_column)[:, None] @ self.row + (column + other_row)[:, None] @ self.column
         return own[:, 0] - other_row @ self.row_mean - other_column @ self.column_mean
 
@@ -110,15 +110,16 @@ def solve_in_span(whole: Tensor, leaving: Tensor, max_leverage: float | None) ->
     """Solve (H - H_n) x = g within the span of m trial vectors, for the two g whose H^-1 g are the first two of them.
 
     Args:
-        whole: [B, m, m], Gram matrices of each pair's trial vectors in the inner product of H. Vectors may be parallel or zero.
-        leaving: [B, m, m], their Gram matrices in the inner product of H_n.
-        max_leverage: see `second_order.removal_steps`. With None, H does not hold the pair, and H + H_n is solved with instead.
+        whole: [B, m, m] Gram matrices of each pair's trial vectors in the inner product of H. Vectors may be parallel or zero.
+        leaving: [B, m, m] their Gram matrices in the inner product of H_n.
+        max_leverage: see `second_order.removal_steps`. None stands for a held-out pair: H does not include it, and the system
+            that is solved is (H + H_n) x = g.
 
     Returns:
         Coefficients of the trial vectors [B, m, 2], and the largest leverage of each pair [B], both float64.
 
     Raises:
-        ValueError: values that are not finite.
+        ValueError: a value is not finite.
     """
     eps = torch.finfo(whole.dtype).eps
     whole, leaving = whole.double(), leaving.double()
@@ -128,7 +129,7 @@ def solve_in_span(whole: Tensor, leaving: Tensor, max_leverage: float | None) ->
     length = whole.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()[:, :, None]
     scale = torch.where(length > 0, 1 / length, 0.0)
     size, axes = torch.linalg.eigh(scale * whole * scale.mT)
-    # Directions below the rounding error of the Gram matrix are differences of parallel vectors, and noise: they are left out.
+    # Directions below the rounding error of the Gram matrix are left out: they are differences of parallel vectors, so noise.
     basis = scale * axes * torch.where(size > eps**0.75, size.clamp_min(eps).rsqrt(), 0.0)[:, None]
     leverage, axes = torch.linalg.eigh(basis.mT @ leaving @ basis)
     basis = basis @ axes
@@ -143,8 +144,8 @@ def solve_in_span(whole: Tensor, leaving: Tensor, max_leverage: float | None) ->
 def _odds(p: Tensor) -> Tensor:
     """P / (1 - P) off the diagonal, 0 on it.
 
-    Where 1 - P underflows, the odds stop at 1 / eps. Nothing is lost by that: they multiply the square of J_kn - row_k, which
-    is 1 - P times a difference of the logits' derivatives, so that the curvature of that entry is below eps.
+    If 1 - P underflows, the odds are cut to 1 / eps. This loses nothing. The odds multiply the square of J_kn - row_k, which is
+    1 - P times a difference of the logits' derivatives, so that the curvature of that entry is below eps.
     """
     odds = p / (1 - p).clamp_min(torch.finfo(p.dtype).eps)
     return odds - torch.diag(odds.diagonal())

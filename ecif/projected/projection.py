@@ -1,4 +1,4 @@
-"""Project gradients of both heads to few numbers, by one Kronecker pair a head: random, PCA-informed, or the identity."""
+"""Project gradients of both heads to few numbers, with one Kronecker pair for each head: random, PCA, or the identity."""
 
 import hashlib
 import math
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ecif.heads import Embedded, Heads, embed
 
-Rank = tuple[int, int]  # (ki, ko): how many numbers are kept of the features and of the embeddings
+Rank = tuple[int, int]  # (ki, ko): dimensions that features and embeddings are projected to
 
 
 class Factors(NamedTuple):
@@ -31,7 +31,7 @@ class Projection(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The k of both heads together."""
+        """k, the sum over both heads."""
         return sum(f.features.shape[1] * f.embedding.shape[1] for f in self)
 
     def to(self, like: Tensor) -> "Projection":
@@ -39,7 +39,7 @@ class Projection(NamedTuple):
         return Projection(*(Factors(*(part.to(like) for part in factors)) for factors in self))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The four factors by name, such as `image_features`: what is stored."""
+        """The four factors by name, such as `image_features`, in the form that is stored."""
         return {f"{head}_{name}": part for head, f in self._asdict().items() for name, part in f._asdict().items()}
 
     @staticmethod
@@ -62,13 +62,13 @@ def identity_projection(heads: Heads) -> Projection:
 
 
 def random_projection(heads: Heads, image: Rank, text: Rank, seed: int) -> Projection:
-    """Rademacher signs over the square root of the rank. Inner products are unbiased: E <R g, R h> = <g, h>.
+    """Random signs (Rademacher), divided by the square root of the rank. Inner products are unbiased: E <R g, R h> = <g, h>.
 
     The signs are the bits of SHAKE-256 (FIPS 202) of the seed and the factor's name, so that every machine, device and library
     version draws the same bytes.
 
     Args:
-        heads: their shapes, dtype and device.
+        heads: heads with the shapes, dtype and device of the projection.
         image: (ki, ko) of the image head.
         text: (ki, ko) of the text head.
         seed: of the draw.
@@ -90,8 +90,8 @@ def pca_projection(heads: Heads, pairs: Embedded, image: Rank, text: Rank) -> Pr
     """Top eigenvectors of the features' second moment, and of the covariance of the embeddings (captions and images together).
 
     Every column is signed so that its entry of largest magnitude (the first of several) is positive. The eigenvectors come from
-    LAPACK. They are the same to the bit on one machine but not on another, and arbitrary within a repeated eigenvalue: store
-    them with the run.
+    LAPACK. Their bytes are the same on one machine but not on another, and they are arbitrary within a repeated eigenvalue, so
+    store them with the run.
 
     Args:
         heads: the heads that `pairs` were embedded with.
@@ -114,19 +114,19 @@ def pca_projection(heads: Heads, pairs: Embedded, image: Rank, text: Rank) -> Pr
 
 
 def pca_of_sample(heads: Heads, images: Tensor, texts: Tensor, rank: Rank) -> Projection:
-    """The PCA projection of a sample of the corpus, at one rank for both heads, capped at the size of each.
+    """The PCA projection of a sample of the corpus. Both heads get one rank, capped at the size of each head.
 
     Args:
         heads: the heads that the sample is embedded with.
-        images: [N, d_x] features of the sampled pairs.
-        texts: [N, d_t] features.
+        images: [N, d_x] image features of the sampled pairs.
+        texts: [N, d_t] text features.
         rank: (ki, ko).
     """
     return pca_projection(heads, embed(heads, images, texts), *capped_ranks(heads, rank))
 
 
 def capped_ranks(heads: Heads, rank: Rank) -> tuple[Rank, Rank]:
-    """A rank for the image head and one for the text head: the one asked for, or all of a head where it has less."""
+    """A rank for the image head and one for the text head: the requested rank, capped at the head's own dimensions."""
     image, text = (heads.image.shape, heads.text.shape)
     return (min(rank[0], image[0]), min(rank[1], image[1])), (min(rank[0], text[0]), min(rank[1], text[1]))
 
@@ -144,7 +144,7 @@ def random_bytes(key: str, count: int) -> Tensor:
 
 
 def _top_eigenvectors(moment: Tensor, rank: int) -> Tensor:
-    """[d, rank] of a symmetric [d, d], largest eigenvalue first, signed by the entry of largest magnitude."""
+    """[d, rank] eigenvectors of a symmetric [d, d], largest eigenvalue first, with a positive entry of largest magnitude."""
     vectors = torch.linalg.eigh(moment).eigenvectors.flip(1)[:, :rank]
     return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
 

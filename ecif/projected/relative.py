@@ -1,7 +1,7 @@
-"""Relative influence, for trace-back: the change of a target per unit of what the pair does to the model.
+"""Relative influence, for trace-back: the change of a target per unit of the pair's effect on the model.
 
-Plain influence ranks outliers first, whatever the question. Dividing by the pair's total effect brings up the pairs that are
-about this question. Signs are those of influence: above 0 the pair helps the target, below 0 it harms it.
+Plain influence ranks outliers first, for every target. Dividing by the pair's total effect on the model brings up the pairs
+that matter to this target in particular. Signs are those of influence: above 0 the pair helps the target, below 0 it harms it.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def gram(positive: Tensor, negative: Tensor) -> Tensor:
-    """G [N, 2, 2] float64, inner products of each pair's two parameter changes H^-1 grad Pos and H^-1 grad Neg, both [N, k]."""
+    """G [N, 2, 2] float64: inner products of each pair's parameter changes H^-1 grad Pos and H^-1 grad Neg, both [N, k]."""
     parts = torch.stack([positive, negative], dim=1).double()
     return parts @ parts.mT
 
@@ -17,19 +17,21 @@ def gram(positive: Tensor, negative: Tensor) -> Tensor:
 def relative_influence(positive: Tensor, negative: Tensor, gram: Tensor, tolerance: float = 1e-6) -> Tensor:
     """The largest change of the target per unit of parameter change, over all mixtures of the pair's two parts.
 
-    ECIF (arXiv 2411.11667), constrained form: the maximum of |<grad L_T, d>| over unit d in the plane that is spanned by
-    posIF = H^-1 grad Pos and negIF = H^-1 grad Neg is sqrt(b^T G^+ b), b = (<grad L_T, posIF>, <grad L_T, negIF>), G their Gram
-    matrix. The signs of ECIF's own posIF and negIF, both the opposite, cancel.
+    This is ECIF's constrained form (arXiv 2411.11667). Let d be a unit vector in the plane of posIF = H^-1 grad Pos and
+    negIF = H^-1 grad Neg. The maximum of |<grad L_T, d>| over d is sqrt(b^T G^+ b), with
+    b = (<grad L_T, posIF>, <grad L_T, negIF>) and G the Gram matrix of posIF and negIF. ECIF defines both with the opposite
+    sign, which changes nothing here.
 
     Args:
         positive: b_1, influence as a positive, [N] or [T, N].
         negative: b_2, influence as a negative, the same shape.
         gram: [N, 2, 2], see `gram`.
-        tolerance: the sine of the angle below which the parts count as parallel: the plane is a line, G^+ the pseudo-inverse.
+        tolerance: sine of the angle below which the parts count as parallel. The plane is then a line, and G^+ the
+            pseudo-inverse of a matrix of rank 1.
 
     Returns:
         The shape of `positive`, float64, target loss units per parameter unit, with the sign of positive + negative. Its
-        magnitude is at most |grad L_T|; it is 0 for a pair that changes nothing, or whose parts cancel.
+        magnitude is at most |grad L_T|. It is 0 for a pair that changes nothing, or whose parts cancel.
     """
     positive, negative, gram = positive.double(), negative.double(), gram.double()
     # Gram-Schmidt from the longer part, in inner products only.
@@ -44,21 +46,21 @@ def relative_influence(positive: Tensor, negative: Tensor, gram: Tensor, toleran
 
 
 def theta_relatif(influence: Tensor, change: Tensor) -> Tensor:
-    """Influence [N] or [T, N] per unit of parameter change, |H^-1 g| of change [N, k]; 0 where nothing changes.
+    """Influence [N] or [T, N] divided by the norm of the parameter change H^-1 g [N, k]; 0 for a pair that changes nothing.
 
-    RelatIF (arXiv 2003.11630), theta-relative influence. `change` is that of both parts together.
+    This is theta-relative influence of RelatIF (arXiv 2003.11630). `change` is the change by both parts together.
     """
     return _ratio(influence.double(), change.double().norm(dim=1))
 
 
 def loss_relatif(influence: Tensor, self_influence: Tensor) -> Tensor:
-    """Influence [N] or [T, N] per unit of expected change of the loss, sqrt(g^T H^-1 g) of self_influence [N]; 0 where it is 0.
+    """Influence [N] or [T, N] divided by the root of self_influence g^T H^-1 g [N]; 0 where self_influence is 0.
 
-    RelatIF (arXiv 2003.11630), l-relative influence.
+    This is l-relative influence of RelatIF (arXiv 2003.11630). The root measures the expected change of the loss.
     """
     return _ratio(influence.double(), self_influence.double().sqrt())
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, 0 where b is."""
+    """a / b, and 0 where b is 0."""
     return torch.where(b > 0, a / b.where(b > 0, 1.0), 0.0)

@@ -17,7 +17,7 @@ def sampled_gauss_newton(batch: ProjectedBatch, key: str, draws: int = 1) -> Ten
     own term. On average over the labels, that is J^T (diag p - p p^T) J (Martens, arXiv 1412.1193).
 
     Args:
-        batch: of B pairs.
+        batch: B pairs under a projection.
         key: seeds the draw. Give each batch its own, such as the shard's name and the batch's number in it.
         draws: labels that are drawn for each row and column; their terms are averaged.
 

@@ -1,29 +1,29 @@
-"""Influence to second order: with the curvature that leaves with a pair, and with the curvature of the target.
+"""Influence to second order. It takes into account the curvature that leaves with a pair, and the curvature of the target.
 
-When pair n is removed, the minimum moves by a Newton step on the rest of the loss, and the target loss changes by its
+When pair n is removed, the minimum moves by a Newton step on the rest of the loss. The target loss then changes by its
 second-order expansion:
 
     delta_n = (H - H_n)^-1 g_n,    influence_n = <grad L_T, delta_n> + 1/2 delta_n^T H_T delta_n
 
-All of it is in k coordinates in which H and H_T are small enough to solve with: all parameters of a small model, or a
-projection of the heads' gradients. Three things make it cheap.
+H and H_T are [k, k] matrices, small enough to solve with. The k coordinates are all parameters of a small model, or a
+projection of the heads' gradients. Three things make second order cheap:
 
-H_n, the curvature that leaves, is never formed, only multiplied with (`ecif.projected.leaving`).
+- H_n, the curvature that leaves, is never formed. It is only multiplied with (`ecif.projected.leaving`).
+- H - H_n is never factored. The step is the best one, in the norm of H - H_n (Galerkin), within the span of H^-1 grad Pos_n,
+  H^-1 grad Neg_n and H^-1 H_n H^-1 g_n. That is a 3 x 3 system for each pair. The span of H^-1 g_n alone would give the scalar
+  leverage correction. Both parts of the gradient are in the span, so that with H_n = 0 both columns are those of first order.
+- The step does not depend on the target. Another target costs one more product with its [k, k] curvature.
 
-H - H_n is never factored. The step is the best one, in the norm of H - H_n (Galerkin), within the span of H^-1 grad Pos_n,
-H^-1 grad Neg_n and H^-1 H_n H^-1 g_n: a 3 x 3 system a pair. Within the span of H^-1 g_n alone it would be the scalar leverage
-correction. Both parts of the gradient are in the span, so that without H_n both columns are those of first order.
-
-The step does not depend on the target: one more target costs one more product with its k x k curvature.
-
-A pair that the heads never saw (cross-fitting) is not part of H. The prediction is still that of its removal, from heads that
-would have seen it. Its curvature therefore arrives instead of leaving, and the target is expanded at the other end of the step:
+With cross-fitting, the heads were fitted without the pair, and H does not include it. The prediction is still about its
+removal, from heads that were fitted with it. The curvature H_n is therefore added, and the target is expanded at the other end
+of the step:
 
     delta_n = (H + H_n)^-1 g_n,    influence_n = <grad L_T, delta_n> - 1/2 delta_n^T H_T delta_n              held out
 
-A projection sees only a share of each step. Where first-order influence is known exactly (`ecif.heads.influence`), add the
-difference between second and first order within the projection to it. In the convex test, that improved on the exact first
-order at every size of the projection, while the second order of a small projection alone was far below it.
+A projection contains only a part of each step. If first-order influence is known exactly (`ecif.heads.influence`), add to it
+the difference between second and first order within the projection, see `correction`. In the convex test, this agreed better
+with the truth than exact first order at every size of the projection. Second order within a small projection alone agreed far
+less.
 
 See docs/method.md, "Second order". First order: Koh and Liang, arXiv 1703.04730.
 """
@@ -36,14 +36,14 @@ from torch import Tensor
 
 from ecif.projected.leaving import DifferentiatedBatch, LeavingCurvature, RootWeights, solve_in_span
 
-ENTRIES_AT_ONCE = 2**24  # numbers of the Jacobian that are held at a time
+ENTRIES_AT_ONCE = 2**24  # numbers of the Jacobian that are held at once
 
 
 class RemovalSteps(NamedTuple):
-    """How the minimum moves without each of m pairs of a batch; the step of pair n is positive_n + negative_n."""
+    """The moves of the minimum when each of m pairs is removed. The step of pair n is positive_n + negative_n."""
 
-    positive: Tensor  # [m, k] (H - H_n)^-1 grad Pos_n; H + H_n for held-out pairs
-    negative: Tensor  # [m, k] (H - H_n)^-1 grad Neg_n
+    positive: Tensor  # [m, k] (H - H_n)^-1 grad Pos_n, with H + H_n for held-out pairs
+    negative: Tensor  # [m, k] (H - H_n)^-1 grad Neg_n, with H + H_n for held-out pairs
     leverage: Tensor  # [m] the pair's largest share, along any direction of the span, of the curvature that includes it
 
 
@@ -59,28 +59,28 @@ def removal_steps(
     """The move of the parameters when pairs of one batch are removed, one at a time, to second order.
 
     A pair costs 3 solves (k^2 multiply-adds each by an inverse or a factor), the 2 B entries of row n and column n, and
-    16 B k + 16 k + 36 B multiply-adds on them. At B = 64, k = 256 (float32, one core) that takes 0.4 ms, where forming H - H_n
-    and solving with it takes 7. Memory: ENTRIES_AT_ONCE numbers of the Jacobian, for as many pairs as these suffice for.
+    16 B k + 16 k + 36 B multiply-adds on them. At B = 64, k = 256 (float32, one core) that takes 0.4 ms; forming H - H_n and
+    solving with it takes 7 ms. Pairs are handled in groups that hold at most ENTRIES_AT_ONCE numbers of the Jacobian.
 
     Args:
-        batch: of B >= 2 pairs.
-        positive: [m, k], grad Pos_n of each of the pairs in the same coordinates.
-        negative: [m, k], grad Neg_n, exact or Taylor.
+        batch: B >= 2 pairs.
+        positive: [m, k] grad Pos_n of each of the pairs in the same coordinates.
+        negative: [m, k] grad Neg_n, exact or Taylor.
         solve: H^-1 on rows, [m, k] -> [m, k]. H is symmetric positive definite: the Gauss-Newton matrix summed over all
             batches, this one included, plus damping.
-        max_leverage: larger leverages are cut to this one (< 1), so that no step grows beyond 1 / (1 - max_leverage) times the
-            first-order one, in the norm of H. More curvature can leave than H has if H was sampled or misses the batch. With
-            the exact H, only a pair that holds a direction nearly alone comes near 1, and there no expansion is to be trusted.
+        max_leverage: larger leverages are cut to this value (< 1). A step is then at most 1 / (1 - max_leverage) times the
+            first-order step, in the norm of H. H_n can exceed H if H was sampled or misses the batch. With the exact H, the
+            leverage is near 1 only for a pair that is nearly alone in a direction, where no expansion can be trusted.
             Held-out pairs need no cap.
-        held_out: the heads were fitted without these pairs, and H does not hold them.
-        pairs: [m] which pairs of the batch; by default all, in order.
+        held_out: the heads were fitted without these pairs, and H does not include them.
+        pairs: [m] positions of the pairs in the batch; by default all, in order.
 
     Returns:
-        Steps in parameter units and the dtype of the gradients; 0 for a pair without gradient. `leverage` is returned uncut;
-        that of a held-out pair is below 1.
+        Steps in parameter units and the dtype of the gradients; 0 for a pair without gradient. `leverage` is not cut; that of a
+        held-out pair is below 1.
 
     Raises:
-        ValueError: shapes that do not fit, fewer than two pairs, max_leverage outside [0, 1), or values that are not finite.
+        ValueError: shapes do not fit, the batch has one pair, max_leverage is outside [0, 1), or a value is not finite.
     """
     size = positive.shape[1]
     pairs = torch.arange(len(batch.logits), device=positive.device) if pairs is None else pairs
@@ -104,7 +104,7 @@ def removal_steps(
         again = solve(bend).to(parts)[:, None]
         trial = torch.cat([first[some], again], 1)  # [m, 3, k]
         factored = torch.cat([factored, curvature.factor(again)], 1)
-        # H trial costs no product: H H^-1 x is x.
+        # H times the trial vectors needs no product, as H H^-1 x is x.
         whole = trial @ torch.cat([parts[some], bend[:, None]], 1).mT
         coefficients, leverage = solve_in_span(whole, factored @ factored.mT, None if held_out else max_leverage)
         steps.append((coefficients.to(trial).mT @ trial, leverage.to(trial)))
@@ -113,17 +113,17 @@ def removal_steps(
 
 
 def target_change(steps: RemovalSteps, gradients: Tensor, curvatures: Tensor, held_out: bool = False) -> tuple[Tensor, Tensor]:
-    """Change of each target's loss when each pair is removed: k^2 + 2 k multiply-adds a pair and target.
+    """Change of each target's loss when each pair is removed, at k^2 + 2 k multiply-adds for each pair and target.
 
     Args:
-        steps: of m pairs.
-        gradients: [T, k], grad L_T.
-        curvatures: [T, k, k], H_T, Gauss-Newton of each target's loss, without damping.
-        held_out: as the steps were taken.
+        steps: the steps of m pairs.
+        gradients: [T, k] grad L_T.
+        curvatures: [T, k, k] H_T, the Gauss-Newton matrix of each target's loss, without damping.
+        held_out: the same as for the steps.
 
     Returns:
-        (positive, negative), each [T, m], in units of the target's summed loss; their sum is the influence: above 0 the pair
-        helps. The quadratic term is shared so that each part is its step times the target's gradient half way.
+        (positive, negative), each [T, m], in units of the target's summed loss. Their sum is the influence: above 0 the pair
+        helps. Each part is its own step times the target's gradient half way along the whole step.
     """
     half_step = (-0.5 if held_out else 0.5) * (steps.positive + steps.negative)
     half_way = gradients[:, None] + half_step @ curvatures  # [T, m, k]
@@ -144,11 +144,11 @@ def correction(
 
     Args:
         batch, positive, negative, solve, held_out, pairs: as of `removal_steps`.
-        gradient: [k], grad L_T.
-        curvature: [k, k], H_T.
+        gradient: [k] grad L_T.
+        curvature: [k, k] H_T.
 
     Returns:
-        (positive, negative, leverage), each [m]; the first two in units of the target's summed loss.
+        (positive, negative, leverage), each [m]. The first two are in units of the target's summed loss.
     """
     steps = removal_steps(batch, positive, negative, solve, held_out=held_out, pairs=pairs)
     second = target_change(steps, gradient[None], curvature[None], held_out)

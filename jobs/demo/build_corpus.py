@@ -38,7 +38,7 @@ BLOCK_QUALITIES = ((512, (75, 65, 55, 45, 35)), (1024, (75, 65, 55, 45, 35, 25))
 
 @dataclass(frozen=True)
 class Artist:
-    """An emoji set, pinned; the digest is that of icons.json, as npm may repack a tarball but not its contents."""
+    """An emoji set at a pinned version. The digest is that of icons.json, as npm may repack a tarball but not its contents."""
 
     name: str
     version: str
@@ -81,18 +81,18 @@ class Pair:
 
 
 def digest(text: str) -> str:
-    """SHA-256 in hex; it also stands in for a seeded shuffle, being the same in every version of every library."""
+    """SHA-256 in hex. It also replaces a seeded shuffle, because it is the same in every version of every library."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def shared_names(icon_sets: Iterable[IconSet], count: int) -> list[str]:
-    """The names every artist drew, so that each dataset shows the same subjects, cut to `count` in digest order."""
+    """The first `count` names, in digest order, that every artist drew. Each dataset then shows the same subjects."""
     visible = ({name for name, icon in icons["icons"].items() if not icon.get("hidden")} for icons in icon_sets)
     return sorted(set.intersection(*visible), key=digest)[:count]
 
 
 def view_box(icons: IconSet, name: str) -> tuple[float, float, float, float]:
-    """Left, top, width and height of an icon, each its own or else the set's (Iconify's defaults are 0 and 16)."""
+    """Left, top, width and height of an icon: its own, or else those of its set, or else Iconify's defaults 0, 0, 16 and 16."""
     defaults = {"left": 0, "top": 0, "width": 16, "height": 16}
     sources = defaults | {field: icons[field] for field in defaults if field in icons} | icons["icons"][name]
     return sources["left"], sources["top"], sources["width"], sources["height"]
@@ -110,7 +110,7 @@ def rasterise(icons: IconSet, name: str) -> Image.Image:
 
 
 def encode(image: Image.Image) -> bytes:
-    """Lossy WebP in as few tar blocks as a decent quality allows; the lowest quality, whatever its size, if none."""
+    """Lossy WebP in as few tar blocks as a decent quality allows. If none fits, the lowest quality is taken at any size."""
     data = b""
     for limit, qualities in BLOCK_QUALITIES:
         for quality in qualities:
@@ -145,7 +145,7 @@ def make_pair(artist: Artist, icons: IconSet, name: str, key: str) -> Pair:
 def make_shards(artists: Iterable[Artist], icon_sets: dict[Artist, IconSet], names: list[str]) -> Iterator[list[Pair]]:
     """A dataset's pairs, the artists mixed, in shards of NAMES pairs with img2dataset's nine-digit keys."""
     drawings = [(artist, name) for artist in artists for name in names]
-    # Salted, or the order would be that of the uids and hide a confusion of the two.
+    # The digest is salted. Otherwise the order would be that of the uids, which would hide a confusion of the two.
     drawings.sort(key=lambda drawing: digest(f"order {drawing[0].name}/{drawing[1]}"))
     for shard, start in enumerate(range(0, len(drawings), NAMES)):
         yield [
@@ -155,7 +155,7 @@ def make_shards(artists: Iterable[Artist], icon_sets: dict[Artist, IconSet], nam
 
 
 def tar_bytes(pairs: list[Pair]) -> bytes:
-    """The shard's tar. USTAR, and TarInfo's own defaults (no owner, time 0, mode 0644), leave nothing to vary."""
+    """The shard's tar. Its bytes are reproducible with USTAR and TarInfo's defaults (no owner, time 0, mode 0644)."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for pair in pairs:
@@ -169,7 +169,7 @@ def tar_bytes(pairs: list[Pair]) -> bytes:
 
 
 def parquet_bytes(pairs: list[Pair]) -> bytes:
-    """The shard's metadata table, one row a pair. Nearly all values are distinct, so dictionaries would only add."""
+    """The shard's metadata table, one row for each pair. Nearly all values differ, so dictionaries would only add bytes."""
     table = pa.Table.from_pylist([pair.meta for pair in pairs], schema=SCHEMA)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", compression_level=19, use_dictionary=False)
@@ -177,14 +177,14 @@ def parquet_bytes(pairs: list[Pair]) -> bytes:
 
 
 def stats_bytes(pairs: list[Pair]) -> bytes:
-    """The shard's statistics; the times are 0, as real ones would make every build differ."""
+    """The shard's statistics. The times are 0, as real times would make every build differ."""
     counts = {"count": len(pairs), "successes": len(pairs), "failed_to_download": 0, "failed_to_resize": 0}
     times = {"duration": 0, "start_time": 0, "end_time": 0}
     return json.dumps(counts | times | {"status_dict": {"success": len(pairs)}}, indent=4).encode()
 
 
 def check_versions() -> None:
-    """Refuse to build with other encoders than the pinned ones: the result would not match the committed files."""
+    """Refuse to build with other encoders than the pinned ones, as the result would not match the committed files."""
     found = {package: version(package) for package in PINNED if package != "libwebp"}
     found["libwebp"] = str(features.version("webp"))
     wrong = [f"{name} {found[name]} (need {needed})" for name, needed in PINNED.items() if found[name] != needed]
@@ -210,7 +210,7 @@ def read_icons(folder: Path, artist: Artist) -> IconSet:
 
 
 def main() -> None:
-    """Fetch, build and write; LICENSES.md is kept by hand, so it is neither written nor removed."""
+    """Fetch, build and write. LICENSES.md is written by hand, so it is neither written nor removed here."""
     parser = argparse.ArgumentParser(description="Rebuild the embedded demo corpus.")
     parser.add_argument("--npm", type=Path, help="folder of downloaded tarballs (default: fetch with npm pack)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "corpus", help="folder to write to")

