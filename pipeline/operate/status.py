@@ -5,8 +5,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from pipeline import storage
-from pipeline.config import Config
-from pipeline.run_folder.artifacts import KINDS, Artifacts, instances
+from pipeline.run_folder.artifacts import Artifacts, each_shard, stages_of
 from pipeline.run_folder.dataset import Dataset, in_folder
 from pipeline.run_folder.finished import LATEST
 from pipeline.run_folder.started import Started, read_started
@@ -61,21 +60,12 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def stages_of(config: Config) -> dict[str, list[str]]:
-    """The keys of every stage that a configuration asks for, in the order of the recipe, without `embed` and `publish`."""
-    found: dict[str, list[str]] = {}
-    for kind, what in KINDS.items():
-        if what.stage not in ("embed", "publish") and what.asked(config):
-            found.setdefault(what.stage, []).extend(key for key, _ in instances(kind, config))
-    return found
-
-
 def _checkpoint(started: Started, datasets: dict[str, Dataset], artifacts: Artifacts | None) -> list[StageStatus]:
     of = {name: dataset.accounting() for name, dataset in datasets.items()}
     stages, since = [_embed(datasets, of, started.time)], started.time
     corpus = _Corpus.of(datasets["corpus"])
     for name, keys in stages_of(started.config).items():
-        if any("shard" in KINDS[key.partition("/")[0]].each for key in keys):
+        if any(map(each_shard, keys)):
             stage = _of_shards(name, keys, artifacts, corpus, since)
         else:
             stage = _of_objects(name, keys, artifacts)
@@ -107,7 +97,7 @@ def _of_shards(name: str, keys: list[str], artifacts: Artifacts | None, corpus: 
     """A stage that goes shard by shard. A shard is done when all its tables exist; other objects are not counted."""
     if artifacts is None:
         return StageStatus(name, 0, corpus.shards, 0)
-    listed = [artifacts.listed(key) for key in keys if "shard" in KINDS[key.partition("/")[0]].each]
+    listed = [artifacts.listed(key) for key in filter(each_shard, keys)]
     whole = {shard: [of[shard] for of in listed] for shard in corpus.pairs if all(shard in of for of in listed)}
     last = {shard: max(items, key=lambda item: item.modified) for shard, items in whole.items()}
     return _rated(StageStatus(name, len(whole), corpus.shards, 0), last, corpus, since)

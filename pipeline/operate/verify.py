@@ -9,7 +9,7 @@ from pipeline.config import Config
 from pipeline.corpus import sidecar
 from pipeline.errors import UserError
 from pipeline.operate.check_shard import Checked, CheckShard, Expected, Violation, check_tensors
-from pipeline.run_folder.artifacts import KINDS, Artifacts
+from pipeline.run_folder.artifacts import Artifacts, each_shard
 from pipeline.run_folder.columns import IDENTITY, columns, evidence_scores
 from pipeline.run_folder.dataset import Dataset, in_folder
 from pipeline.run_folder.finished import Checkpoint, Finished, open_run
@@ -62,7 +62,7 @@ def verify(folder: str, report: Callable[[Violation], None]) -> dict[str, Checke
         for name, dataset in datasets.items():
             each = f"{name}, checkpoint {i}" if len(finished.checkpoints) > 1 else name
             checked[each] = _check_dataset(finished, artifacts if name == "corpus" else None, dataset, note)
-        urls = [artifacts.url(key) for key in artifacts.names if not _each_shard(key)]
+        urls = [artifacts.url(key) for key in artifacts.names if not each_shard(key)]
         labelled = [name for name, target in finished.config.targets.items() if target.kind.labelled]
         urls += [datasets[f"target {name}"].prompts_url() for name in labelled]
         for violations in storage.in_threads(_tensors, urls):
@@ -84,10 +84,6 @@ def _outdated(finished: Finished, of_checkpoints: list[tuple[Checkpoint, Dataset
     written, wrong = publication.written(), "is of another run, or of the shard as it was; the same `ecif run` writes it anew"
     outdated = (shard for shard in artifacts[0].shards if written.get(shard) != publication.of_shard(shard))
     return [Violation(publication.url(shard), wrong) for shard in outdated]
-
-
-def _each_shard(key: str) -> bool:
-    return "shard" in KINDS[key.partition("/")[0]].each
 
 
 def _what_counts(config: Config) -> dict[str, Any]:
@@ -119,7 +115,7 @@ def _expected(finished: Finished, artifacts: Artifacts) -> list[Expected]:
     config, found = finished.config, []
     for key in artifacts.names:
         kind, _, of = key.partition("/")
-        if _each_shard(key) and kind != "scores":
+        if each_shard(key) and kind != "scores":
             own = [of] if kind == "column" else []
             found.append(Expected(_table_of(artifacts, key), [*TABLES[kind](config), *own]))
     carried = [sidecar.PREFIX + name for name in config.corpus.sidecar]

@@ -234,6 +234,20 @@ def instances(kind: str, config: Config) -> list[tuple[str, str]]:
     return [(kind, "")]
 
 
+def stages_of(config: Config) -> dict[str, list[str]]:
+    """The keys of every stage that a configuration asks for, in the order of the recipe, without `embed` and `publish`."""
+    found: dict[str, list[str]] = {}
+    for kind, what in KINDS.items():
+        if what.stage not in ("embed", "publish") and what.asked(config):
+            found.setdefault(what.stage, []).extend(key for key, _ in instances(kind, config))
+    return found
+
+
+def each_shard(key: str) -> bool:
+    """Whether there is one object of this key for every shard."""
+    return "shard" in KINDS[key.partition("/")[0]].each
+
+
 class Artifacts(NamedTuple):
     """Where the objects of a run are, after `embed`."""
 

@@ -23,7 +23,7 @@ from pipeline.config import Config
 from pipeline.console import say
 from pipeline.corpus.batches import batch_numbers, batches_of
 from pipeline.run_folder import tables, tensors
-from pipeline.run_folder.artifacts import KINDS, Artifacts, instances
+from pipeline.run_folder.artifacts import Artifacts, stages_of
 from pipeline.run_folder.columns import Requested, evidence_scores, requested_columns
 from pipeline.run_folder.dataset import Dataset
 from pipeline.stages.fit.sample import read_all
@@ -49,7 +49,7 @@ def score(run: Run, start: Heads, corpus: Dataset, targets: dict[str, Dataset]) 
     Returns:
         Seconds of computation a pair; None if there was nothing to do.
     """
-    keys = score_keys(run.config)
+    keys = stages_of(run.config)["score"]
     missing = missing_tables(run.artifacts, keys)
     todo = {key for of_shard in missing.values() for key in of_shard}
     images = {
@@ -63,12 +63,6 @@ def score(run: Run, start: Heads, corpus: Dataset, targets: dict[str, Dataset]) 
         high = sum(leverages) / sum(row["pairs"] for row in rows)
         say(f"score    {high:.1%} of the pairs have a leverage above {HIGH_LEVERAGE:g}")
     return seconds_a_pair(rows)
-
-
-def score_keys(config: Config) -> list[str]:
-    """The keys of all tables that this stage writes for a shard."""
-    kinds = [kind for kind, what in KINDS.items() if what.stage == "score" and what.asked(config)]
-    return [key for kind in kinds for key, _ in instances(kind, config)]
 
 
 class ScoreShard:
@@ -87,7 +81,7 @@ class ScoreShard:
         self, config: Config, artifacts: Artifacts, features: str, start: Heads, images: dict[str, Any], keys: list[str]
     ):
         self.device = device()
-        self.config, self.artifacts, self.features, self.keys = config, artifacts, features, keys
+        self.config, self.artifacts, self.features = config, artifacts, features
         self.start, self.loss, self.batches = start.to(self.device), loss_of(config), batches_of(config)
         fitted = tensors.load(artifacts.url("heads"), FittedHeads)
         self.heads = [[h.to(self.device) for h in fits] for fits in fitted.folds]
