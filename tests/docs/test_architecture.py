@@ -2,7 +2,7 @@
 
 import re
 
-from tests.support.documents import ROOT
+from tests.support.markdown import ROOT
 
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
 NAMED = set(re.findall(r"`((?:ecif|pipeline|jobs|tests|docs|infra)/[\w./]*)`", TEXT))

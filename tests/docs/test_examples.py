@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 import ecif
-from tests.support.documents import ROOT, blocks
+from tests.support.markdown import ROOT, blocks
 
 EXAMPLES = ROOT / "docs" / "examples"
 

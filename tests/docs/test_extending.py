@@ -18,9 +18,9 @@ from ecif.heads.fit import fit, fixed_batches
 from pipeline.config import Config
 from pipeline.results.export import export
 from pipeline.run_folder.columns import columns
-from tests.support.documents import blocks
 from tests.support.exports import COPIES, SELECTED, caption, make_corpus, write_selected
 from tests.support.finished import Run, write_run
+from tests.support.markdown import blocks
 from tests.support.problems import held_out_pairs, random_features, random_heads
 
 PAGE = "docs/extending.md"

@@ -7,7 +7,7 @@ import pytest
 from jobs.demo.table import BEGIN, END, HEADINGS, markdown, replaced
 from pipeline.config import Config
 from pipeline.results.judge import BASELINES, CHOSEN, rankings
-from tests.support.documents import ROOT
+from tests.support.markdown import ROOT
 
 README = (ROOT / "README.md").read_text()
 TABLE = README.partition(BEGIN)[2].partition(END)[0].strip()

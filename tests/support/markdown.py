@@ -25,6 +25,11 @@ def prose(page: str) -> str:
     return FENCE.sub("", read(page))
 
 
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a page in one language, in their order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", read(page), re.MULTILINE | re.DOTALL)
+
+
 def table(page: str, *header: str) -> Table:
     """The only table of a page whose header begins with these cells."""
     found = [table for table in tables(page) if tuple(table.header[: len(header)]) == header]
