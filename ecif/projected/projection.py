@@ -38,16 +38,6 @@ class Projection(NamedTuple):
         """The same projection in the dtype and on the device of `like`."""
         return Projection(*(Factors(*(part.to(like) for part in factors)) for factors in self))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The four factors by name, such as `image_features`, in the form that is stored."""
-        return {f"{head}_{name}": part for head, f in self._asdict().items() for name, part in f._asdict().items()}
-
-    @staticmethod
-    def from_tensors(tensors: dict[str, Tensor]) -> "Projection":
-        """The inverse of `tensors`; other names are ignored."""
-        heads = ("image", "text")
-        return Projection(*(Factors(tensors[f"{head}_features"], tensors[f"{head}_embedding"]) for head in heads))
-
     def apply(self, heads: Heads, directions: Tensor) -> Tensor:
         """Project directions [n, P], such as a target's gradient, to [n, k]."""
         image, text = directions.split([heads.image.numel(), heads.text.numel()], dim=1)

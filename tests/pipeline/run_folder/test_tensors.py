@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ecif.heads import Heads
 from ecif.heads.cross_fit import FittedHeads
+from ecif.projected.projection import Projection, random_projection
 from pipeline import storage
 from pipeline.run_folder import tensors
 
@@ -68,6 +69,13 @@ def test_heads_of_a_fit_come_back_with_their_switches(url):
     fitted = FittedHeads(heads[:1], [heads[1:3], heads[3:]])
     tensors.save(url, fitted)
     assert same(tensors.load(url, FittedHeads), fitted)
+
+
+def test_a_projection_is_the_same_after_it_was_stored(url):
+    heads = Heads(torch.randn(5, 3), torch.randn(4, 3), 2.0)
+    projection = random_projection(heads, (3, 2), (4, 3), seed=0)
+    tensors.save(url, projection)
+    assert same(tensors.load(url, Projection), projection)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.int16, torch.int64, torch.bool])
