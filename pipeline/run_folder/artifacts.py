@@ -236,11 +236,14 @@ def instances(kind: str, config: Config) -> list[tuple[str, str]]:
 
 def stages_of(config: Config) -> dict[str, list[str]]:
     """The keys of every stage that a configuration asks for, in the order of the recipe, without `embed` and `publish`."""
-    found: dict[str, list[str]] = {}
-    for kind, what in KINDS.items():
-        if what.stage not in ("embed", "publish") and what.asked(config):
-            found.setdefault(what.stage, []).extend(key for key, _ in instances(kind, config))
-    return found
+    stages = dict.fromkeys(what.stage for what in KINDS.values() if what.stage not in ("embed", "publish"))
+    return {stage: keys for stage in stages if (keys := keys_of(stage, config))}
+
+
+def keys_of(stage: str, config: Config) -> list[str]:
+    """The keys of what a stage writes. They are asked for by what the stage itself depends on, and nothing else."""
+    kinds = (kind for kind, what in KINDS.items() if what.stage == stage and what.asked(config))
+    return [key for kind in kinds for key, _ in instances(kind, config)]
 
 
 def each_shard(key: str) -> bool:

@@ -23,7 +23,7 @@ from pipeline.config import Config
 from pipeline.console import say
 from pipeline.corpus.batches import batch_numbers, batches_of
 from pipeline.run_folder import tables, tensors
-from pipeline.run_folder.artifacts import Artifacts, stages_of
+from pipeline.run_folder.artifacts import Artifacts, keys_of
 from pipeline.run_folder.columns import Requested, evidence_scores, requested_columns
 from pipeline.run_folder.dataset import Dataset
 from pipeline.stages.fit.sample import read_all
@@ -49,7 +49,7 @@ def score(run: Run, start: Heads, corpus: Dataset, targets: dict[str, Dataset]) 
     Returns:
         Seconds of computation a pair; None if there was nothing to do.
     """
-    keys = stages_of(run.config)["score"]
+    keys = keys_of("score", run.config)
     missing = missing_tables(run.artifacts, keys)
     todo = {key for of_shard in missing.values() for key in of_shard}
     images = {
