@@ -6,6 +6,7 @@
 A run (`ecif run`) takes the same steps, distributed over workers. A test compares a run's columns with those of `attribute`.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,12 +18,14 @@ from ecif.columns import Column, HeldOutPairs, PairScore, held_out_values
 from ecif.columns.agreement import Agreement
 from ecif.columns.bank import Bank
 from ecif.columns.clip_score import ClipScore
+from ecif.columns.held_out_cosine import HeldOutCosine
 from ecif.columns.held_out_loss import HeldOutLoss
 from ecif.columns.influence import held_out_influence
 from ecif.directions import HowToSolve, Refitted, solve_question
 from ecif.filter_choice import HowToFilter, choose_filter
+from ecif.fit_choice import Grid, choose_fit
 from ecif.heads import Heads, standardised
-from ecif.heads.cross_fit import CrossFit, HowToFit, Refit, Refitter, removals, run_refit
+from ecif.heads.cross_fit import CrossFit, HowToFit, Hyperparameters, Refit, Refitter, removals, run_refit
 from ecif.losses import CLIP, Loss
 from ecif.registry import find_kind
 from ecif.sample import LocalSystem, Sample, Shared, gather_evidence, sample_bank
@@ -40,13 +43,14 @@ class Settings:
     sample: int = 65_536  # fit.sample
     folds: int = 5
     seeds: int = 1
-    epochs: int = 8
-    learning_rate: float = 1e-3
+    epochs: int | None = None  # None has it chosen by held-out pairs
+    learning_rate: float | None = None
+    pull: float | None = None
     checkpoints: int = 2
     train_logit_scale: bool = False
     iterations: int = 24  # solve.iterations
     refits: int = 16
-    dampings: Sequence[float] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+    dampings: Sequence[float] = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
     target_batch: int = 50
     repeats: int | None = None  # score.repeats
     columns: Sequence[str] = ()  # score.columns
@@ -83,8 +87,9 @@ def attribute(
             default all pairs are one shard.
 
     Returns:
-        Columns [N] float32 by name, in the order of a run's table: `clip_score`, `held_out_loss`, `agreement`, the influence on
-        every target, `misalignment`, `filter_<target>`, and those of `settings.columns`. `ecif.columns` says what each means.
+        Columns [N] float32 by name, in the order of a run's table: `clip_score`, `held_out_cosine`, `held_out_loss`,
+            `agreement`, the influence on every target, `misalignment`, `filter_<target>`, and those of `settings.columns`.
+            `ecif.columns` says what each means.
 
     Raises:
         ValueError: a target whose loss has no gradient in the heads, captions that are all alike, or an unknown column.
@@ -99,7 +104,7 @@ def attribute(
     bank = sample_bank(corpus.sample, start, settings.seed)
     system = LocalSystem(fitted, Shared(corpus.sample, fitted.every(), start, settings.loss, bank), settings.how_often())
     requested = [find_kind(PairScore, name)() for name in settings.columns]  # type: ignore[type-abstract]
-    scores = [ClipScore(), HeldOutLoss(), Agreement(), *(score for score in requested if score.evidence)]
+    scores = [ClipScore(), HeldOutCosine(), HeldOutLoss(), Agreement(), *(score for score in requested if score.evidence)]
     evidence = gather_evidence(system, scores, bank)
     refitted = _calibration(refit, len(corpus.sample.fold), settings)
     how = HowToSolve(settings.iterations, list(settings.dampings), settings.seed)
@@ -137,8 +142,18 @@ def attribute(
 
 
 def _refitter(start: Heads, sample: Sample, settings: Settings) -> Refitter:
-    how = HowToFit(start, settings.loss, settings.batch_size, settings.epochs, settings.learning_rate)
-    return lambda jobs: [run_refit(how, sample.images, sample.texts, sample.batches(), job) for job in jobs]
+    """Runs fits, one after the other, as held-out pairs choose."""
+    how = HowToFit(start, settings.loss, settings.batch_size, Hyperparameters(0.0, 0, 0.0))
+
+    def fits(jobs: list[tuple[Hyperparameters, Refit]]) -> list[list[Heads]]:
+        each = ((how._replace(hyperparameters=hyperparameters), job) for hyperparameters, job in jobs)
+        return [run_refit(one, sample.images, sample.texts, sample.batches(), job) for one, job in each]
+
+    grid = Grid.of(settings.learning_rate, settings.epochs, settings.pull, settings.checkpoints)
+    choice = choose_fit(how, sample, grid, fits, settings.seed)
+    for line in choice.warnings():
+        warnings.warn(line, stacklevel=3)
+    return lambda jobs: fits([(choice.hyperparameters, job) for job in jobs])
 
 
 def _calibration(refit: Refitter, pairs: int, settings: Settings) -> Refitted:

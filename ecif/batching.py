@@ -29,17 +29,19 @@ class Batching(Kind, ABC):
 
 
 class Shuffled(Batching, name="shuffled"):
-    """A seeded permutation of the shard's pairs, cut into batches.
-
-    A last batch smaller than half of `size`, or of one pair, joins the one before it.
-    """
+    """A seeded permutation of the shard's pairs, cut into batches, see `cut`."""
 
     def of(self, shard: str, pairs: int, repeat: int = 0) -> list[Tensor]:
         """The batches of a shard in one repeat."""
-        batches = list(permutation(pairs, "batch", shard, self.seed, repeat).split(self.size)) if pairs else []
-        if len(batches) > 1 and (2 * len(batches[-1]) < self.size or len(batches[-1]) < 2):
-            batches[-2:] = [torch.cat(batches[-2:])]
-        return batches
+        return cut(permutation(pairs, "batch", shard, self.seed, repeat), self.size) if pairs else []
+
+
+def cut(rows: Tensor, size: int) -> list[Tensor]:
+    """Rows in their order, cut into batches. A last batch smaller than half of `size`, or of one, joins the one before it."""
+    batches = list(rows.split(size))
+    if len(batches) > 1 and (2 * len(batches[-1]) < size or len(batches[-1]) < 2):
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
 
 
 def choose_batches(pairs: dict[str, int], batches: Batching, limit: int) -> dict[str, list[int]]:

@@ -32,6 +32,7 @@ class Calibration(NamedTuple):
     lds: float | None  # linear datamodeling score of the chosen damping; None without refits
     refits: int  # number of refits compared with
     lds_of_dampings: list[float]  # of every candidate, in the order of `HowToSolve.dampings`; empty without refits
+    residuals: list[float]  # the largest relative residual at every candidate, see `ecif.damping.SOLVED`
 
 
 class Directions(NamedTuple):
@@ -90,24 +91,26 @@ def _calibrate(
 ) -> tuple[Tensor, Calibration]:
     """Influence [G, N] on the target's calibration groups at the best damping, and that damping.
 
-    The best damping is the one whose predicted losses rank the refits best. The first one is taken if there are no refits.
+    The best damping is the one, among those that are solved, whose predicted losses rank the refits best. The first one is
+    taken if there are no refits.
     """
     groups, checkpoints = question.groups, len(fitted.path)
     gradients = [question.gradient(heads, group) for heads in fitted.path for group in groups]
     systems = [LinearSystem(c, -1) for c in range(checkpoints) for _ in groups]
     spaces = system.krylov(systems, torch.stack(gradients), how.iterations)
-    influence = torch.zeros(len(how.dampings), len(groups), system.pairs)
+    influence, residuals = torch.zeros(len(how.dampings), len(groups), system.pairs), torch.zeros(len(how.dampings))
     for c in range(checkpoints):
         own = KrylovSpaces(*(part[c * len(groups) : (c + 1) * len(groups)] for part in spaces))
         top = own.largest_eigenvalue().max()
-        solved = [own.solve(torch.full_like(own.norm, damping) * top)[0] for damping in how.dampings]
-        influence += system.influence(c, torch.cat(solved)).view(influence.shape) / checkpoints
+        solved = [own.solve(torch.full_like(own.norm, damping) * top) for damping in how.dampings]
+        influence += system.influence(c, torch.cat([q for q, _ in solved])).view(influence.shape) / checkpoints
+        residuals = residuals.maximum(torch.stack([residual.max() for _, residual in solved]))
     best, lds = 0, list[float]()
     if refitted.heads:
         losses = torch.stack([question.group_losses(heads) for heads in refitted.heads])
-        best, lds = choose_damping(influence, refitted.removed, losses)
+        best, lds = choose_damping(influence, refitted.removed, losses, residuals.tolist())
     reached = lds[best] if lds else None
-    return influence[best], Calibration(how.dampings[best], reached, len(refitted.heads), lds)
+    return influence[best], Calibration(how.dampings[best], reached, len(refitted.heads), lds, residuals.tolist())
 
 
 def _cross_fitted(

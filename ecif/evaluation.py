@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ecif.heads import Heads, embed, logits
 from ecif.losses.contrastive import batch_loss
+from ecif.temperature import best_temperature
 
 
 def ranks(values: Tensor) -> Tensor:
@@ -77,10 +78,8 @@ def retrieval_recall(heads: Heads, images: Tensor, texts: Tensor, k: int) -> flo
     return (text_to_image.double().mean() + image_to_text.double().mean()).item() / 2
 
 
-def calibrated_loss(
-    heads: Heads, images: Tensor, texts: Tensor, scales: tuple[float, ...] = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0)
-) -> float:
-    """CLIP's loss per pair, minimised over a few temperatures first.
+def calibrated_loss(heads: Heads, images: Tensor, texts: Tensor) -> float:
+    """CLIP's loss per pair at its best temperature.
 
     The minimum over the temperature is taken so that becoming merely more or less confident does not change the loss. The rest
     measures ranking, also for heads that were trained with another loss.
@@ -89,10 +88,10 @@ def calibrated_loss(
         heads: the heads that pairs are embedded with.
         images: features [N, d_x].
         texts: features [N, d_t]; row n belongs to image n. All N pairs are one batch.
-        scales: candidate factors of the heads' own logit scale.
 
     Returns:
         Nats, in the convention of open_clip's ClipLoss.
     """
-    similarity = logits(heads, embed(heads, images, texts))
-    return min(batch_loss(similarity * scale).item() for scale in scales) / (2 * len(similarity))
+    similarity = logits(heads, embed(heads, images, texts)).double()
+    tau = best_temperature(lambda tau: batch_loss(tau * similarity))
+    return batch_loss(tau * similarity).item() / (2 * len(similarity))

@@ -177,8 +177,10 @@ def _report(outcome: "Outcome") -> None:
         for name, facts in checkpoint.targets.items():
             for line in _of_target(facts):
                 say(f"target {name}{which}: {line}")
-    share = next(iter(checkpoints[0].targets.values()))["misaligned"]
-    say(f"misaligned, as far as swaps tell: {share:.1%} of the pairs")
+    facts = next(iter(checkpoints[0].targets.values()))
+    share, (low, high) = facts["misaligned"], facts["misaligned_interval"]
+    told = f"unknown, at most {high:.1%}" if share is None else f"{share:.1%} ({low:.1%} to {high:.1%})"
+    say(f"misaligned, as far as swaps tell: {told} of the pairs")
     bad = ", ".join(f"{count} {reason}" for reason, count in outcome.quarantined.items())
     lost = sum(outcome.quarantined.values())
     say(f"{outcome.scored} of {outcome.pairs} pairs scored, {lost} quarantined" + (f": {bad}" if bad else ""))

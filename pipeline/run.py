@@ -17,7 +17,7 @@ from pipeline.stages.embed.prompts import embed_prompts
 from pipeline.stages.embed.stage import embed
 from pipeline.stages.filter import choose_filters
 from pipeline.stages.fit.sample import read_sample
-from pipeline.stages.fit.stage import fit_heads
+from pipeline.stages.fit.stage import choose_how_to_fit, fit_heads, how_to_fit
 from pipeline.stages.forward.fit import fit_parameters
 from pipeline.stages.forward.model import check_parameters
 from pipeline.stages.forward.score import score_forward
@@ -80,17 +80,19 @@ def _checkpoint(
 
     with clock.stage("fit"):
         sample = read_sample(corpus, config)
-        fitted = fit_heads(this, model.heads, sample)
+        choice = choose_how_to_fit(this, model.heads, sample)
+        how = how_to_fit(config, model.heads, choice.hyperparameters)
+        fitted = fit_heads(this, how, sample)
     with clock.stage("solve"):
         targets = [read_target(name, dataset) for name, dataset in clean.items()]
-        solved = solve(this, model.heads, fitted, sample, targets)
+        solved = solve(this, how, fitted, sample, targets)
         facts = solved.facts()
         solved.warn()
         if config.score.order == 2:
             prepare(this, fitted, sample, targets, solved)
     if config.filter:
         with clock.stage("filter"):
-            for name, chosen in choose_filters(this, config.filter, model.heads, sample, targets, solved).items():
+            for name, chosen in choose_filters(this, config.filter, how, sample, targets, solved).items():
                 facts[name]["filter"] = chosen.facts
     with clock.stage("score"):
         pace["projection"] = score(this, model.heads, corpus, clean)
@@ -103,7 +105,7 @@ def _checkpoint(
     if config.index:
         with clock.stage("index"):
             index(this, config.index, corpus, fitted, sample)
-    return Checkpoint(corpus.fingerprint, this.artifacts.names, facts), this.artifacts
+    return Checkpoint(corpus.fingerprint, this.artifacts.names, choice.facts, facts), this.artifacts
 
 
 class _Recipe(ModuleType):

@@ -161,8 +161,18 @@ class Fit(Section):
     sample: PositiveInt = Field(65_536, description="pairs to fit and solve on, as whole batches chosen by hash")
     folds: int = Field(5, ge=2, description="K: a pair is scored by heads that were fitted without its fold")
     seeds: PositiveInt = Field(1, description="fits per fold whose scores are averaged")
-    epochs: PositiveInt = Field(8, description="passes over the sample; more memorise wrong pairs and make scores poor")
-    learning_rate: PositiveFloat = Field(1e-3, description="Adam's, for heads scaled to Frobenius norm sqrt(d)")
+    epochs: PositiveInt | None = Field(
+        None, description="passes over the sample; by default chosen by held-out pairs, as many memorise wrong pairs"
+    )
+    learning_rate: PositiveFloat | None = Field(
+        None, description="Adam's, for heads scaled to Frobenius norm sqrt(d); by default chosen by held-out pairs"
+    )
+    pull: float | None = Field(
+        None,
+        ge=0,
+        description="towards the checkpoint's heads, in units of the curvature's largest eigenvalue; by default chosen by "
+        "held-out pairs",
+    )
     checkpoints: PositiveInt = Field(
         2, description="of each fit, from its first epoch to its last, that influence is averaged over; each costs a solve"
     )
@@ -175,7 +185,7 @@ class Fit(Section):
 
     @model_validator(mode="after")
     def _an_epoch_each(self) -> "Fit":
-        if self.checkpoints > self.epochs:
+        if self.epochs and self.checkpoints > self.epochs:
             raise ValueError(f"{self.checkpoints} checkpoints need as many epochs")
         return self
 
@@ -188,9 +198,10 @@ class Solve(Section):
     )
     refits: int = Field(16, ge=4, description="real refits without random pairs that the damping is calibrated against")
     dampings: list[PositiveFloat] = Field(
-        [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
+        [3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0],
         min_length=1,
-        description="candidates, in units of the curvature's largest eigenvalue; one value switches the choice off",
+        description="candidates, in units of the curvature's largest eigenvalue, of which those that `iterations` solve are "
+        "tried; one value switches the choice off",
     )
     target_batch: int = Field(50, ge=2, description="target pairs that share a softmax in the target's loss")
 

@@ -8,6 +8,7 @@ from ecif.columns.contract import PairScore as PairScore
 from ecif.columns.contract import held_out_values as held_out_values
 from ecif.columns.gradient_norm import GradientNorm as GradientNorm
 from ecif.columns.gsc import Gsc as Gsc
+from ecif.columns.held_out_cosine import HeldOutCosine as HeldOutCosine
 from ecif.columns.held_out_loss import HeldOutLoss as HeldOutLoss
 from ecif.columns.lemon import Lemon as Lemon
 from ecif.columns.negclip_loss import NegClipLoss as NegClipLoss

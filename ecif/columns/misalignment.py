@@ -13,14 +13,22 @@ Bayes' rule,
     P(misaligned | e) = sigmoid(w . e + c + log share / (1 - share))
 
 The probability is calibrated as far as real misalignment looks like a swap. Captions that merely say little are milder cases.
+
+The ranking by this probability needs no share. The share itself is known only where the evidence tells planted swaps from the
+corpus's own pairs: without that, the iteration ends about where it began. So it is checked against a bound that assumes nothing
+of the good pairs: above any threshold there are at least share x (those of the swaps) among the real pairs,
+
+    share <= p_real(e > t) / p_planted(e > t)        at every t
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ecif.columns.contract import Column
+from ecif.evaluation import auroc
 
 MISALIGNMENT = Column(
     "misalignment",
@@ -30,6 +38,10 @@ MISALIGNMENT = Column(
 )
 SHARE = 0.2  # the misaligned share at the start of the iteration
 ITERATIONS = 200
+SEPARATED = 0.65  # AUROC of planted swaps against the corpus's own pairs below which the share is unknown
+THRESHOLDS = 19  # the bound is taken at as many quantiles of the planted swaps
+DEVIATIONS = 3.0  # standard errors on both sides of the bound; the smallest of several is too small
+NONE = 0.01  # a share smaller than this is as good as none
 RIDGE = 0.01  # on the weights; without it they would grow without limit on a separable sample
 
 
@@ -40,10 +52,26 @@ class Misalignment(NamedTuple):
     spread: Tensor  # [E] half the range between the 1st and the 99th percentile
     weights: Tensor  # [E + 1] of the log-odds of misalignment in the corpus; the last is the intercept
     share: Tensor  # [] estimated share of the corpus's pairs that are misaligned
+    separation: Tensor  # [] AUROC of the planted swaps against the corpus's own pairs
+    bound: Tensor  # [2] the smallest upper bound of the share, less and plus its error
 
     def probability(self, evidence: Tensor) -> Tensor:
         """[N] in (0, 1): the probability that each pair is misaligned, from its evidence [N, E]."""
         return _log_odds(self.standardise(evidence), self.weights).sigmoid()
+
+    @property
+    def known_share(self) -> float | None:
+        """The share, or None if the evidence does not tell swaps from the corpus's pairs, or the bound contradicts it."""
+        low, high = self.bound.tolist()
+        fits = low / 2 - NONE <= self.share.item() <= 1.5 * high
+        return self.share.item() if fits and self.separation >= SEPARATED else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Between what the share is. Where it is unknown, it may be as small as 0."""
+        low, high = self.bound.tolist()
+        known = self.known_share
+        return (0.0, high) if known is None else (min(low, known), max(high, known))
 
     def standardise(self, evidence: Tensor) -> Tensor:
         """Evidence [N, E], centred and scaled to about -1 to 1, float64. Outliers beyond that grow by their logarithm only."""
@@ -60,7 +88,8 @@ def learn_misalignment(real: Tensor, planted: Tensor) -> Misalignment:
         raise ValueError("evidence is not finite")
     low, centre, high = real.double().quantile(torch.tensor([0.01, 0.5, 0.99], dtype=torch.float64), dim=0)
     spread = ((high - low) / 2).where(high > low, 1.0)
-    model = Misalignment(centre, spread, torch.zeros(real.shape[1] + 1, dtype=torch.float64), torch.tensor(SHARE).double())
+    weights, unknown = torch.zeros(real.shape[1] + 1, dtype=torch.float64), torch.full((2,), torch.nan).double()
+    model = Misalignment(centre, spread, weights, torch.tensor(SHARE).double(), unknown[0], unknown)
     z, bad = model.standardise(real), model.standardise(planted)
     evidence = torch.cat([bad, z, z])
     label = torch.cat([torch.ones(len(bad) + len(z)), torch.zeros(len(z))]).double()
@@ -75,7 +104,29 @@ def learn_misalignment(real: Tensor, planted: Tensor) -> Misalignment:
         probability = odds.sigmoid().clamp(1e-9, 1 - 1e-9)
         model = model._replace(weights=weights, share=share)
     shift = (model.share / (1 - model.share)).log() - sampled
-    return model._replace(weights=model.weights + shift * torch.eye(len(model.weights), dtype=torch.float64)[-1])
+    weights = model.weights + shift * torch.eye(len(model.weights), dtype=torch.float64)[-1]
+    of_real, of_planted = _log_odds(z, weights), _log_odds(bad, weights)
+    is_planted = torch.arange(len(of_planted) + len(of_real)) < len(of_planted)
+    separation = auroc(torch.cat([of_planted, of_real]), is_planted)
+    return model._replace(weights=weights, separation=torch.tensor(separation).double(), bound=_bound(of_real, of_planted))
+
+
+def _bound(real: Tensor, planted: Tensor) -> Tensor:
+    """The smallest upper bound of the share [2], less and plus DEVIATIONS standard errors of its logarithm, at most 1.
+
+    Args:
+        real: log-odds [N] of the corpus's own pairs.
+        planted: log-odds [M] of the planted swaps.
+    """
+    found = []
+    for level in torch.linspace(0, 1, THRESHOLDS + 2, dtype=torch.float64)[1:-1]:
+        threshold = planted.quantile(1 - level)
+        p = max((real > threshold).double().mean().item(), 0.5 / len(real))
+        q = max((planted > threshold).double().mean().item(), 0.5 / len(planted))
+        error = DEVIATIONS * math.sqrt((1 - p) / (p * len(real)) + (1 - q) / (q * len(planted)))
+        found.append((p / q * math.exp(error), p / q * math.exp(-error)))
+    high, low = min(found)
+    return torch.tensor([low, high], dtype=torch.float64).clamp(max=1.0)
 
 
 def _log_odds(z: Tensor, weights: Tensor) -> Tensor:

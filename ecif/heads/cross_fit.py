@@ -42,14 +42,21 @@ class FittedHeads(NamedTuple):
         return [*self.path, *(heads for fits in self.folds for heads in fits)]
 
 
+class Hyperparameters(NamedTuple):
+    """What `ecif.fit_choice` chooses for all fits of a run."""
+
+    learning_rate: float  # Adam's
+    epochs: int  # 0 leaves the heads as they are
+    pull: float  # towards the start, see `ecif.heads.fit.fit`
+
+
 class HowToFit(NamedTuple):
     """Start, loss and hyperparameters of a fit."""
 
     start: Heads
     loss: Loss
     batch_size: int
-    epochs: int
-    learning_rate: float
+    hyperparameters: Hyperparameters
 
 
 class Refit(NamedTuple):
@@ -89,9 +96,10 @@ def run_refit(how: HowToFit, images: Tensor, texts: Tensor, batches: list[Tensor
         texts.float().to(to),
         epoch,
         batch_size=how.batch_size,
-        epochs=how.epochs,
-        learning_rate=how.learning_rate,
+        epochs=how.hyperparameters.epochs,
+        learning_rate=how.hyperparameters.learning_rate,
         seed=job.seed,
+        pull=how.hyperparameters.pull,
         loss=how.loss,
         checkpoints=job.checkpoints,
     )

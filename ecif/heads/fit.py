@@ -1,7 +1,7 @@
 """Fit the heads on cached features. Influence is derived at a minimum of the training loss, so the heads have to be near one.
 
-The trunks stay frozen (LiT, arXiv 2111.07991). Cosine heads are scale-invariant, so plain weight decay gives them no minimum,
-and many epochs memorise wrong pairs. The fit therefore stops early, after a fixed number of epochs of Adam with cosine decay.
+The trunks stay frozen (LiT, arXiv 2111.07991). Many epochs memorise wrong pairs. The fit therefore stops early, after a fixed
+number of epochs of Adam with cosine decay, or a pull holds the heads near their start (`ecif.fit_choice` chooses).
 
 Where the logit bias is a parameter (SigLIP's), every step sets it to its best value; Adam does not step it. All logits of a
 batch move with the bias, and also with any common move of the embeddings. If Adam steps both, the loss first grows several
@@ -55,6 +55,7 @@ def fit(
     epochs: int,
     learning_rate: float,
     seed: int,
+    pull: float = 0.0,
     loss: Loss = CLIP,
     checkpoints: int = 1,
 ) -> list[Heads]:
@@ -67,9 +68,11 @@ def fit(
         epoch: `fixed_batches` or `reshuffled`.
         batch_size: the nominal batch size. Losses are divided by 2 * batch_size even if a batch holds fewer or more pairs, so
             that removing a pair from a fixed batch takes out the pair's own terms and reweights no other.
-        epochs: passes over the pairs. Over all of them, the learning rate falls to 0 on a half cosine.
+        epochs: passes over the pairs. Over all of them, the learning rate falls to 0 on a half cosine. With 0, the heads stay.
         learning_rate: Adam's, at the start.
         seed: of the order of the batches. Nothing else is random.
+        pull: strength of the pull towards the start: pull / 2 |W - W_start|^2 is added to the loss of a pair. It does not act
+            on logit scale and bias.
         loss: the loss to minimise.
         checkpoints: how many sets of heads to return: one after the first epoch, one after the last, the others evenly between.
             With 1, only the heads after the last epoch.
@@ -80,7 +83,8 @@ def fit(
     order = torch.Generator().manual_seed(seed)
     schedule = [epoch(order) for _ in range(epochs)]
     steps = sum(len(batches) for batches in schedule)
-    weights = start.flat()
+    weights, origin = start.flat(), start.flat()
+    projections = start.image.numel() + start.text.numel()
     optimiser = torch.optim.Adam([weights], lr=learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
 
@@ -90,10 +94,13 @@ def fit(
         pairs = [embed(heads, images[rows], texts[rows]) for rows in (rows.to(images.device) for rows in batches)]
         return with_best_bias(heads, pairs, loss) if start.train_logit_bias else heads, pairs
 
+    if not epochs:
+        return [start] * checkpoints
     path, kept = [], {1 + round(i * (epochs - 1) / (checkpoints - 1)) for i in range(checkpoints - 1)} | {epochs}
     for done, batches in enumerate(schedule, 1):
         for rows in batches:
             weights.grad = loss_gradient(*at([rows]), loss) / (2 * batch_size)
+            weights.grad[:projections] += pull * (weights - origin)[:projections]
             optimiser.step()
             decay.step()
         if done in kept:

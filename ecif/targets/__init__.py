@@ -1,6 +1,6 @@
 """Clean sets whose improvement counts: what each kind asks of the model."""
 
-from ecif.targets.contract import TEMPERATURES, OfPairs, TargetData, TargetLoss, best_temperature
+from ecif.targets.contract import OfPairs, TargetData, TargetLoss
 from ecif.targets.contrastive import Contrastive
 from ecif.targets.coverage import ENOUGH_COVERAGE, coverage
 from ecif.targets.retrieval_margin import RetrievalMargin
@@ -8,13 +8,11 @@ from ecif.targets.zero_shot import ZeroShot
 
 __all__ = [
     "ENOUGH_COVERAGE",
-    "TEMPERATURES",
     "Contrastive",
     "OfPairs",
     "RetrievalMargin",
     "TargetData",
     "TargetLoss",
     "ZeroShot",
-    "best_temperature",
     "coverage",
 ]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ecif.batching import cut
 from ecif.heads import Heads, embed
 from ecif.permutation import permutation
 from ecif.targets.contract import TargetLoss
@@ -64,7 +65,7 @@ def deal(name: str, loss: TargetLoss, batch: int, seed: int) -> Question:
         seed: of the permutation.
     """
     order = permutation(len(loss.captions()), "target", name, seed)
-    return Question(name, loss, [_batches(half, batch) for half in order.tensor_split(2)])
+    return Question(name, loss, [cut(half, batch) for half in order.tensor_split(2)])
 
 
 def coverage_of(question: Question, heads: Heads, texts: Tensor, seed: int) -> float:
@@ -81,10 +82,3 @@ def coverage_of(question: Question, heads: Heads, texts: Tensor, seed: int) -> f
     no_image = heads.image.new_zeros(0, heads.image.shape[0])
     of_corpus, of_target = (embed(heads, no_image, part).u for part in (chosen, question.loss.captions()))
     return coverage(of_corpus, of_target)
-
-
-def _batches(order: Tensor, size: int) -> list[Tensor]:
-    parts = list(order.split(size))
-    if len(parts) > 1 and (2 * len(parts[-1]) < size or len(parts[-1]) < 2):
-        parts[-2:] = [torch.cat(parts[-2:])]
-    return parts

@@ -96,7 +96,7 @@ def _read(data: bytes, url: str, schema: pa.Schema) -> pa.Table:
     """The column `key` as text, and the columns of a schema in its types."""
     schema = schema.insert(0, pa.field("key", pa.string()))
     try:
-        return pq.read_table(io.BytesIO(data), columns=schema.names).select(schema.names).cast(schema)
+        return pq.ParquetFile(pa.BufferReader(data)).read(schema.names, use_threads=False).select(schema.names).cast(schema)
     except (pa.ArrowException, KeyError) as error:
         raise RunError(f"{url}: not what the first sidecar is: {' '.join(str(error).split())[:300]}") from None
 

@@ -1,6 +1,5 @@
 """Check that every object of one shard exists and holds what it has to hold."""
 
-import io
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -9,7 +8,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
@@ -171,7 +169,7 @@ def read_object(url: str, parse: Callable[[bytes], Read], found: list[Violation]
 
 
 def _table(data: bytes) -> pa.Table:
-    return pq.read_table(io.BytesIO(data), use_threads=False, page_checksum_verification=True)
+    return tables.parse_table(data, verify=True)
 
 
 def _part(data: bytes) -> tuple[pa.Table, list[str]]:

@@ -88,6 +88,7 @@ def _order_rank(sizes: Sizes) -> int:
 # Bytes of one object of each kind, or of all shards together for a kind with an object for each shard. Numbers are float32, if
 # nothing else is said. Tables of the stage `score` other than `pairs` repeat the pair's position, 4 bytes.
 BYTES: dict[str, Callable[[Sizes], float]] = {
+    "fit_choice": lambda s: 3_000,
     "heads": lambda s: 4 * s.parameters * (s.config.fit.checkpoints + s.fits),
     "evidence": lambda s: s.sample * (8 * len(evidence_scores(s.config)) + 1) + min(s.sample, BANK) * 2 * s.features,
     "directions": lambda s: 4 * s.parameters * s.fits + 4 * s.sample * (3 + CALIBRATION_GROUPS),

@@ -10,8 +10,9 @@ from torch import Tensor
 from ecif.columns import Column
 from ecif.directions import Directions
 from ecif.evaluation import auroc, calibrated_loss, linear_datamodeling_score, precision_at, retrieval_recall
+from ecif.fit_choice import FitChoice
 from ecif.heads import Heads
-from ecif.heads.cross_fit import Refit, removals
+from ecif.heads.cross_fit import HowToFit, Refit, removals
 from ecif.permutation import permutation
 from ecif.sample import Sample
 from ecif.targets.question import Question
@@ -26,7 +27,7 @@ from pipeline.run_folder.finished import Finished, open_run
 from pipeline.sections import Pairs
 from pipeline.stages.embed.stage import embed
 from pipeline.stages.fit.sample import read_all, read_sample, read_uids
-from pipeline.stages.fit.stage import as_features, refitter
+from pipeline.stages.fit.stage import as_features, how_to_fit, refitter
 from pipeline.stages.solve.targets import read_target
 from pipeline.workers.cluster import Resources, session
 from pipeline.workers.progress import Stage
@@ -35,7 +36,8 @@ BASELINES = ("everything", "oracle: exactly the swapped", "random")  # rules tha
 CHOSEN = "chosen filter"
 SEEDS = 3
 LDS_REFITS = 24
-LABELS = {"clip_score": "CLIP score", "held_out_loss": "held-out loss"}  # rules whose name is not that of their column
+# Rules whose name is not that of their column.
+LABELS = {"clip_score": "CLIP score", "held_out_cosine": "held-out cosine", "held_out_loss": "held-out loss"}
 
 
 class Rule(NamedTuple):
@@ -50,8 +52,9 @@ def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
     """Judge a finished run whose misaligned pairs are known.
 
     A rule that ranks by a column drops as many pairs as were swapped. The filter that the run chose drops as many as it chose.
-    Heads are then trained on the pairs that are left. Every training starts from the model's own heads and takes the same
-    number of steps. The linear datamodeling score comes from refits other than those that chose the damping.
+    Heads are then trained on the pairs that are left. Every training starts from the model's own heads, is done as
+    the run chose, and takes the same number of steps. The linear datamodeling score comes from refits other than those that
+    chose the damping.
 
     Args:
         run: folder of a finished run.
@@ -74,16 +77,18 @@ def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
         images, texts = map(torch.from_numpy, read_all(corpus))
         every = Sample(images, texts, torch.zeros(len(uids), dtype=torch.int16), [len(uids)])
         rules = _rules(finished, table, swapped)
+        choice = tensors.load(finished.checkpoints[0].artifacts(run).url("fit_choice"), FitChoice)
+        how = how_to_fit(config, model.heads, choice.hyperparameters)
         jobs = [Refit(torch.from_numpy(np.isin(uids, rule.kept)), s, True) for rule in rules for s in range(SEEDS)]
         with Stage("judge", len(jobs)) as progress:
-            trained = [path[-1] for path in refitter(config, resources, model.heads, every, progress)(jobs)]
+            trained = [path[-1] for path in refitter(resources, how, every, progress)(jobs)]
         test_images, test_texts = (as_features(part, torch.device("cpu")) for part in read_all(held_out))
         rows: list[dict[str, Any]] = [
             {"rule": rule.name, "column": rule.column, "kept": len(rule.kept)}
             | _measures(trained[i * SEEDS : (i + 1) * SEEDS], test_images, test_texts, questions[0])
             for i, rule in enumerate(rules)
         ]
-        lds = _lds(finished, model.heads, read_sample(corpus, config), questions, resources)
+        lds = _lds(finished, how, read_sample(corpus, config), questions, resources)
     gain = rows[0]["test_loss"] - rows[1]["test_loss"]
     for row in rows:
         row["share_of_oracle_gain"] = (rows[0]["test_loss"] - row["test_loss"]) / gain
@@ -137,13 +142,13 @@ def _measures(trained: list[Heads], images: Tensor, texts: Tensor, question: Que
 
 
 def _lds(
-    run: Finished, start: Heads, sample: Sample, questions: list[Question], resources: Resources
+    run: Finished, how: HowToFit, sample: Sample, questions: list[Question], resources: Resources
 ) -> dict[str, dict[str, float]]:
     """For each target, how well single-model influence agrees with refits that had no part in the choice of the damping."""
     config, artifacts = run.config, run.checkpoints[0].artifacts(run.folder)
     removed = removals(len(sample.fold), LDS_REFITS, "judge", config.seed)
     with Stage("lds", LDS_REFITS) as progress:
-        refit = refitter(config, resources, start, sample, progress)
+        refit = refitter(resources, how, sample, progress)
         refitted = [path[-1] for path in refit([Refit(~without, config.seed) for without in removed])]
     out = {}
     for question in questions:

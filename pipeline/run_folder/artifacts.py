@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.kinds import OfKind
 from pipeline.run_folder.columns import evidence_scores, requested_columns
 
-FITS = ("fit.folds", "fit.seeds", "fit.epochs", "fit.learning_rate", "fit.checkpoints", "fit.train_logit_scale")
+FITS = ("fit.folds", "fit.epochs", "fit.learning_rate", "fit.pull", "fit.checkpoints", "fit.train_logit_scale")
 FORWARD = ("scoring.parameters", "scoring.epochs", "scoring.learning_rate")
 
 
@@ -61,11 +61,17 @@ KINDS: dict[str, Kind] = {
         each=("target",),
         asked=lambda config: any(target.kind.labelled for target in config.targets.values()),
     ),
+    "fit_choice": Kind(
+        "fit",
+        "learning rate, length and pull of every fit, and what each candidate lost on held-out pairs",
+        reads=("loss", "batch_size", "seed", *FITS),
+        made_of=("sample",),
+    ),
     "heads": Kind(
         "fit",
         "fitted heads: on all of the sample, and without each fold; each at its checkpoints",
-        reads=("loss", "batch_size", "seed", *FITS),
-        made_of=("sample",),
+        reads=("loss", "batch_size", "seed", "fit.folds", "fit.seeds", "fit.checkpoints", "fit.train_logit_scale"),
+        made_of=("fit_choice", "sample"),
     ),
     "evidence": Kind(
         "solve",
@@ -76,6 +82,7 @@ KINDS: dict[str, Kind] = {
     "directions": Kind(
         "solve",
         "H^-1 grad L_T for each set of heads, the damping, and the sampled pairs' influence",
+        version=2,
         reads=("solve.iterations", "solve.dampings", "solve.calibration_refits", "score.negative", "repeats", "seed"),
         made_of=("heads", "question"),
         each=("target",),
@@ -83,6 +90,7 @@ KINDS: dict[str, Kind] = {
     "misalignment": Kind(
         "solve",
         "what turns a pair's evidence into the probability that it is misaligned",
+        version=2,
         made_of=("evidence", "directions"),
     ),
     "curvature": Kind(
@@ -102,6 +110,7 @@ KINDS: dict[str, Kind] = {
     "filter": Kind(
         "filter",
         "the chosen weight and budget, what each candidate was judged to gain, and the quantiles that rank pairs",
+        version=2,
         reads=("filter", "seed"),
         made_of=("evidence", "directions"),
         each=("target",),

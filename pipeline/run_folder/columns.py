@@ -17,7 +17,7 @@ IDENTITY = {  # which pair a row is
     "batch": "Number of the batch of its shard that it was fitted in.",
     "fold": "Its fold: it is scored only by heads that never saw this fold.",
 }
-EVERY_RUN = ("clip_score", "held_out_loss", "agreement")  # scores that every run has, in the order of the table
+EVERY_RUN = ("clip_score", "held_out_cosine", "held_out_loss", "agreement")  # in the order of the table
 
 
 class Requested(NamedTuple):

@@ -23,6 +23,7 @@ class Checkpoint(NamedTuple):
 
     features: str  # fingerprint of the corpus's features
     names: dict[str, str]  # see `run_folder.artifacts.names`
+    fit: dict[str, Any]  # how the heads were fitted: what was chosen, what was tried, and what each lost on held-out pairs
     targets: dict[str, Any]  # by target: the damping, its agreement with refits, coverage, residual, the chosen filter
 
     def artifacts(self, folder: str) -> Artifacts:
@@ -63,7 +64,7 @@ class Finished(NamedTuple):
                 raise UserError(f"no column {column!r} in {self.table}: there are {known}")
         parts = []
         for shard in shards:
-            part = pq.read_table(io.BytesIO(storage.read_bytes(shard.url)), columns=columns)
+            part = tables.parse_table(storage.read_bytes(shard.url), columns)
             if tables.run_of(part.schema)[0] != tables.run_of(schema)[0]:
                 raise RunError(f"{self.table}: columns of two runs; wait until the run that writes them has finished")
             parts.append(part)

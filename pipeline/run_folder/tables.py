@@ -102,7 +102,7 @@ def features_table(
 
 def read_features(folder: str, parts: int) -> Features:
     """Read all parts of a shard as one."""
-    tables = [pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, part_name(i))))) for i in range(parts)]
+    tables = [read_table(storage.join(folder, part_name(i))) for i in range(parts)]
     return as_features(pa.concat_tables(tables).combine_chunks())
 
 
@@ -245,7 +245,17 @@ def read_self_influence(table: pa.Table) -> tuple[NDArray[np.float64], NDArray[n
 
 def read_table(url: str) -> pa.Table:
     """Read a Parquet object."""
-    return pq.read_table(io.BytesIO(storage.read_bytes(url)))
+    return parse_table(storage.read_bytes(url))
+
+
+def parse_table(data: bytes, columns: list[str] | None = None, verify: bool = False) -> pa.Table:
+    """The table in a Parquet object; the columns that are named, by default all. With `verify`, checksums of pages are checked.
+
+    `pq.read_table` reads through a dataset. A thread of it may release the bytes only while Python exits, and that aborts the
+    process.
+    """
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=verify) as file:
+        return file.read(columns, use_threads=False)
 
 
 def json_bytes(value: Any) -> bytes:

@@ -1,7 +1,7 @@
 """Stage `filter`: which pairs to keep for a target, chosen by refits of the heads (`ecif.filter_choice`)."""
 
 from ecif.filter_choice import ChosenFilter, HowToFilter, choose_filter
-from ecif.heads import Heads
+from ecif.heads.cross_fit import HowToFit
 from ecif.sample import Sample
 from pipeline.run_folder import tensors
 from pipeline.sections import Filter
@@ -13,14 +13,14 @@ from pipeline.workers.run import Run
 
 
 def choose_filters(
-    run: Run, settings: Filter, start: Heads, sample: Sample, targets: list[TargetFeatures], solved: Solved
+    run: Run, settings: Filter, how: HowToFit, sample: Sample, targets: list[TargetFeatures], solved: Solved
 ) -> dict[str, ChosenFilter]:
     """Choose a filter for every target. A choice that exists is read.
 
     Args:
         run: the run.
         settings: the candidates.
-        start: the model's own heads. Every fit starts from them.
+        how: how heads are fitted.
         sample: the pairs that heads are refitted on, without those that a candidate drops.
         targets: their features.
         solved: the results of `solve`.
@@ -28,13 +28,13 @@ def choose_filters(
     Returns:
         The filters, by target.
     """
-    how = HowToFilter(settings.weights, settings.keep, settings.seeds, run.config.seed)
+    candidates = HowToFilter(settings.weights, settings.keep, settings.seeds, run.config.seed)
 
     def choose(target: TargetFeatures) -> ChosenFilter:
-        with Stage("filter", how.fits()) as progress:
-            refit = refitter(run.config, run.resources, start, sample, progress)
+        with Stage("filter", candidates.fits()) as progress:
+            refit = refitter(run.resources, how, sample, progress)
             question, directions = target.question(run.config), solved.directions[target.name]
-            return choose_filter(question, solved.evidence, directions, refit, how)
+            return choose_filter(question, solved.evidence, directions, refit, candidates)
 
     def once(target: TargetFeatures) -> ChosenFilter:
         return tensors.once(run.artifacts.url(f"filter/{target.name}"), ChosenFilter, lambda: choose(target))

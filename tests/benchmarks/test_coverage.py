@@ -20,7 +20,7 @@ from pipeline.sections import Pairs
 from pipeline.sections import Target as Settings
 from pipeline.stages.embed.stage import embed
 from pipeline.stages.fit.sample import read_all, read_sample
-from pipeline.stages.fit.stage import as_features, fit_heads, refitter
+from pipeline.stages.fit.stage import as_features, choose_how_to_fit, fit_heads, how_to_fit, refitter
 from pipeline.stages.solve.stage import solve
 from pipeline.stages.solve.targets import TargetFeatures, read_target
 from pipeline.workers.cluster import Resources, session
@@ -69,12 +69,13 @@ def test_a_target_that_covers_little_filters_badly(tmp_path):
         place = {"shards": config.targets["clean"].shards}
         settings |= {kind: Settings.model_validate(place | KINDS[kind]) for kind in KINDS}
         this = run_of(config, resources, settings)
-        found = solve(this, loaded.heads, fit_heads(this, loaded.heads, sample), sample, asked).directions
+        how = how_to_fit(config, loaded.heads, choose_how_to_fit(this, loaded.heads, sample).hyperparameters)
+        found = solve(this, how, fit_heads(this, how, sample), sample, asked).directions
         influence = torch.stack([found[one.name].influence for one in asked])
         kept = influence > influence.quantile(DROPPED, dim=1, keepdim=True)
         masks = [torch.ones(len(sample.fold), dtype=torch.bool), *kept[:-1]]
         jobs = [Refit(mask, seed, new_batches=True) for mask in masks for seed in range(SEEDS)]
-        heads = [path[-1] for path in refitter(config, resources, loaded.heads, sample)(jobs)]
+        heads = [path[-1] for path in refitter(resources, how, sample)(jobs)]
     images, texts = (as_features(part, torch.device("cpu")) for part in test)
     losses = torch.tensor([calibrated_loss(h, images, texts) for h in heads]).view(-1, SEEDS).mean(1)
     print(f"\nthe worst {DROPPED:.0%} by influence dropped; test loss without a filter {losses[0]:.2f}")

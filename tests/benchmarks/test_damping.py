@@ -25,11 +25,11 @@ from pipeline.inputs import load_inputs
 from pipeline.stages.embed.prompts import embed_prompts
 from pipeline.stages.embed.stage import embed as embed_shards
 from pipeline.stages.fit.sample import read_sample
-from pipeline.stages.fit.stage import refitter
 from pipeline.stages.losses import loss_of
 from pipeline.stages.solve.targets import read_target
 from pipeline.workers.cluster import session
 from tests.benchmarks.support.noisy_demo import EMBEDDED, noisy
+from tests.benchmarks.support.refits import refitter_of
 
 pytestmark = pytest.mark.benchmark
 JUDGES = 48
@@ -94,25 +94,27 @@ def test_the_chosen_damping_is_near_the_best(demo, name):
     sample, question = read_sample(corpus, config), read_target("clean", clean["clean"]).question(config)
     removed = removals(len(sample.fold), config.solve.refits + JUDGES, "damping", config.seed)
     everything = Refit(torch.ones(len(sample.fold), dtype=torch.bool), config.seed, checkpoints=config.fit.checkpoints)
-    refit = refitter(config, resources, loaded.heads, sample)
+    refit = refitter_of(config, resources, loaded.heads, sample)
     path, *refitted = refit([everything, *(Refit(~without, config.seed) for without in removed)])
     losses = torch.stack([question.group_losses(heads) for (heads,) in refitted])
     images, texts, batches = sample.images.float(), sample.texts.float(), sample.batches()
     grid, loss = config.solve.dampings, loss_of(config)
     influence = torch.zeros(len(grid) + 1, losses.shape[1], len(sample.fold))  # the last is without curvature
+    residuals = [0.0] * len(grid)
     for heads in path:
         pairs = embed(heads, images, texts)
         gradients = torch.stack([question.gradient(heads, group) for group in question.groups])
         products = lambda v, heads=heads, pairs=pairs: gauss_newton_product(heads, [pairs.take(b) for b in batches], v, loss)  # noqa: E731
         spaces = krylov(products, gradients, config.solve.iterations)
         top = spaces.largest_eigenvalue().max()
-        directions = [spaces.solve(torch.full_like(spaces.norm, damping) * top)[0] for damping in grid]
-        for i, direction in enumerate([*directions, gradients]):
+        solved = [spaces.solve(torch.full_like(spaces.norm, damping) * top) for damping in grid]
+        residuals = [max(old, residual.max().item()) for old, (_, residual) in zip(residuals, solved, strict=True)]
+        for i, direction in enumerate([*(q for q, _ in solved), gradients]):
             found = score(heads, pairs, batches, direction, loss)
             influence[i] += (found.positive + found.negative) / len(path)
     few = config.solve.refits
-    chosen, _ = choose_damping(influence[:-1], removed[:few], losses[:few])
-    best, lds = choose_damping(influence[:-1], removed[few:], losses[few:])
+    chosen, _ = choose_damping(influence[:-1], removed[:few], losses[:few], residuals)
+    best, lds = choose_damping(influence[:-1], removed[few:], losses[few:], residuals)
     whole, plain = (
         linear_datamodeling_score(influence[i].sum(0, keepdim=True), removed[few:], losses[few:].sum(1, keepdim=True))
         for i in (best, -1)

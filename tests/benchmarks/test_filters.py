@@ -32,11 +32,12 @@ from pipeline.run_folder import tensors
 from pipeline.sections import Pairs
 from pipeline.stages.embed.stage import embed
 from pipeline.stages.fit.sample import read_all, read_sample
-from pipeline.stages.fit.stage import as_features, refitter
+from pipeline.stages.fit.stage import as_features
 from pipeline.stages.solve.targets import read_target
 from pipeline.workers.cluster import session
 from tests.benchmarks.support import openclipart
 from tests.benchmarks.support.noisy_demo import EMBEDDED, SWAPPED, noisy
+from tests.benchmarks.support.refits import refitter_of
 
 pytestmark = pytest.mark.benchmark
 SEEDS = 3
@@ -156,7 +157,7 @@ def test_who_judges_a_filter_right(tmp_path, noise):
         embed([held_out], config.model, config.embed, loaded.preprocess, resources)
         sample, question = read_sample(corpus, config), read_target("clean", clean["clean"]).question(config)
         jobs = [Refit(mask, 0, new_batches=True) for mask in masks]
-        heads = [path[-1] for path in refitter(config, resources, loaded.heads, sample)(jobs)]
+        heads = [path[-1] for path in refitter_of(config, resources, loaded.heads, sample)(jobs)]
     images, texts = (as_features(part, torch.device("cpu")) for part in read_all(held_out))
     of_whole = heads[2 * len(tried) :]
     rows = [torch.cat(half) for half in question.halves]

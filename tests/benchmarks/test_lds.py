@@ -34,10 +34,10 @@ from pipeline.run import run
 from pipeline.run_folder import tables, tensors
 from pipeline.run_folder.finished import open_run
 from pipeline.stages.fit.sample import read_sample
-from pipeline.stages.fit.stage import refitter
 from pipeline.stages.solve.targets import read_target
 from pipeline.workers.cluster import session
 from tests.benchmarks.support.noisy_demo import SWAPPED, noisy
+from tests.benchmarks.support.refits import refitter_of
 
 pytestmark = pytest.mark.benchmark
 REFITS = 80
@@ -56,7 +56,7 @@ def truth(tmp_path_factory):
     removed = removals(len(sample.fold), REFITS, "benchmark", config.seed)
     with session(None) as resources:
         jobs = [Refit(~without, config.seed) for without in removed]
-        refitted = refitter(config, resources, loaded.heads, sample)(jobs)
+        refitted = refitter_of(config, resources, loaded.heads, sample)(jobs)
     losses = torch.stack([question.group_losses(path[-1]) for path in refitted])
     return config, sample, question, removed, losses
 
@@ -81,7 +81,7 @@ def test_leaving_single_pairs_out(truth):
     pairs = permutation(len(sample.fold), "leave one out")[:LEFT_OUT]
     jobs = [Refit(everyone >= 0, config.seed), *(Refit(everyone != pair, config.seed) for pair in pairs)]
     with session(None) as resources:
-        refitted = refitter(config, resources, load_inputs(config).model.heads, sample)(jobs)
+        refitted = refitter_of(config, resources, load_inputs(config).model.heads, sample)(jobs)
     losses = np.array([question.group_losses(path[-1]).sum().item() for path in refitted])
     change = losses[1:] - losses[0]
     print(f"\n{LEFT_OUT} pairs left out, one at a time; leverage at most {column(second, 'leverage', config)[pairs].max():.2f}")
@@ -98,11 +98,11 @@ def test_self_influence_finds_swapped_captions(truth):
     swapped = json.loads(Path(config.run).with_name(SWAPPED).read_text())
     own = [tables.read_table(item.url) for item in storage.listing(OpenIndex(config.run).self_influence, ".parquet")]
     scores = open_run(config.run).scores()
-    found = {name: (scores["uid"], scores[name]) for name in ("clip_score", "held_out_loss", "misalignment")}
+    found = {name: (scores["uid"], scores[name]) for name in ("held_out_cosine", "held_out_loss", "misalignment")}
     found["self_influence"] = tuple(pa.chunked_array([t[name] for t in own]) for name in ("uid", "self_influence"))
     print("\nAUROC for the swapped captions")
     for name, (uids, values) in found.items():
-        badness = torch.from_numpy(values.to_numpy().copy()) * (-1 if name == "clip_score" else 1)
+        badness = torch.from_numpy(values.to_numpy().copy()) * (-1 if name == "held_out_cosine" else 1)
         value = auroc(badness, torch.from_numpy(np.isin(uids.to_pylist(), swapped)))
         print(f"  {value:.3f}  {name}", flush=True)
         assert value > 0.9

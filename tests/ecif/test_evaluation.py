@@ -4,6 +4,8 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from ecif.evaluation import auroc, calibrated_loss, linear_datamodeling_score, precision_at, ranks, retrieval_recall, spearman
+from ecif.heads import Heads, embed, logits
+from ecif.losses.contrastive import batch_loss
 from tests.support.problems import random_features, random_heads
 
 VALUES = torch.tensor([3.0, 1.0, 1.0, -2.0, 7.0, 3.0, 3.0])
@@ -46,10 +48,11 @@ def test_recall_of_matching_pairs_is_one_and_of_constant_embeddings_zero():
     assert retrieval_recall(heads, same, texts, 5) < 0.5  # ties count against
 
 
-def test_calibrated_loss_does_not_punish_a_wrong_temperature():
-    heads = random_heads(scale=8.0)
-    images, texts = random_features(30)
-    plain = calibrated_loss(heads, images, texts, (1.0,))
-    assert calibrated_loss(heads, images, texts) <= plain
-    overconfident = heads._replace(logit_scale=16.0)
-    assert calibrated_loss(overconfident, images, texts) <= plain
+@pytest.mark.parametrize("scale", [2.0, 8.0, 40.0])
+def test_calibrated_loss_is_that_of_the_best_scale_whatever_the_heads_own(scale):
+    images, _ = random_features(30)
+    texts = images + 2.0 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    heads = Heads(torch.eye(7).double(), torch.eye(7).double(), scale)
+    plain = lambda s: batch_loss(logits(heads._replace(logit_scale=s), embed(heads, images, texts))).item() / 60  # noqa: E731
+    best = min(plain(s) for s in torch.linspace(0.5, 40, 8000).tolist())
+    assert calibrated_loss(heads, images, texts) == pytest.approx(best, abs=1e-4)

@@ -42,7 +42,7 @@ class Refits:
 
 def directions(influence: Tensor = INFLUENCE) -> Directions:
     none = torch.zeros(0)
-    return Directions(none, influence, torch.zeros(N), none, Calibration(0.1, None, 0, []), 0.0, 1.0)
+    return Directions(none, influence, torch.zeros(N), none, Calibration(0.1, None, 0, [], []), 0.0, 1.0)
 
 
 def chosen(refits: Refits, influence: Tensor = INFLUENCE, how: HowToFilter = HOW) -> ChosenFilter:

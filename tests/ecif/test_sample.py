@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ecif.columns import Agreement, ClipScore, HeldOutLoss
+from ecif.columns import Agreement, HeldOutCosine, HeldOutLoss
 from ecif.columns.agreement import agreement_with
 from ecif.columns.bank import build_bank
 from ecif.heads import Embedded, Heads, embed, logits
@@ -97,7 +97,7 @@ def test_held_out_scores_are_means_over_repeats_in_a_copy_whose_fold_has_swapped
     for at in range(2):
         rows, values = slices.held_out_influence(at, 1, directions, fold, plant)
         influence.index_add_(0, rows, values / REPEATS)
-        rows, values = slices.held_out_scores(at, [HeldOutLoss(), ClipScore()], [1], fold, plant)
+        rows, values = slices.held_out_scores(at, [HeldOutLoss(), HeldOutCosine()], [1], fold, plant)
         scores.index_add_(0, rows, values / REPEATS)
 
     heads, mine = SHARED.heads[1], SAMPLE.fold == fold
@@ -153,7 +153,7 @@ def test_cross_fitted_influence_is_the_mean_over_the_fits_that_did_not_see_a_pai
 
 @pytest.mark.parametrize("plant", [False, True])
 def test_cross_fitted_scores_are_means_over_the_last_heads_of_every_seed(plant):
-    found = LocalSystem(FITTED, SHARED, REPEATS).scores([HeldOutLoss(), Agreement(), ClipScore()], plant)
+    found = LocalSystem(FITTED, SHARED, REPEATS).scores([HeldOutLoss(), Agreement(), HeldOutCosine()], plant)
     loss, cosine = torch.zeros(PAIRS), torch.zeros(PAIRS)
     for fold, fits in enumerate(FITTED.folds):
         mine = SAMPLE.fold == fold
@@ -173,7 +173,7 @@ def test_a_swap_of_two_equal_captions_is_no_evidence_of_a_swap():
     partner = int(sample.partners()[first])
     sample.texts[partner] = sample.texts[first]
     shared = SHARED._replace(sample=sample)
-    evidence = gather_evidence(LocalSystem(FITTED, shared, 1), [ClipScore()], BANK)
+    evidence = gather_evidence(LocalSystem(FITTED, shared, 1), [HeldOutCosine()], BANK)
     assert not evidence.swapped[first]
     assert evidence.swapped.sum() == PAIRS - 1
     assert evidence.real.shape == evidence.planted.shape == (1, PAIRS)

@@ -1,6 +1,6 @@
 import pytest
 
-from ecif.search import bisect
+from ecif.search import bisect, minimise
 
 
 @pytest.mark.parametrize("threshold", [-2.0, -0.3, 0.0, 1.7, 2.999])
@@ -19,3 +19,12 @@ def test_each_halving_asks_once():
     asked = []
     bisect(lambda x: bool(asked.append(x)), 0.0, 8.0, 3)
     assert asked == [4.0, 6.0, 7.0]
+
+
+@pytest.mark.parametrize("place", [-1.9, 0.0, 0.3, 2.99])
+def test_the_minimum_is_found_in_a_valley_of_the_grid(place):
+    assert minimise(lambda x: abs(x - place) ** 1.5, -2.0, 3.0, 11, 30) == pytest.approx(place, abs=1e-6)
+
+
+def test_of_two_valleys_the_deeper_one_is_taken():
+    assert minimise(lambda x: min((x - 1) ** 2, (x + 1) ** 2 - 0.1), -2.0, 2.0, 9, 30) == pytest.approx(-1, abs=1e-6)

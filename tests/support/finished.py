@@ -77,5 +77,5 @@ def finish(folder: Path, corpus: str, *checkpoints: dict[str, Any]) -> None:
     names = sorted({name for facts in checkpoints for name in facts} or {"clean"})
     clean = {name: {"shards": "nowhere"} for name in names}
     config = Config(run=str(folder), corpus={"shards": corpus}, model=MODEL, targets=clean)
-    left = [Checkpoint("def", {}, facts) for facts in checkpoints or [{}]]
+    left = [Checkpoint("def", {}, {}, facts) for facts in checkpoints or [{}]]
     write_finished(Finished(str(folder), config, "id", left))

@@ -1,5 +1,10 @@
-"""Stage `fit`: the two heads, fitted on the sample without each fold in turn, and once on all of it."""
+"""Stage `fit`: the two heads, fitted on the sample without each fold in turn, and once on all of it.
 
+How they are fitted is chosen first (`ecif.fit_choice`). All later fits of the run follow the choice: those that calibrate the
+damping, those that judge filters, and those that judge the run.
+"""
+
+import logging
 import warnings
 from typing import Any
 
@@ -9,24 +14,47 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ecif.fit_choice import FitChoice, Fits, Grid, choose_fit
 from ecif.heads import Heads
-from ecif.heads.cross_fit import CrossFit, FittedHeads, HowToFit, Refit, Refitter, run_refit
+from ecif.heads.cross_fit import CrossFit, FittedHeads, HowToFit, Hyperparameters, Refit, Refitter, run_refit
 from ecif.sample import Sample
 from pipeline.config import Config
+from pipeline.console import say
 from pipeline.run_folder import tensors
 from pipeline.workers.cluster import Resources, device
 from pipeline.workers.progress import Stage
 from pipeline.workers.run import Run
 
 
-def fit_heads(run: Run, start: Heads, sample: Sample) -> FittedHeads:
+def choose_how_to_fit(run: Run, start: Heads, sample: Sample) -> FitChoice:
+    """Choose how the heads of a run are fitted, or read the choice if it was made before; say what it is."""
+    config = run.config
+
+    def choose() -> FitChoice:
+        grid = Grid.of(config.fit.learning_rate, config.fit.epochs, config.fit.pull, config.fit.checkpoints)
+        how = how_to_fit(config, start, Hyperparameters(0.0, 0, 0.0))
+
+        def run_fits(jobs: list[tuple[Hyperparameters, Refit]]) -> list[list[Heads]]:
+            with Stage("try fits", len(jobs)) as progress:
+                return fits(run.resources, how, sample, progress)(jobs)
+
+        return choose_fit(how, sample, grid, run_fits, config.seed)
+
+    choice = tensors.once(run.artifacts.url("fit_choice"), FitChoice, choose)
+    say(choice.line())
+    for line in choice.warnings():
+        say(f"warning: {line}", logging.WARNING)
+    return choice
+
+
+def fit_heads(run: Run, how: HowToFit, sample: Sample) -> FittedHeads:
     """Fit the heads of a run, or read them if they exist."""
-    how = cross_fit_of(run.config)
+    cross_fit = cross_fit_of(run.config)
 
     def fit() -> FittedHeads:
-        jobs = how.jobs(sample.fold)
+        jobs = cross_fit.jobs(sample.fold)
         with Stage("fit", len(jobs)) as progress:
-            return how.gather(refitter(run.config, run.resources, start, sample, progress)(jobs))
+            return cross_fit.gather(refitter(run.resources, how, sample, progress)(jobs))
 
     return tensors.once(run.artifacts.url("heads"), FittedHeads, fit)
 
@@ -36,19 +64,28 @@ def cross_fit_of(config: Config) -> CrossFit:
     return CrossFit(config.fit.folds, config.fit.seeds, config.fit.checkpoints, config.seed)
 
 
-def how_to_fit(config: Config, start: Heads) -> HowToFit:
+def how_to_fit(config: Config, start: Heads, hyperparameters: Hyperparameters) -> HowToFit:
     """The settings of every fit of a run."""
-    return HowToFit(start, config.loss.build(), config.batch_size, config.fit.epochs, config.fit.learning_rate)
+    return HowToFit(start, config.loss.build(), config.batch_size, hyperparameters)
 
 
-def refitter(config: Config, resources: Resources, start: Heads, sample: Sample, progress: Stage | None = None) -> Refitter:
-    """A function that runs fits as Ray tasks, in parallel, and returns the heads of each in the order of the jobs."""
+def refitter(resources: Resources, how: HowToFit, sample: Sample, progress: Stage | None = None) -> Refitter:
+    """A function that runs fits with one set of hyperparameters, see `fits`."""
+    run = fits(resources, how, sample, progress)
+    return lambda jobs: run([(how.hyperparameters, job) for job in jobs])
+
+
+def fits(resources: Resources, how: HowToFit, sample: Sample, progress: Stage | None = None) -> Fits:
+    """A function that runs fits as Ray tasks, in parallel, and returns the heads of each in the order of the jobs.
+
+    Each job comes with its own hyperparameters; those of `how` are not read.
+    """
     run: Any = ray.remote(**resources.actor, max_retries=2, max_calls=0)(_fit)
     # As arrays, because the processes of a node share those.
-    shared = ray.put((sample.images.numpy(), sample.texts.numpy(), sample.sizes, how_to_fit(config, start)))
+    shared = ray.put((sample.images.numpy(), sample.texts.numpy(), sample.sizes, how))
 
-    def refit(jobs: list[Refit]) -> list[list[Heads]]:
-        results = [run.remote(shared, job) for job in jobs]
+    def refit(jobs: list[tuple[Hyperparameters, Refit]]) -> list[list[Heads]]:
+        results = [run.remote(shared, *job) for job in jobs]
         waiting = list(results)
         while waiting:
             ready, waiting = ray.wait(waiting)
@@ -71,8 +108,10 @@ def as_tensor(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array)
 
 
-def _fit(shared: tuple[NDArray[np.float16], NDArray[np.float16], list[int], HowToFit], job: Refit) -> list[Heads]:
+def _fit(
+    shared: tuple[NDArray[np.float16], NDArray[np.float16], list[int], HowToFit], hyperparameters: Hyperparameters, job: Refit
+) -> list[Heads]:
     images, texts, sizes, how = shared
-    how = how._replace(start=how.start.to(device()))
+    how = how._replace(start=how.start.to(device()), hyperparameters=hyperparameters)
     batches = list(torch.arange(len(images)).split(sizes))
     return run_refit(how, as_tensor(images), as_tensor(texts), batches, job)

@@ -11,9 +11,9 @@ import torch
 
 from ecif.columns.evidence import Evidence
 from ecif.columns.misalignment import Misalignment
+from ecif.damping import SOLVED
 from ecif.directions import Directions, HowToSolve, Refitted, solve_question
-from ecif.heads import Heads
-from ecif.heads.cross_fit import FittedHeads, Refit, removals
+from ecif.heads.cross_fit import FittedHeads, HowToFit, Refit, removals
 from ecif.sample import Sample, Shared, gather_evidence, sample_bank
 from ecif.targets import ENOUGH_COVERAGE
 from ecif.targets.question import Question
@@ -38,16 +38,25 @@ class Solved(NamedTuple):
     misalignment: Misalignment
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """For run.json, by target: damping, its agreement with refits, residual, coverage and share of misaligned pairs."""
-        share = self.misalignment.share.item()
+        """For run.json, by target: damping, its agreement with refits, residual, coverage and share of misaligned pairs.
+
+        The share is None where it is unknown.
+        """
+        share = {"misaligned": self.misalignment.known_share, "misaligned_interval": self.misalignment.interval}
         return {
-            name: found.calibration._asdict() | {"residual": found.residual, "coverage": found.coverage, "misaligned": share}
+            name: found.calibration._asdict() | {"residual": found.residual, "coverage": found.coverage} | share
             for name, found in self.directions.items()
         }
 
     def warn(self) -> None:
-        """Warn of targets that cover too few of the corpus's concepts."""
+        """Warn of targets whose directions are not solved, and of those that cover too few of the corpus's concepts."""
         for name, found in self.directions.items():
+            if found.residual > SOLVED:
+                say(
+                    f"warning: target {name}: its directions are not solved (relative residual {found.residual:.2g} at damping "
+                    f"{found.calibration.damping:g}): raise solve.iterations or solve.dampings",
+                    logging.WARNING,
+                )
             if found.coverage < ENOUGH_COVERAGE:
                 say(
                     f"warning: target {name} covers {found.coverage:.0%} of the corpus's concepts; below {ENOUGH_COVERAGE:.0%} "
@@ -56,12 +65,12 @@ class Solved(NamedTuple):
                 )
 
 
-def solve(run: Run, start: Heads, fitted: FittedHeads, sample: Sample, targets: list[TargetFeatures]) -> Solved:
+def solve(run: Run, how: HowToFit, fitted: FittedHeads, sample: Sample, targets: list[TargetFeatures]) -> Solved:
     """Score the sample, and solve for the directions of every target.
 
     Args:
         run: the run.
-        start: the model's own heads.
+        how: how the heads were fitted.
         fitted: the fitted heads.
         sample: the pairs that they were fitted on.
         targets: their features.
@@ -74,7 +83,7 @@ def solve(run: Run, start: Heads, fitted: FittedHeads, sample: Sample, targets: 
     try:
         if missing:
             asked = [target.question(run.config) for target in targets if f"directions/{target.name}" in missing]
-            _solve(run, start, fitted, sample, asked)
+            _solve(run, how, fitted, sample, asked)
         evidence = tensors.load(run.artifacts.url("evidence"), Evidence)
         found = {t.name: tensors.load(run.artifacts.url(f"directions/{t.name}"), Directions) for t in targets}
 
@@ -87,7 +96,7 @@ def solve(run: Run, start: Heads, fitted: FittedHeads, sample: Sample, targets: 
         raise RunError(str(error)) from None
 
 
-def _solve(run: Run, start: Heads, fitted: FittedHeads, sample: Sample, questions: list[Question]) -> None:
+def _solve(run: Run, how: HowToFit, fitted: FittedHeads, sample: Sample, questions: list[Question]) -> None:
     """Compute and write the evidence and the directions that are missing.
 
     Targets are solved one after the other, because the Krylov bases of one target's systems are the driver's largest tensors.
@@ -95,18 +104,18 @@ def _solve(run: Run, start: Heads, fitted: FittedHeads, sample: Sample, question
     config, artifacts = run.config, run.artifacts
     for question in questions:
         question.gradient(fitted.full)  # raises ValueError before the work, if nothing can be improved
-    how = HowToSolve(config.solve.iterations, config.solve.dampings, config.seed)
+    solver = HowToSolve(config.solve.iterations, config.solve.dampings, config.seed)
     refits = config.solve.calibration_refits if questions else 0
-    with Stage("solve", 2 * len(questions) * how.iterations + refits) as progress:
+    with Stage("solve", 2 * len(questions) * solver.iterations + refits) as progress:
         # The refits run before the actors start: both need the CPUs.
         removed = removals(len(sample.fold), refits, "calibrate", config.seed)
         jobs = [Refit(~without, config.seed) for without in removed]
-        refit = refitter(config, run.resources, start, sample, progress)
+        refit = refitter(run.resources, how, sample, progress)
         refitted = Refitted(removed, [path[-1] for path in refit(jobs)])
-        shared = Shared(sample, fitted.every(), start, loss_of(config), sample_bank(sample, start, config.seed))
+        shared = Shared(sample, fitted.every(), how.start, loss_of(config), sample_bank(sample, how.start, config.seed))
         with SampleActors(shared, fitted, config.repeats, run.resources, progress) as system:
             scores = [kind() for kind in evidence_scores(config)]
             tensors.once(artifacts.url("evidence"), Evidence, lambda: gather_evidence(system, scores, shared.bank))
             for question in questions:
-                found = solve_question(system, fitted, question, refitted, how)
+                found = solve_question(system, fitted, question, refitted, solver)
                 tensors.save(artifacts.url(f"directions/{question.name}"), found)

@@ -1,9 +1,9 @@
-"""`clip_score` and `held_out_loss` are the numbers that the influence columns are computed beside."""
+"""`held_out_cosine` and `held_out_loss` are the numbers that the influence columns are computed beside."""
 
 import pytest
 import torch
 
-from ecif.columns import ClipScore, HeldOutLoss, held_out_values
+from ecif.columns import HeldOutCosine, HeldOutLoss, held_out_values
 from ecif.heads import embed
 from ecif.heads.influence import score
 from ecif.losses import Clip, Dcl, Loss, SigLip, SoftInfoNCE
@@ -21,5 +21,5 @@ def test_they_are_those_of_influence_fold_by_fold_mean_over_the_seeds(loss: Loss
         scores = [score(h, embed(h, pairs.images, pairs.texts), pairs.batches, torch.empty(0, h.size), loss) for h in seeds]
         truth[0, own] = sum(s.clip_score / 3 for s in scores)[own]
         truth[1, own] = sum(s.pair_loss / 3 for s in scores)[own]
-    assert torch.equal(held_out_values(ClipScore(), pairs, FITTED), truth[0])
+    assert torch.equal(held_out_values(HeldOutCosine(), pairs, FITTED), truth[0])
     assert torch.equal(held_out_values(HeldOutLoss(), pairs, FITTED), truth[1])

@@ -93,3 +93,32 @@ def test_emptied_batches_do_no_harm():
     fitted = fit(START, IMAGES, TEXTS, fixed_batches(batches), **SETTINGS)[-1]
     assert isinstance(fitted, Heads)
     assert flat(fitted).isfinite().all()
+
+
+def test_a_pull_adds_its_square_of_the_distance_to_the_loss():
+    weights, origin = (flat(START).clone() for _ in range(2))
+    weights.requires_grad_()
+    optimiser = torch.optim.Adam([weights], lr=0.02)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 20)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        for i in torch.randperm(4, generator=order).tolist():
+            optimiser.zero_grad()
+            rows = BATCHES[i]
+            loss = slow_loss(slow_logits(START, weights, IMAGES[rows], TEXTS[rows])) / 20
+            (loss + 0.7 / 2 * (weights - origin).square().sum()).backward()
+            optimiser.step()
+            decay.step()
+    fitted = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS, pull=0.7)[-1]
+    assert torch.allclose(flat(fitted), weights.detach(), rtol=1e-6)
+
+
+def test_with_a_pull_there_is_a_minimum_that_does_not_depend_on_the_learning_rate():
+    long = SETTINGS | {"epochs": 200, "pull": 2.0}
+    slow, fast = (fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **long | {"learning_rate": r})[-1] for r in (0.005, 0.02))
+    moved = (flat(fast) - flat(START)).norm()
+    assert (flat(fast) - flat(slow)).norm() < 0.1 * moved
+
+
+def test_no_epoch_leaves_the_heads_as_they_are():
+    assert fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS | {"epochs": 0}, checkpoints=2) == [START, START]

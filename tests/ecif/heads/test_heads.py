@@ -111,3 +111,40 @@ def test_gradient_curvature_and_scores_with_scalar_parameters_against_autograd(l
     assert torch.allclose(scores.positive, directions @ gradients[0].T)
     assert torch.allclose(scores.negative, directions @ gradients[1].T)
     assert torch.allclose(scores.pair_loss, loss.pair_loss(s))
+
+
+@pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])
+def test_a_head_that_is_zero_or_not_finite_is_refused(bad):
+    heads = random_heads()
+    with pytest.raises(ValueError, match=r"the text head is (zero|not finite)"):
+        standardised(heads._replace(text=heads.text * bad))
+
+
+@pytest.mark.parametrize("scale", [math.inf, math.nan, 0.0, -1.0])
+def test_a_logit_scale_that_is_no_positive_number_is_refused(scale):
+    with pytest.raises(ValueError, match="the logit scale is"):
+        standardised(random_heads(scale=scale))
+
+
+def test_a_feature_in_a_heads_null_space_is_orthogonal_to_everything_and_moves_nothing():
+    heads, (images, texts) = random_heads(), random_features(6)
+    heads = heads._replace(image=heads.image.float(), text=heads.text.float())
+    null = torch.linalg.svd(heads.image.T)[2][-1]  # the image head has 7 rows and 5 columns
+    images = torch.cat([images.float(), null[None]])
+    pairs = embed(heads, images, torch.cat([texts, texts[:1]]).float())
+    assert (null @ heads.image).any()  # rounding: not exactly zero
+    assert not pairs.v[-1].any()
+    direction = torch.randn(heads.size, generator=torch.Generator().manual_seed(0))
+    du, dv, _ = tangents(heads, pairs, direction)
+    assert not dv[-1].any()
+    assert du.isfinite().all()
+    assert logits_vjp(heads, pairs, torch.ones(7, 7)).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_single_precision(dtype):
+    heads, (images, texts) = random_heads(scale=100.0), random_features(20)
+    half = embed(heads._replace(image=heads.image.to(dtype), text=heads.text.to(dtype)), images.to(dtype), texts.to(dtype))
+    same = [part.to(dtype).double() for part in (heads.image, heads.text, images, texts)]
+    exact = embed(heads._replace(image=same[0], text=same[1]), *same[2:])
+    assert (logits(heads, half) - logits(heads, exact)).abs().max() < 1e-3

@@ -11,7 +11,8 @@ from torch.nn.functional import normalize
 from ecif.heads import embed
 from ecif.heads.curvature import loss_gradient
 from ecif.heads.fit import fit, fixed_batches
-from ecif.targets import TEMPERATURES, Contrastive, RetrievalMargin, ZeroShot, best_temperature, coverage
+from ecif.targets import Contrastive, RetrievalMargin, ZeroShot, coverage
+from ecif.temperature import TEMPERATURES, best_temperature
 from ecif.towers import load
 from tests.support.problems import D_TEXT, flat, random_features, random_heads, slow_logits, slow_loss
 from tests.support.small_models import TINY, write_model

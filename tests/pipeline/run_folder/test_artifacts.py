@@ -32,7 +32,8 @@ OF_A, OF_B = ("directions/{0} filter/{0} influence/{0}".format(target) for targe
 TARGETS = f"{OF_A} {OF_B} misalignment scores"
 COLUMNS = "column/negclip_loss column/normsim_2_a column/normsim_2_b"
 INDEX = "index_projection index index_curvature self_influence"
-EVERYTHING = f"heads evidence pairs {TARGETS} {COLUMNS} {INDEX}"
+FROM_HEADS = f"heads evidence pairs {TARGETS} {COLUMNS} {INDEX}"
+EVERYTHING = f"fit_choice {FROM_HEADS}"
 FEATURES = "features features/a features/b"
 SECOND = "second_order/a second_order/b correction/a correction/b"
 DIRECTIONS = "forward_directions/a forward_directions/b forward_influence/a forward_influence/b"
@@ -58,9 +59,10 @@ KEYS_OF_HEADS = [
     ("fit.sample", 50_000, NOTHING),  # by itself: the pairs that it chooses matter
     ("fit.sample", 8, EVERYTHING),
     ("fit.folds", 3, EVERYTHING),
-    ("fit.seeds", 2, EVERYTHING),
+    ("fit.seeds", 2, FROM_HEADS),
     ("fit.epochs", 3, EVERYTHING),
     ("fit.learning_rate", 0.1, EVERYTHING),
+    ("fit.pull", 0.1, EVERYTHING),
     ("fit.checkpoints", 1, EVERYTHING),
     ("solve.iterations", 8, TARGETS),
     ("solve.refits", 8, TARGETS),
@@ -78,8 +80,8 @@ KEYS_OF_HEADS = [
     ("index.damping", 0.1, "self_influence"),
 ]
 KEYS_WITHOUT_INDEX = [
-    ("loss", "dcl", f"heads evidence pairs {TARGETS} {COLUMNS}"),
-    ("fit.train_logit_scale", True, f"heads evidence pairs {TARGETS} {COLUMNS}"),
+    ("loss", "dcl", f"fit_choice heads evidence pairs {TARGETS} {COLUMNS}"),
+    ("fit.train_logit_scale", True, f"fit_choice heads evidence pairs {TARGETS} {COLUMNS}"),
 ]
 KEYS_OF_ORDER_TWO = [
     ("score.order_rank", (8, 8), f"curvature {SECOND} scores"),
@@ -87,7 +89,7 @@ KEYS_OF_ORDER_TWO = [
     ("score.repeats", 3, f"evidence pairs {TARGETS} {SECOND}"),
     ("solve.iterations", 8, f"{TARGETS} {SECOND}"),
     ("filter.seeds", 2, "filter/a filter/b scores"),
-    ("fit.epochs", 3, f"heads evidence pairs {TARGETS} curvature {SECOND}"),
+    ("fit.epochs", 3, f"fit_choice heads evidence pairs {TARGETS} curvature {SECOND}"),
 ]
 KEYS_OF_FORWARD = [
     ("scoring.parameters", ["*"], f"parameters {DIRECTIONS} scores"),
@@ -99,7 +101,7 @@ KEYS_OF_FORWARD = [
     ("scoring.sample", 3000, NOTHING),  # by itself, as fit.sample
     ("scoring.sample", 8, f"parameters {DIRECTIONS} scores"),
     ("filter.seeds", 2, "filter/a filter/b scores"),
-    ("fit.epochs", 3, f"heads evidence pairs {TARGETS} {DIRECTIONS}"),  # by default the damping is that of the heads
+    ("fit.epochs", 3, f"fit_choice heads evidence pairs {TARGETS} {DIRECTIONS}"),  # by default the damping is that of the heads
 ]
 KEYS = ((HEADS, KEYS_OF_HEADS), (HEADS | {"index": None}, KEYS_WITHOUT_INDEX), (ORDER_TWO, KEYS_OF_ORDER_TWO))
 TABLE = [(base, *row) for base, keys in (*KEYS, (FORWARD, KEYS_OF_FORWARD)) for row in keys]
@@ -193,7 +195,8 @@ def test_a_score_that_is_evidence_renames_all_that_misalignment_is_part_of():
     ("base", "kind", "kinds"),
     [
         (HEADS, "features", f"{FEATURES} {EVERYTHING}"),
-        (HEADS, "heads", EVERYTHING),
+        (HEADS, "fit_choice", EVERYTHING),
+        (HEADS, "heads", FROM_HEADS),
         (HEADS, "evidence", f"evidence pairs {COLUMNS} filter/a filter/b misalignment scores"),
         (HEADS, "directions", TARGETS),
         (HEADS, "misalignment", "misalignment scores"),
@@ -232,7 +235,7 @@ def test_another_version_of_a_kind_renames_it_and_what_follows(monkeypatch, base
 )
 def test_another_version_of_a_loss_a_target_a_batching_or_a_score_renames_what_it_computes(monkeypatch, kind, kinds):
     before = named(HEADS)
-    monkeypatch.setattr(kind, "version", 2)
+    monkeypatch.setattr(kind, "version", kind.version + 1)
     assert renamed(before, named(HEADS)) == set(kinds.split())
 
 

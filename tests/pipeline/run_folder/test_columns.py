@@ -26,7 +26,7 @@ def influence(target: str) -> list[str]:
     return [f"influence_positive_{target}", f"influence_negative_{target}", f"influence_{target}"]
 
 
-SCORES = ["clip_score", "held_out_loss", "agreement"]
+SCORES = ["clip_score", "held_out_cosine", "held_out_loss", "agreement"]
 EVERY_RUN = [*SCORES, *influence("a"), *influence("b"), "misalignment", "filter_a", "filter_b"]
 
 
@@ -54,7 +54,7 @@ def test_scores_that_are_evidence_come_after_those_of_every_run():
     config = configure("gsc", f"{OWN}:SameLength")
     assert [score.name for score in evidence_scores(config)] == [*SCORES, "same_length"]
     assert [column.name for column in requested_columns(config)] == ["gsc"]
-    assert listed(config) == [*SCORES, "same_length", *EVERY_RUN[3:], "gsc"]
+    assert listed(config) == [*SCORES, "same_length", *EVERY_RUN[len(SCORES) :], "gsc"]
 
 
 def test_a_score_of_ones_own_is_a_column_by_its_path_or_by_its_name():

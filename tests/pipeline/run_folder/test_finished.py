@@ -16,7 +16,7 @@ def test_a_run_opens_as_it_was_finished(tmp_path):
     facts = {"clean": {"damping": 0.1, "lds": None, "filter": {"keep": 0.8}}}
     finish(tmp_path, "nowhere", facts, {})
     run = open_run(str(tmp_path))
-    assert run.checkpoints == [Checkpoint("def", {}, facts), Checkpoint("def", {}, {})]
+    assert run.checkpoints == [Checkpoint("def", {}, {}, facts), Checkpoint("def", {}, {}, {})]
     assert (run.folder, run.id, list(run.config.targets)) == (str(tmp_path), "id", ["clean"])
 
 
