@@ -79,8 +79,8 @@ def as_dataset(folder: str, pairs: Pairs, found: list[Shard], made_by: list[Any]
         prompts: the filled templates of each class, for a target whose images have classes.
     """
     versions = [KINDS[kind].version for kind in ("features", *(["prompts"] if prompts else []))]
-    name = fingerprint(versions, made_by, pairs.caption, list(prompts))
-    return Dataset(folder, name, found, pairs.caption, prompts)
+    name = fingerprint(versions, made_by, pairs.reading.named(), list(prompts))
+    return Dataset(folder, name, found, pairs.reading, prompts)
 
 
 def made_by(model: towers.Towers, config: Config) -> list[Any]:

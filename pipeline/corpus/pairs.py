@@ -14,11 +14,12 @@ from PIL import Image
 
 from pipeline.corpus.captions import is_unicode, read_caption, read_fields, read_label, read_within
 from pipeline.corpus.reasons import Reason, Refused
-from pipeline.corpus.tar import Group
-from pipeline.sections import Embed
+from pipeline.corpus.signatures import signature
+from pipeline.corpus.tar import IMAGE_SUFFIXES, Group
+from pipeline.sections import Embed, Reading
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MAX_ASPECT = 200  # resizing scales the short side to a few hundred pixels: a thin line would grow to gigabytes
+IMAGES = ("JPEG", "PNG", "WebP")  # formats that are read, as `signature` calls them
 _UID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -57,7 +58,7 @@ class ReadingRules(NamedTuple):
     """How the pairs of a shard are read."""
 
     shard: str  # its name; a pair without a uid in its JSON gets one from it
-    caption: str  # `txt`, a preset, or the JSON field that holds the caption
+    reading: Reading  # where its captions are
     limits: Embed  # limits that are checked before anything is decoded
     resize: Callable[[Any], Any]  # the model's own preprocessing of a PIL image, up to the tensor
     # A caption for each class of a classification dataset, else empty. The class of a pair is the number in its .cls member
@@ -67,7 +68,7 @@ class ReadingRules(NamedTuple):
 
 
 def read_pair(file: BinaryIO, group: Group, rules: ReadingRules) -> Pair | Quarantined:
-    """Decode one pair.
+    """Decode one pair. All captions of an image have the uid of the image: they are one thing in folds and halves.
 
     Args:
         file: the shard.
@@ -76,7 +77,7 @@ def read_pair(file: BinaryIO, group: Group, rules: ReadingRules) -> Pair | Quara
     """
     limits = rules.limits
     known = None if rules.uids is None else {"uid": rules.uids.get(group.key)}
-    uid, key = identity(rules.shard, group.key, known or {}), group.key
+    uid, key = identity(rules.shard, group.key, known or {}), group.pair_key
     try:
         if not is_unicode(key):
             key = key.encode("utf-8", "backslashreplace").decode()
@@ -86,7 +87,7 @@ def read_pair(file: BinaryIO, group: Group, rules: ReadingRules) -> Pair | Quara
         fields = read_fields(file, group, limits)
         uid = identity(rules.shard, group.key, fields if known is None else known)
         label = read_label(file, group, len(rules.classes), limits) if rules.classes else None
-        text = read_caption(file, group, fields, rules.caption, limits) if label is None else rules.classes[label]
+        text = read_caption(file, group, fields, rules.reading, limits) if label is None else rules.classes[label]
         return Pair(group.index, key, uid, text, _pixels(file, group, limits, rules.resize), label)
     except Refused as refused:
         return Quarantined(group.index, key, uid, refused.reason, refused.detail)
@@ -130,13 +131,16 @@ def _pixels(file: BinaryIO, group: Group, limits: Embed, resize: Callable[[Any],
 
 
 def _undecodable(data: bytes, error: Exception) -> Refused:
-    """The reason why a decoder gave up: the end of the image is missing, or something else is wrong."""
-    if data.startswith(b"\xff\xd8\xff"):
+    """The reason why a decoder gave up: it is no image that is read, its end is missing, or something else is wrong."""
+    kind = signature(data)
+    if kind not in IMAGES:
+        return Refused("undecodable_image", f"{kind}, no {' or '.join(IMAGES)}")
+    if kind == "JPEG":
         whole = b"\xff\xd9" in data[max(0, data.rfind(b"\xff\xda")) :]  # JPEG: an end after the last scan's start
-    elif data.startswith(b"\x89PNG"):
+    elif kind == "PNG":
         whole = b"IEND" in data
-    elif data.startswith(b"RIFF"):
-        whole = 8 + int.from_bytes(data[4:8], "little") <= len(data)
     else:
-        whole = True
-    return Refused("undecodable_image" if whole else "truncated_image", f"{type(error).__name__}: {error}")
+        whole = 8 + int.from_bytes(data[4:8], "little") <= len(data)
+    # Errors of decoders are of their own making. One that shows an object shows its address, another one in each run.
+    text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the image", str(error))
+    return Refused("undecodable_image" if whole else "truncated_image", f"{kind}: {type(error).__name__}: {text}")

@@ -76,20 +76,19 @@ def columns(sidecars: Sidecars, shard: str, keys: list[str]) -> dict[str, pa.Chu
     return {PREFIX + f.name: table[f.name].take(pa.array(rows, pa.int64())) for f in sidecars.schema}
 
 
-def successes(source: storage.Object) -> int | None:
-    """The number of pairs of a shard by its `_stats.json`; None if it has no such file.
-
-    Raises:
-        RunError: the file exists and has no such number.
-    """
+def successes(source: storage.Object) -> tuple[int | None, str]:
+    """The number of pairs of a shard by its `_stats.json`, None if there is none; and what is wrong with the file, if it is."""
     url = f"{_stem(source.url)}_stats.json"
     try:
         stats = json.loads(storage.read_bytes(url))
-        return int(stats["successes"])
     except (FileNotFoundError, PermissionError):  # the second is the answer for a missing object, if listing is forbidden
-        return None
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise RunError(f"{url} has no count of successes ({type(error).__name__}: {error}); mend it, or remove it") from None
+        return None, ""
+    except (ValueError, RecursionError):
+        return None, "its _stats.json is no JSON, so pairs that are lost can't be counted"
+    count = stats.get("successes") if isinstance(stats, dict) else None
+    if isinstance(count, int | float) and not isinstance(count, bool) and count >= 0 and count % 1 == 0:
+        return int(count), ""
+    return None, "its _stats.json has no number of successes, so pairs that are lost can't be counted"
 
 
 def _read(data: bytes, url: str, schema: pa.Schema) -> pa.Table:

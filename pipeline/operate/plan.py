@@ -9,7 +9,9 @@ from ecif.sample import BANK
 from ecif.targets.question import CALIBRATION_GROUPS
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.console import say
 from pipeline.corpus import sidecar
+from pipeline.corpus.remarks import of_layout
 from pipeline.corpus.shards import Shard
 from pipeline.corpus.tar import Contents, read_groups
 from pipeline.inputs import load_inputs
@@ -143,7 +145,7 @@ def _dataset(name: str, dataset: Dataset, of_pair: int, part_size: int) -> Datas
     done = dataset.accounting()
     left = [shard for shard in dataset.shards if shard.name not in done]
     sample = [left[i * len(left) // SAMPLED] for i in range(SAMPLED)] if len(left) > SAMPLED else left
-    counted = list(storage.in_threads(count_pairs, sample))
+    counted = list(storage.in_threads(lambda shard: count_pairs(shard, dataset.reading.key), sample))
     bytes_left = sum(shard.source.size for shard in left)
     pairs_a_byte = sum(pairs for pairs, _ in counted) / max(1, sum(count for _, count in counted))
     pairs = sum(a.pairs for a in done.values()) + round(bytes_left * pairs_a_byte)
@@ -155,16 +157,18 @@ def _dataset(name: str, dataset: Dataset, of_pair: int, part_size: int) -> Datas
     )
 
 
-def count_pairs(shard: Shard) -> tuple[int, int]:
-    """A number of pairs of a shard, and the number of bytes that hold them.
+def count_pairs(shard: Shard, key_rule: str = "first_dot") -> tuple[int, int]:
+    """A number of pairs of a shard, and the number of bytes that hold them. What is odd about the shard is said.
 
     All pairs are counted if there is a `_stats.json`, else those in the first HEAD bytes.
     """
-    successes = sidecar.successes(shard.source)
+    successes, wrong = sidecar.successes(shard.source)
     if successes is not None:
         return successes, shard.source.size
-    data = storage.read_start(shard.source.url, HEAD)
-    starts = [min(m.offset for m in group.members.values()) for group in read_groups(io.BytesIO(data), Contents())]
+    data, contents = storage.read_start(shard.source.url, HEAD), Contents()
+    starts = [group.start for group in read_groups(io.BytesIO(data), contents, key_rule)]
+    for remark in filter(None, [wrong, *of_layout(contents).values()]):
+        say(f"{shard.source.url}: {remark}")
     if len(data) < shard.source.size and len(starts) > 1:  # the last pair is cut
         return len(starts) - 1, starts[-1]
     return len(starts), len(data)

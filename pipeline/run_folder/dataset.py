@@ -7,7 +7,8 @@ from typing import Any
 from pipeline import storage
 from pipeline.corpus.shards import Shard
 from pipeline.corpus.sidecar import Sidecars
-from pipeline.run_folder.tables import Accounting, json_bytes
+from pipeline.run_folder.tables import Accounting
+from pipeline.sections import Reading
 
 
 class Dataset:
@@ -17,7 +18,7 @@ class Dataset:
         folder: the run, or a target's folder in it.
         fingerprint: of the model, the rules of reading and the limits. Objects of two fingerprints never mix.
         shards: the shards that features are computed from.
-        caption: `txt`, a preset, or the JSON field that holds the caption.
+        reading: how members of the shards become pairs with captions.
         prompts: of a classification dataset, the filled templates of each class.
         sidecars: of the shards; None if nothing is read from them.
     """
@@ -27,11 +28,11 @@ class Dataset:
         folder: str,
         fingerprint: str,
         shards: list[Shard],
-        caption: str,
+        reading: Reading,
         prompts: Sequence[list[str]] = (),
         sidecars: Sidecars | None = None,
     ):
-        self.folder, self.fingerprint, self.shards, self.caption = folder, fingerprint, shards, caption
+        self.folder, self.fingerprint, self.shards, self.reading = folder, fingerprint, shards, reading
         self.prompts, self.sidecars = prompts, sidecars
         self._done: dict[str, Accounting] | None = None
 
@@ -79,7 +80,7 @@ class Dataset:
     def record(self, done: Accounting) -> None:
         """Write the accounting of a shard. It has to be the last object of the shard: it says that the shard is done."""
         self._done = self.accounting() | {done.shard: done}
-        storage.write_bytes(self.accounting_url(done.shard), json_bytes(done._asdict()))
+        storage.write_bytes(self.accounting_url(done.shard), done.to_json())
 
     def forget_changed(self) -> dict[str, Accounting]:
         """Remove the parts and the accounting of shards that have changed. Returns the accounting of all others."""

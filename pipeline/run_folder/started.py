@@ -38,13 +38,13 @@ class Started(NamedTuple):
         beside = sidecar.find(corpus, config.corpus.sidecar, config.corpus.uid == "sidecar")
         clean = {name: shards.find(pairs.shards, f"targets.{name}.shards") for name, pairs in config.targets.items()}
         return [
-            {"corpus": Dataset(config.run, features["corpus"], corpus, config.corpus.caption, sidecars=beside)}
+            {"corpus": Dataset(config.run, features["corpus"], corpus, config.corpus.reading, sidecars=beside)}
             | {
                 f"target {name}": Dataset(
                     storage.join(config.run, "targets", name),
                     features[f"target {name}"],
                     found,
-                    config.targets[name].caption,
+                    config.targets[name].reading,
                 )
                 for name, found in clean.items()
             }

@@ -43,7 +43,7 @@ def find_selection(run: str, subset: str) -> Selection:
         raise UserError(f"{subset} is empty: there is nothing to export")
     shards = find(corpus.shards, "corpus.shards", corpus.root)
     found = Selection(finished.config.workers, shards, _kept(finished, wanted))
-    scored = Dataset(run, finished.checkpoints[0].features, found.shards(), corpus.caption).accounting()
+    scored = Dataset(run, finished.checkpoints[0].features, found.shards(), corpus.reading).accounting()
     if changed := found.kept.keys() - scored.keys():
         raise RunError(f"{min(changed)}: gone or changed since the run scored it; run again first")
     return found

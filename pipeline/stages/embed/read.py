@@ -10,7 +10,9 @@ import torch
 from ecif import towers
 from pipeline import storage
 from pipeline.corpus import sidecar
+from pipeline.corpus.captions import find_pairs
 from pipeline.corpus.pairs import Pair, Quarantined, ReadingRules, read_pair
+from pipeline.corpus.remarks import Seen, remarks
 from pipeline.corpus.tar import Contents, read_groups
 from pipeline.errors import RunError
 from pipeline.run_folder.tables import Accounting
@@ -55,7 +57,7 @@ class ReadParts:
         bad: list[Refused] = []
         position, key, joined = 0, "", False
         uids, of_uids = _uids(asked.uids)
-        rules = ReadingRules(asked.shard, asked.caption, self.limits, resize, asked.classes, uids)
+        rules, seen = ReadingRules(asked.shard, asked.reading, self.limits, resize, asked.classes, uids), Seen()
 
         def part(size: int, accounting: Accounting | None = None) -> Part:
             return Part(asked.dataset, asked.shard, number, size, good, bad, bool(asked.classes), accounting)
@@ -63,17 +65,18 @@ class ReadParts:
         with storage.local_copy(source) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             file.seek(0)
-            for group in read_groups(file, contents):
+            groups = read_groups(file, contents, asked.reading.key)
+            for group in find_pairs(file, groups, asked.reading, self.limits):
                 if pairs and pairs % self.limits.part_size == 0:
-                    at = min(m.offset for m in group.members.values())
-                    yield part(at - position)
-                    position, number, good, bad = at, number + 1, [], []
+                    yield part(group.start - position)
+                    position, number, good, bad = group.start, number + 1, [], []
                 pairs += 1
                 in_pairs += group.count
                 key, joined = group.key, joined or (uids is not None and group.key in uids)
                 pair = read_pair(file, group, rules)
-                if contents.broken:  # the last group before the break may be incomplete
-                    pair = Quarantined(group.index, pair.key, pair.uid, "truncated_shard", contents.broken)
+                if group.broken:  # the group at which the tar breaks off may be incomplete
+                    pair = Quarantined(group.index, pair.key, pair.uid, "truncated_shard", group.broken)
+                seen.add(pair)
                 if isinstance(pair, Pair):
                     good.append(pair)
                 else:
@@ -84,6 +87,7 @@ class ReadParts:
         if contents.broken and not pairs:  # not a tar at all: count one pair, so that the shard is not taken for an empty one
             pairs = 1
             bad.append(Refused("read", Quarantined(0, "", "", "truncated_shard", contents.broken)))
+        successes, of_stats = sidecar.successes(source)
         accounting = Accounting(
             shard=asked.shard,
             size=source.size,
@@ -97,8 +101,10 @@ class ReadParts:
             quarantined={},
             parts=number + 1,
             broken=contents.broken,
-            successes=sidecar.successes(source),
+            successes=successes,
             sidecar=of_uids,
+            swallowed=contents.swallowed,
+            remarks=remarks(contents, seen, asked.reading, of_stats) or None,
         )
         yield part(source.size - position, accounting)
 

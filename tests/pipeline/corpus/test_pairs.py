@@ -14,7 +14,7 @@ from pipeline.corpus.captions import MAX_CAPTION, PRESETS
 from pipeline.corpus.pairs import Pair, Quarantined, ReadingRules, identity, read_pair
 from pipeline.corpus.reasons import REASONS, Reason
 from pipeline.corpus.tar import Contents, read_groups
-from pipeline.sections import Embed
+from pipeline.sections import Embed, Reading
 from tests.support.tars import bomb, image, pair, tar_bytes
 
 RESIZE = resize_transform(
@@ -45,7 +45,11 @@ CLASSES = [f"a photo of a {name}." for name in ("cat", "dog", "axolotl")]
 def read(members, caption="txt", limits=LIMITS, resize=RESIZE, cut=None, shard="00000", classes=()):
     data = tar_bytes(members)
     return [
-        read_pair(io.BytesIO(data[:cut]), group, ReadingRules(shard, caption, limits, resize, classes))
+        read_pair(
+            io.BytesIO(data[:cut]),
+            group,
+            ReadingRules(shard, Reading(caption), limits, resize, classes),
+        )
         for group in read_groups(io.BytesIO(data), Contents())
     ]
 
@@ -106,6 +110,21 @@ def test_a_pair_is_refused_for_its_reason(members, caption, reason):
     assert outcome.reason == reason
     assert len(outcome.detail.encode()) <= 2000  # and both can be written to a table: nothing that UTF-8 can't say
     assert outcome.key.encode()
+    assert " at 0x" not in outcome.detail  # the address of an object: another one in each run
+
+
+@pytest.mark.parametrize(
+    ("data", "detail"),
+    [
+        (b"", "empty, no JPEG or PNG or WebP"),
+        (b"<html>404</html>", "HTML, no JPEG or PNG or WebP"),
+        (image("GIF"), "GIF, no JPEG or PNG or WebP"),
+        (b"\x89PNG\r\n\x1a\n" + b"IEND" * 9, "PNG: UnidentifiedImageError: cannot identify image file the image"),
+    ],
+)
+def test_what_is_no_image_is_said_in_the_same_words_each_time(data, detail):
+    (outcome,) = read([("0.jpg", data), TEXT])
+    assert (outcome.reason, outcome.detail) == ("undecodable_image", detail)
 
 
 def test_every_reason_has_its_example():
@@ -283,7 +302,7 @@ def test_uids_of_a_sidecar_replace_those_of_the_json():
     data = tar_bytes([PIXELS, TEXT, fields(uid=UID), *pair("1", uid=UID)])
     uids = {"0": "f" * 32, "1": "no uid"}
     first, second = (
-        read_pair(io.BytesIO(data), group, ReadingRules("00000", "txt", LIMITS, RESIZE, uids=uids))
+        read_pair(io.BytesIO(data), group, ReadingRules("00000", Reading(), LIMITS, RESIZE, uids=uids))
         for group in read_groups(io.BytesIO(data), Contents())
     )
     assert (first.uid, second.uid) == ("f" * 32, identity("00000", "1", {}))

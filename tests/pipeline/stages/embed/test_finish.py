@@ -8,6 +8,7 @@ from pipeline.corpus.shards import Shard
 from pipeline.errors import RunError
 from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.tables import Accounting, part_name, read_table
+from pipeline.sections import Reading
 from pipeline.stages.embed.rows import Embedded, Refused
 from pipeline.stages.embed.stage import finish_shard
 
@@ -24,9 +25,9 @@ def part(count: int, bad: list[tuple[int, str]]) -> Embedded:
 
 def finished(folder, bad: list[tuple[int, str]], parts: int = 1) -> Accounting:
     """Of a shard of four pairs, some of them quarantined."""
-    dataset = Dataset(str(folder), "fingerprint", [SHARD], "txt")
+    dataset = Dataset(str(folder), "fingerprint", [SHARD], Reading())
     done = finish_shard(dataset, READ._replace(parts=parts), [part(4 - len(bad), bad)])
-    assert dataset.accounting() == Dataset(str(folder), "fingerprint", [SHARD], "txt").accounting() == {"00000": done}
+    assert dataset.accounting() == Dataset(str(folder), "fingerprint", [SHARD], Reading()).accounting() == {"00000": done}
     return done
 
 
@@ -44,7 +45,7 @@ def test_the_content_is_of_the_pairs_that_can_be_used_and_of_which_they_are(tmp_
 
 
 def test_the_parts_of_a_shard_are_counted_together_in_whatever_order_they_come(tmp_path):
-    dataset = Dataset(str(tmp_path), "fingerprint", [SHARD], "txt")
+    dataset = Dataset(str(tmp_path), "fingerprint", [SHARD], Reading())
     parts = [part(1, [(2, "bad_json")]), part(0, [(0, "non_finite_features"), (1, "bad_json")])]
     both = [finish_shard(dataset, READ._replace(parts=2), order) for order in (parts, parts[::-1])]
     assert both[0] == both[1]
@@ -67,7 +68,7 @@ def test_a_shard_that_was_mended_has_an_empty_quarantine_table_and_one_without_b
 
 @pytest.mark.parametrize(("wrong", "said"), [({"pairs": 5}, "5 pairs, 4 embedded"), ({"ignored": 1}, "8 members, 8 in pairs")])
 def test_a_shard_whose_counts_do_not_add_up_is_not_done(tmp_path, wrong, said):
-    dataset = Dataset(str(tmp_path), "fingerprint", [SHARD], "txt")
+    dataset = Dataset(str(tmp_path), "fingerprint", [SHARD], Reading())
     with pytest.raises(RunError, match=said):
         finish_shard(dataset, READ._replace(**wrong), [part(4, [])])
     assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from pipeline.corpus.pairs import Pair, ReadingRules, read_pair
 from pipeline.corpus.shards import find
 from pipeline.corpus.tar import Contents, read_groups
 from pipeline.errors import RunError
+from pipeline.sections import Reading
 from pipeline.stages.forward.decode import Members, decode
 from tests.support.tars import image, pair, write_tar
 
@@ -29,7 +30,7 @@ def config(tmp_path):
 def read(path: Path, config) -> list[Pair]:
     """The pairs that `embed`'s reader accepts."""
     resize, file = resize_transform(PREPROCESS), io.BytesIO(path.read_bytes())
-    rules = ReadingRules(path.stem, "txt", config.embed, resize)
+    rules = ReadingRules(path.stem, Reading(), config.embed, resize)
     everything = [read_pair(file, group, rules) for group in read_groups(file, Contents())]
     return [p for p in everything if isinstance(p, Pair)]
 
@@ -56,7 +57,7 @@ def test_batches_of_several_shards_are_the_accepted_pairs_in_the_order_asked(tmp
             storage.write_bytes(places[member.shard.name], storage.read_bytes(member.shard.source.url))
         first, second = (m._replace(shard=s) for m, s in zip((first, second), find("memory://decode"), strict=True))
     batches = [first.take(np.array([2, 0])), first.take(np.array([1, 3])), second]
-    decoded = list(decode(batches, "txt", config, PREPROCESS))
+    decoded = list(decode(batches, Reading(), config, PREPROCESS))
     wanted = [[pairs["0"][i] for i in (2, 0)], [pairs["0"][i] for i in (1, 3)], pairs["1"]]
     assert [d.captions for d in decoded] == [[p.caption for p in w] for w in wanted]
     assert all(np.array_equal(d.pixels, np.stack([p.pixels for p in w])) for d, w in zip(decoded, wanted, strict=True))
@@ -70,12 +71,12 @@ def test_a_pair_that_is_not_what_was_embedded_ends_the_run(tmp_path, config):
         first._replace(uid=[*first.uid[:3], "0" * 32]),  # another one
     ):
         with pytest.raises(RunError, match="the shard has changed"):
-            list(decode([wrong], "txt", config, PREPROCESS))
+            list(decode([wrong], Reading(), config, PREPROCESS))
     with pytest.raises(OSError, match="bytes"):
         list(
             decode(
                 [first._replace(shard=first.shard._replace(source=first.shard.source._replace(size=1)))],
-                "txt",
+                Reading(),
                 config,
                 PREPROCESS,
             )
