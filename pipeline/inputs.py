@@ -51,8 +51,8 @@ def load_inputs(config: Config) -> Inputs:
     Raises:
         UserError: shards, classes or the model can't be read.
     """
-    corpus = shards.find(config.corpus.shards, "corpus.shards", config.corpus.root)
-    clean = {name: shards.find(pairs.shards, f"targets.{name}.shards") for name, pairs in config.targets.items()}
+    corpus = shards.find(config.corpus.shards, "corpus.shards", config.corpus.root, config.corpus.missing)
+    clean = {name: shards.find(p.shards, f"targets.{name}.shards", missing=p.missing) for name, p in config.targets.items()}
     prompts = {name: read_prompts(target, f"targets.{name}") for name, target in config.targets.items()}
     beside = sidecar.find(corpus, config.corpus.sidecar, config.corpus.uid == "sidecar")
     model = load_model(config.model)

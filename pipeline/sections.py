@@ -83,7 +83,8 @@ class Pairs(Section):
         description="WebDataset shards: a folder, a tar, a glob or a brace pattern, or a list of these; paths or fsspec URLs"
     )
     missing: Literal["refuse", "skip"] = Field(
-        "refuse", description="what a brace pattern names and is not there: refuse to start, or skip it and say so"
+        "refuse",
+        description="shards that are named and not there, as in a gap of a brace pattern: refuse to start, or say and skip",
     )
     key: Literal["first_dot", "last_dot"] = Field(
         "first_dot",

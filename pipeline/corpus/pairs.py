@@ -142,5 +142,5 @@ def _undecodable(data: bytes, error: Exception) -> Refused:
     else:
         whole = 8 + int.from_bytes(data[4:8], "little") <= len(data)
     # Errors of decoders are of their own making. One that shows an object shows its address, another one in each run.
-    text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the image", str(error))
+    text = re.sub(r" ?<[^<>]* at 0x[0-9a-f]+>", "", str(error))
     return Refused("undecodable_image" if whole else "truncated_image", f"{kind}: {type(error).__name__}: {text}")

@@ -57,7 +57,7 @@ def of_layout(contents: Contents) -> dict[str, str]:
     found = {}
     if contents.swallowed:
         found["dots"] = (
-            f"{contents.swallowed} members are swallowed by another pair's key, which ends at the first dot, such as "
+            f"{contents.swallowed} members are swallowed by a key that ends at the first dot, such as those of "
             f"{_shown(contents.swallowed_key)}; key: last_dot reads them as pairs of their own"
         )
     if contents.scattered:

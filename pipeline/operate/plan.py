@@ -146,8 +146,11 @@ def _dataset(name: str, dataset: Dataset, of_pair: int, part_size: int) -> Datas
     left = [shard for shard in dataset.shards if shard.name not in done]
     sample = [left[i * len(left) // SAMPLED] for i in range(SAMPLED)] if len(left) > SAMPLED else left
     counted = list(storage.in_threads(lambda shard: count_pairs(shard, dataset.reading.key), sample))
+    for shard, found in zip(sample, counted, strict=True):
+        for remark in found.remarks:
+            say(f"{shard.source.url}: {remark}")
     bytes_left = sum(shard.source.size for shard in left)
-    pairs_a_byte = sum(pairs for pairs, _ in counted) / max(1, sum(count for _, count in counted))
+    pairs_a_byte = sum(found.pairs for found in counted) / max(1, sum(found.bytes for found in counted))
     pairs = sum(a.pairs for a in done.values()) + round(bytes_left * pairs_a_byte)
     done_bytes = sum(a.size for a in done.values())
     parts = len(dataset.shards) + pairs // part_size
@@ -157,18 +160,25 @@ def _dataset(name: str, dataset: Dataset, of_pair: int, part_size: int) -> Datas
     )
 
 
-def count_pairs(shard: Shard, key_rule: str = "first_dot") -> tuple[int, int]:
-    """A number of pairs of a shard, and the number of bytes that hold them. What is odd about the shard is said.
+class Counted(NamedTuple):
+    """A number of pairs of a shard, the bytes that hold them, and what is odd about the shard."""
+
+    pairs: int
+    bytes: int
+    remarks: list[str] = []
+
+
+def count_pairs(shard: Shard, key_rule: str = "first_dot") -> Counted:
+    """Count pairs of a shard.
 
     All pairs are counted if there is a `_stats.json`, else those in the first HEAD bytes.
     """
     successes, wrong = sidecar.successes(shard.source)
     if successes is not None:
-        return successes, shard.source.size
+        return Counted(successes, shard.source.size)
     data, contents = storage.read_start(shard.source.url, HEAD), Contents()
     starts = [group.start for group in read_groups(io.BytesIO(data), contents, key_rule)]
-    for remark in filter(None, [wrong, *of_layout(contents).values()]):
-        say(f"{shard.source.url}: {remark}")
+    remarks = [remark for remark in (wrong, *of_layout(contents).values()) if remark]
     if len(data) < shard.source.size and len(starts) > 1:  # the last pair is cut
-        return len(starts) - 1, starts[-1]
-    return len(starts), len(data)
+        return Counted(len(starts) - 1, starts[-1], remarks)
+    return Counted(len(starts), len(data), remarks)

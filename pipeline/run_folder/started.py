@@ -34,9 +34,9 @@ class Started(NamedTuple):
             UserError: the corpus or a target has no shards where the configuration says.
         """
         config = self.config
-        corpus = shards.find(config.corpus.shards, "corpus.shards", config.corpus.root)
+        corpus = shards.find(config.corpus.shards, "corpus.shards", config.corpus.root, config.corpus.missing)
         beside = sidecar.find(corpus, config.corpus.sidecar, config.corpus.uid == "sidecar")
-        clean = {name: shards.find(pairs.shards, f"targets.{name}.shards") for name, pairs in config.targets.items()}
+        clean = {name: shards.find(p.shards, f"targets.{name}.shards", missing=p.missing) for name, p in config.targets.items()}
         return [
             {"corpus": Dataset(config.run, features["corpus"], corpus, config.corpus.reading, sidecars=beside)}
             | {

@@ -41,7 +41,7 @@ def find_selection(run: str, subset: str) -> Selection:
     wanted = read_subset(subset)
     if not wanted:
         raise UserError(f"{subset} is empty: there is nothing to export")
-    shards = find(corpus.shards, "corpus.shards", corpus.root)
+    shards = find(corpus.shards, "corpus.shards", corpus.root, corpus.missing)
     found = Selection(finished.config.workers, shards, _kept(finished, wanted))
     scored = Dataset(run, finished.checkpoints[0].features, found.shards(), corpus.reading).accounting()
     if changed := found.kept.keys() - scored.keys():
