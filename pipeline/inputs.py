@@ -54,7 +54,7 @@ def load_inputs(config: Config) -> Inputs:
     corpus = shards.find(config.corpus.shards, "corpus.shards", config.corpus.root)
     clean = {name: shards.find(pairs.shards, f"targets.{name}.shards") for name, pairs in config.targets.items()}
     prompts = {name: read_prompts(target, f"targets.{name}") for name, target in config.targets.items()}
-    beside = sidecar.find(corpus, config.corpus.sidecar, config.corpus.uid == "sidecar")
+    beside = sidecar.find(corpus, config.corpus.sidecar, config.corpus.uid == "sidecar", sidecar.LOOKED_AT)
     model = load_model(config.model)
     # Only the sigmoid loss needs a bias: a softmax does not change with a bias common to all logits.
     model.heads = model.heads._replace(
