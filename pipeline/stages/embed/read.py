@@ -12,6 +12,7 @@ from pipeline import storage
 from pipeline.corpus import sidecar
 from pipeline.corpus.pairs import Pair, Quarantined, ReadingRules, read_pair
 from pipeline.corpus.tar import Contents, read_groups
+from pipeline.corpus.uids import UidCounter
 from pipeline.errors import RunError
 from pipeline.run_folder.tables import Accounting
 from pipeline.sections import Embed
@@ -55,6 +56,7 @@ class ReadParts:
         bad: list[Refused] = []
         position, key, joined = 0, "", False
         uids, of_uids = _uids(asked.uids)
+        replaced = UidCounter(asked.shard)
         rules = ReadingRules(asked.shard, asked.caption, self.limits, resize, asked.classes, uids)
 
         def part(size: int, accounting: Accounting | None = None) -> Part:
@@ -76,6 +78,7 @@ class ReadParts:
                     pair = Quarantined(group.index, pair.key, pair.uid, "truncated_shard", contents.broken)
                 if isinstance(pair, Pair):
                     good.append(pair)
+                    replaced.add(pair.key, pair.replaced)
                 else:
                     bad.append(Refused("read", pair))
             storage.expect_unchanged(source)
@@ -99,11 +102,14 @@ class ReadParts:
             broken=contents.broken,
             successes=sidecar.successes(source),
             sidecar=of_uids,
+            without_uid=replaced.without,
+            other_uid=replaced.other,
+            other_uid_example=replaced.example,
         )
         yield part(source.size - position, accounting)
 
 
-def _uids(listed: storage.Object | None) -> tuple[dict[str, str] | None, list[str] | None]:
+def _uids(listed: storage.Object | None) -> tuple[dict[str, str | None] | None, list[str] | None]:
     """The uids of a sidecar by key, and the etag and sha256 of the sidecar; (None, None) if uids are from the JSON."""
     if listed is None:
         return None, None
