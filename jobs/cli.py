@@ -58,6 +58,8 @@ def plan(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML fil
     from pipeline.operate import plan as estimate
 
     planned = estimate.plan(Config.from_yaml(config))
+    for line in planned.notes:
+        say(line)
     typer.echo(aligned([estimate.HEADER, *(dataset.cells() for dataset in planned.datasets)]))
     stored = ", ".join(f"{stage} ~{estimate.size(count)}" for stage, count in planned.stored.items())
     typer.echo(f"also to be stored, by stage: {stored}; ~ is an estimate")
@@ -180,6 +182,8 @@ def main() -> None:
 
 
 def _report(outcome: "Outcome") -> None:
+    from pipeline.corpus.glance import SMALL
+
     checkpoints = outcome.finished.checkpoints
     for i, checkpoint in enumerate(checkpoints):
         which = f", checkpoint {i}" if len(checkpoints) > 1 else ""
@@ -193,6 +197,9 @@ def _report(outcome: "Outcome") -> None:
     say(f"{outcome.scored} of {outcome.pairs} pairs scored, {lost} quarantined" + (f": {bad}" if bad else ""))
     if outcome.lost:
         say(f"{outcome.lost} more pairs are counted in _stats.json files than the tars hold")
+    if outcome.small_shards:
+        size = outcome.finished.config.batch_size
+        say(f"{outcome.small_shards} shards hold fewer usable pairs than batch_size {size}: {SMALL}")
     for line in outcome.finished.uids.said():
         say(line)
     typer.echo(outcome.finished.table)

@@ -29,23 +29,23 @@ class Uids(NamedTuple):
     repeated: int = 0  # pairs whose uid other pairs have too
     shared: str = ""  # an example of such a uid
 
-    def said(self) -> list[str]:
-        """What a user has to know about them, a line each."""
+    def said(self, pairs: str = "pairs") -> list[str]:
+        """What a user has to know about them, a line each; `pairs` is what to call them."""
         lines = []
         if self.other:
             lines.append(
-                f"{self.other} of {self.pairs} pairs have a uid that is not 32 hex digits, such as {self.example}: a hash of "
+                f"{self.other} of {self.pairs} {pairs} have a uid that is not 32 hex digits, such as {self.example}: a hash of "
                 "shard and key replaces it, which joins with nothing of yours"
             )
         if self.without:
             lines.append(
-                f"{self.without} of {self.pairs} pairs have no uid: they get a hash of shard and key, which other programs do "
-                "not know (`ecif select --format keys` writes shard and key)"
+                f"{self.without} of {self.pairs} {pairs} have no uid: they get a hash of shard and key, which other programs "
+                "do not know (`ecif select --format keys` writes shard and key)"
             )
         if self.repeated:
             lines.append(
-                f"{self.repeated} of {self.pairs} pairs share their uid with others, such as {self.shared}: shard and key say "
-                "which pair is meant (`ecif select --format keys`)"
+                f"{self.repeated} of {self.pairs} {pairs} share their uid with others, such as {self.shared}: shard and key "
+                "say which pair is meant (`ecif select --format keys`)"
             )
         return lines
 

@@ -33,6 +33,7 @@ class Dataset:
     ):
         self.folder, self.fingerprint, self.shards, self.caption = folder, fingerprint, shards, caption
         self.prompts, self.sidecars = prompts, sidecars
+        self.batched = False  # whether batches are formed within its shards, as those of a corpus are
         self._done: dict[str, Accounting] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

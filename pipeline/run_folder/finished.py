@@ -3,20 +3,23 @@
 import io
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ecif import __version__
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.corpus.uids import Uids
+from pipeline.corpus.uids import PACKED, Uids, pack, repeats, unpack
 from pipeline.errors import RunError, UserError
 from pipeline.run_folder import tables
 from pipeline.run_folder.artifacts import Artifacts
 from pipeline.run_folder.columns import IDENTITY
 from pipeline.run_folder.dataset import in_folder
+from pipeline.run_folder.tables import Accounting
 
 LATEST = "latest"  # folder of the columns of the run that finished last
 
@@ -100,6 +103,33 @@ def open_run(folder: str) -> Finished:
         return Finished(folder, config, facts["id"], checkpoints, Uids(**facts.get("uids", {})))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{url} is of no run of version {__version__}: {' '.join(str(error).split())[:200]}") from None
+
+
+def count_uids(finished: Finished, done: dict[str, Accounting]) -> Uids:
+    """What there is to know about the uids of a finished run's pairs. A record of the same columns has it already.
+
+    Args:
+        finished: the run.
+        done: accounting of the shards of its corpus.
+    """
+    with suppress(UserError):
+        before = open_run(finished.folder)
+        if before.id == finished.id and before.uids.pairs:
+            return before.uids
+    packed = np.empty(sum(a.embedded for a in done.values()), PACKED)
+    start = 0
+    for _, part in finished.of_shards(["uid"]):
+        packed[start : start + len(part)] = pack(part["uid"].to_pylist())
+        start += len(part)
+    again = repeats(packed)
+    return Uids(
+        pairs=len(packed),
+        without=sum(a.without_uid for a in done.values()),
+        other=sum(a.other_uid for a in done.values()),
+        example=next((a.other_uid_example for a in done.values() if a.other_uid), ""),
+        repeated=len(again),
+        shared=unpack(again[:1])[0] if len(again) else "",
+    )
 
 
 def write_finished(finished: Finished) -> None:
