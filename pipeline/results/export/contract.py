@@ -75,7 +75,8 @@ class Writer(ABC, Kind):
         Args:
             out: folder of the export.
             sizes: number of pairs of each object, by its name below `out`.
-            origin: `run` and `subset`, as the user named them; `model` and `batch_size` of the run's configuration.
+            origin: `run` and `subset`, as the user named them; `model`, `loss` and `batch_size` of the run's
+                configuration.
 
         Returns:
             A command that uses the export, to show to the user; empty by default.

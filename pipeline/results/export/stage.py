@@ -66,7 +66,8 @@ def export(run: str, subset: str, out: str, writer: str = "webdataset") -> Expor
             progress.advance(row["bytes"])
             if pairs != kept[shard][:, 1].sum():
                 raise RunError(f"{shard}: {pairs} of {kept[shard][:, 1].sum()} pairs written; has it changed?")
-    origin = {"run": run, "subset": subset, "model": config.model.name, "batch_size": config.batch_size}
+    facts = {"model": config.model.name, "batch_size": config.batch_size, "loss": config.loss.name}
+    origin = {"run": run, "subset": subset, **facts}
     usage = kind.finish(out, dict(sorted(sizes.items())), origin)
     return Exported(len(sizes), sum(sizes.values()), usage)
 

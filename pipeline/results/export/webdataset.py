@@ -79,6 +79,7 @@ class WebDataset(Writer, name="webdataset"):
             "workers": _loaders(sorted(sizes.values()), batch),
         }
         given = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items())
+        given += " --siglip" if origin["loss"] == "siglip" else ""
         install = f"pip install {shlex.quote(TRAINER)}  # in an environment of its own: it needs webdataset 0.2.86 or older"
         return f"{install}\npython -m open_clip_train.main {given}"
 

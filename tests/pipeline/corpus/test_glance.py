@@ -42,9 +42,12 @@ def test_other_shards_are_not(look, sizes):
 
 
 def test_shards_smaller_than_the_batch_are_counted(look):
-    (line,) = look([40, 5, 40, 15]).said(30)
+    (line,) = look([40, 5, 40, 12]).said(30)
     assert line.startswith("about 2 of 4 shards hold fewer pairs than batch_size 30, such as 00001 with ~6: ")
-    assert look([40, 40]).said(30) == []
+
+
+def test_shards_that_just_hold_a_batch_are_not(look):
+    assert look([30, 32, 29, 36]).said(30) == []
 
 
 def test_pairs_are_estimated_where_only_the_beginning_is_read(look, monkeypatch):

@@ -148,18 +148,20 @@ def test_open_clip_counts_and_groups_the_pairs_as_written(exported):
         assert [(sample["__key__"], sample["txt"].decode()) for sample in samples] == list(zip(keys, CAPTIONS[i], strict=True))
 
 
-def command(out: str, sizes: list[int], model: str = "ViT-B-32", batch: int = 256) -> dict[str, str]:
+def command(out: str, sizes: list[int], model: str = "ViT-B-32", batch: int = 256, loss: str = "clip") -> dict[str, str]:
     """The options of the command that an export into a folder is trained by."""
-    origin = {"run": "run", "subset": "subset.npy", "model": model, "batch_size": batch}
+    origin = {"run": "run", "subset": "subset.npy", "model": model, "batch_size": batch, "loss": loss}
     install, trains = WebDataset.finish(out, {f"{i:05d}.tar": n for i, n in enumerate(sizes)}, origin).splitlines()
     assert install.startswith("pip install 'open_clip_torch[training]>=3.3,<4'  # in an environment of its own: ")
     program, options = shlex.split(trains)[:3], shlex.split(trains)[3:]
     assert program == ["python", "-m", "open_clip_train.main"]
+    assert (options[-1] == "--siglip") == (loss == "siglip")
+    options = options[: len(options) // 2 * 2]
     return dict(zip(options[::2], options[1::2], strict=True))
 
 
 def test_the_command_has_what_the_trainer_needs(tmp_path):
-    found = command(f"{tmp_path}/my export/", [300] * 8, "local-dir:/models/my model", 128)
+    found = command(f"{tmp_path}/my export/", [300] * 8, "local-dir:/models/my model", 128, "siglip")
     assert found == {
         "--model": "local-dir:/models/my model",
         "--dataset-type": "webdataset",
