@@ -1,6 +1,5 @@
 """Decode the members of a key to a pair that can be embedded, or find the reason why that is not possible."""
 
-import hashlib
 import io
 import re
 import warnings
@@ -16,11 +15,11 @@ from pipeline.corpus.captions import is_unicode, read_caption, read_fields, read
 from pipeline.corpus.reasons import Reason, Refused
 from pipeline.corpus.signatures import signature
 from pipeline.corpus.tar import IMAGE_SUFFIXES, Group
+from pipeline.corpus.uids import Uid, uid_of
 from pipeline.sections import Embed, Reading
 
 MAX_ASPECT = 200  # resizing scales the short side to a few hundred pixels: a thin line would grow to gigabytes
 IMAGES = ("JPEG", "PNG", "WebP")  # formats that are read, as `signature` calls them
-_UID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Pair:
     caption: str
     pixels: NDArray[np.uint8]  # [3, H, W]
     label: int | None = None  # its class, if the dataset has classes
+    replaced: str | None = None  # see `Uid.replaced`
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,6 @@ class Quarantined:
     detail: str
 
 
-def identity(shard: str, key: str, fields: dict[str, Any]) -> str:
-    """The uid of a pair: 32 hex digits from its JSON, or a hash of (shard, key) if there are none."""
-    uid = fields.get("uid")
-    if isinstance(uid, str) and _UID.fullmatch(uid):
-        return uid
-    return hashlib.blake2b(f"{shard}/{key}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-
-
 class ReadingRules(NamedTuple):
     """How the pairs of a shard are read."""
 
@@ -64,7 +56,11 @@ class ReadingRules(NamedTuple):
     # A caption for each class of a classification dataset, else empty. The class of a pair is the number in its .cls member
     # (the layout of clip_benchmark's WebDatasets).
     classes: Sequence[str] = ()
-    uids: dict[str, str] | None = None  # by key, from the sidecar; None to take them from the JSON
+    uids: dict[str, str | None] | None = None  # by key, from the sidecar; None to take them from the JSON
+
+    def uid(self, key: str, fields: dict[str, Any]) -> Uid:
+        """The uid of a pair, given the fields of its JSON."""
+        return uid_of(self.shard, key, fields.get("uid") if self.uids is None else self.uids.get(key))
 
 
 def read_pair(file: BinaryIO, group: Group, rules: ReadingRules) -> Pair | Quarantined:
@@ -76,8 +72,7 @@ def read_pair(file: BinaryIO, group: Group, rules: ReadingRules) -> Pair | Quara
         rules: how to read it.
     """
     limits = rules.limits
-    known = None if rules.uids is None else {"uid": rules.uids.get(group.key)}
-    uid, key = identity(rules.shard, group.key, known or {}), group.pair_key
+    uid, key = rules.uid(group.key, {}), group.pair_key
     try:
         if not is_unicode(key):
             key = key.encode("utf-8", "backslashreplace").decode()
@@ -85,12 +80,13 @@ def read_pair(file: BinaryIO, group: Group, rules: ReadingRules) -> Pair | Quara
         if group.repeated:
             raise Refused("duplicate_key")
         fields = read_fields(file, group, limits)
-        uid = identity(rules.shard, group.key, fields if known is None else known)
+        uid = rules.uid(group.key, fields)
         label = read_label(file, group, len(rules.classes), limits) if rules.classes else None
         text = read_caption(file, group, fields, rules.reading, limits) if label is None else rules.classes[label]
-        return Pair(group.index, key, uid, text, _pixels(file, group, limits, rules.resize), label)
+        pixels = _pixels(file, group, limits, rules.resize)
+        return Pair(group.index, key, uid.text, text, pixels, label, uid.replaced)
     except Refused as refused:
-        return Quarantined(group.index, key, uid, refused.reason, refused.detail)
+        return Quarantined(group.index, key, uid.text, refused.reason, refused.detail)
 
 
 def image_bytes(file: BinaryIO, group: Group, limits: Embed) -> bytes:

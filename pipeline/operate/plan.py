@@ -11,6 +11,7 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.console import say
 from pipeline.corpus import sidecar
+from pipeline.corpus.glance import glance
 from pipeline.corpus.remarks import of_layout
 from pipeline.corpus.shards import Shard
 from pipeline.corpus.tar import Contents, read_groups
@@ -52,6 +53,7 @@ class RunPlan(NamedTuple):
 
     datasets: list[DatasetPlan]
     stored: dict[str, float]  # bytes that each stage after `embed` will store, estimated
+    notes: list[str]  # what a user has to know about the shards and uids of the corpus, a line each
 
 
 class Sizes(NamedTuple):
@@ -130,7 +132,9 @@ def plan(config: Config) -> RunPlan:
     for kind, what in KINDS.items():
         if kind in BYTES and what.asked(config):
             stored[what.stage] = stored.get(what.stage, 0) + len(instances(kind, config)) * BYTES[kind](sizes)
-    return RunPlan(datasets, stored)
+    seen = glance(inputs.corpus.shards, inputs.corpus.reading.key, inputs.corpus.sidecars, config.embed)
+    impossible = [f"{seen.impossible}; `ecif run` refuses them"] if seen.impossible else []
+    return RunPlan(datasets, stored, [*impossible, *seen.said(config.batch_size)])
 
 
 def size(count: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.corpus.shards import Shard
 from pipeline.corpus.sidecar import Sidecars
-from pipeline.run_folder.tables import Accounting
+from pipeline.run_folder.tables import Accounting, json_bytes
 from pipeline.sections import Reading
 
 
@@ -34,6 +34,7 @@ class Dataset:
     ):
         self.folder, self.fingerprint, self.shards, self.reading = folder, fingerprint, shards, reading
         self.prompts, self.sidecars = prompts, sidecars
+        self.batched = False  # whether batches are formed within its shards, as those of a corpus are
         self._done: dict[str, Accounting] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,7 +81,7 @@ class Dataset:
     def record(self, done: Accounting) -> None:
         """Write the accounting of a shard. It has to be the last object of the shard: it says that the shard is done."""
         self._done = self.accounting() | {done.shard: done}
-        storage.write_bytes(self.accounting_url(done.shard), done.to_json())
+        storage.write_bytes(self.accounting_url(done.shard), json_bytes(done._asdict()))
 
     def forget_changed(self) -> dict[str, Accounting]:
         """Remove the parts and the accounting of shards that have changed. Returns the accounting of all others."""

@@ -14,6 +14,7 @@ from pipeline.corpus.captions import find_pairs
 from pipeline.corpus.pairs import Pair, Quarantined, ReadingRules, read_pair
 from pipeline.corpus.remarks import Seen, remarks
 from pipeline.corpus.tar import Contents, read_groups
+from pipeline.corpus.uids import UidCounter
 from pipeline.errors import RunError
 from pipeline.run_folder.tables import Accounting
 from pipeline.sections import Embed
@@ -58,6 +59,7 @@ class ReadParts:
         position, key, joined = 0, "", False
         uids, of_uids = _uids(asked.uids)
         rules, seen = ReadingRules(asked.shard, asked.reading, self.limits, resize, asked.classes, uids), Seen()
+        replaced = UidCounter(asked.shard)
 
         def part(size: int, accounting: Accounting | None = None) -> Part:
             return Part(asked.dataset, asked.shard, number, size, good, bad, bool(asked.classes), accounting)
@@ -79,6 +81,7 @@ class ReadParts:
                 seen.add(pair)
                 if isinstance(pair, Pair):
                     good.append(pair)
+                    replaced.add(pair.key, pair.replaced)
                 else:
                     bad.append(Refused("read", pair))
             storage.expect_unchanged(source)
@@ -105,11 +108,14 @@ class ReadParts:
             sidecar=of_uids,
             swallowed=contents.swallowed,
             remarks=remarks(contents, seen, asked.reading, of_stats) or None,
+            without_uid=replaced.without,
+            other_uid=replaced.other,
+            other_uid_example=replaced.example,
         )
         yield part(source.size - position, accounting)
 
 
-def _uids(listed: storage.Object | None) -> tuple[dict[str, str] | None, list[str] | None]:
+def _uids(listed: storage.Object | None) -> tuple[dict[str, str | None] | None, list[str] | None]:
     """The uids of a sidecar by key, and the etag and sha256 of the sidecar; (None, None) if uids are from the JSON."""
     if listed is None:
         return None, None

@@ -109,11 +109,13 @@ def finish_shard(dataset: Dataset, accounting: Accounting, parts: list[Embedded]
     Raises:
         RunError: a pair or a member is not accounted for.
     """
-    refused = sorted((r for part in parts for r in part.refused), key=lambda r: (r.pair.index, r.pair.reason))
+    embedded = sum(part.pairs for part in parts)
+    alone = [_set_aside(dataset, accounting)] if dataset.batched and embedded == 1 else []
+    refused = sorted([*alone, *(r for part in parts for r in part.refused)], key=lambda r: (r.pair.index, r.pair.reason))
     reasons = dict(Counter[str](r.pair.reason for r in refused))
     listed = json.dumps([[r.pair.index, r.pair.reason] for r in refused])
     done = accounting._replace(
-        embedded=sum(part.pairs for part in parts),
+        embedded=embedded - len(alone),
         quarantined=reasons,
         unusable=hashlib.sha256(listed.encode()).hexdigest() if refused else "",
     )
@@ -133,6 +135,18 @@ def finish_shard(dataset: Dataset, accounting: Accounting, parts: list[Embedded]
             storage.delete(part)
     dataset.record(done)
     return done
+
+
+def _set_aside(dataset: Dataset, accounting: Accounting) -> Refused:
+    """Take the only usable pair of a shard out of its features: no other pair is there to contrast it with."""
+    for i in range(accounting.parts):
+        url = storage.join(dataset.features_folder(accounting.shard), tables.part_name(i))
+        table = tables.read_table(url)
+        if len(table):
+            index, key, uid = (table[name][0].as_py() for name in ("index", "key", "uid"))
+            storage.write_bytes(url, tables.parquet_bytes(table.slice(0, 0)))
+            return Refused("embed", Quarantined(index, key, uid, "alone_in_shard", "no other pair to contrast it with"))
+    raise RunError(f"{accounting.shard}: its only embedded pair is in none of its parts")
 
 
 class EmbedPart:

@@ -11,9 +11,10 @@ from webdataset.autodecode import imagehandler as decoder
 
 from ecif.towers import resize_transform
 from pipeline.corpus.captions import MAX_CAPTION, PRESETS
-from pipeline.corpus.pairs import Pair, Quarantined, ReadingRules, identity, read_pair
+from pipeline.corpus.pairs import Pair, Quarantined, ReadingRules, read_pair
 from pipeline.corpus.reasons import REASONS, Reason
 from pipeline.corpus.tar import Contents, read_groups
+from pipeline.corpus.uids import uid_of
 from pipeline.sections import Embed, Reading
 from tests.support.tars import bomb, image, pair, tar_bytes
 
@@ -253,15 +254,16 @@ def test_a_label_that_is_no_class_is_refused(written):
     assert too_large[0].reason == "too_large_member"
 
 
-def test_identity_is_the_uid_of_the_json():
-    assert identity("00000", "0", {"uid": UID}) == UID
-    assert read([PIXELS, TEXT, fields(uid=UID)])[0].uid == UID
+def test_the_uid_is_that_of_the_json():
+    (found,) = read([PIXELS, TEXT, fields(uid=UID)])
+    assert (found.uid, found.replaced) == (UID, None)
     assert read([TEXT, fields(uid=UID)])[0].uid == UID  # a refused pair can be found again too
 
 
-@pytest.mark.parametrize("uid", [None, 7, "", UID.upper(), UID[:-1], UID + "0", UID + "\n", " " + UID[1:], "x" * 32])
-def test_identity_is_otherwise_a_hash_of_shard_and_key(uid):
-    assert identity("00000", "0", {"uid": uid}) == identity("00000", "0", {}) == "611af6d833e57864f39588ec99d1ae4a"
+def test_a_uid_that_is_none_is_replaced_and_that_is_kept():
+    made_up = uid_of("00000", "0", None).text
+    assert [(p.uid, p.replaced) for p in read([PIXELS, TEXT, fields(uid=7)])] == [(made_up, "7")]
+    assert [(p.uid, p.replaced) for p in read([PIXELS, TEXT])] == [(made_up, "")]
 
 
 def test_equal_keys_of_different_shards_are_different_pairs():
@@ -305,4 +307,5 @@ def test_uids_of_a_sidecar_replace_those_of_the_json():
         read_pair(io.BytesIO(data), group, ReadingRules("00000", Reading(), LIMITS, RESIZE, uids=uids))
         for group in read_groups(io.BytesIO(data), Contents())
     )
-    assert (first.uid, second.uid) == ("f" * 32, identity("00000", "1", {}))
+    assert (first.uid, second.uid) == ("f" * 32, uid_of("00000", "1", None).text)
+    assert (first.replaced, second.replaced) == (None, "no uid")
