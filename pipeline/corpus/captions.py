@@ -19,6 +19,7 @@ PRESETS = {
     "cc12m": ("txt", "caption"),
 }
 MAX_CAPTION = 4000  # characters; models read dozens of tokens, and a tokenizer takes the square of a word's length
+SHOWN = 5  # members that a detail names
 LABEL = re.compile(rb"\s*([0-9]{1,9})\s*")
 
 
@@ -105,6 +106,7 @@ def lines_of(text: str) -> list[str]:
 
 def _what_is_there(group: Group, fields: dict[str, Any]) -> str:
     members = [f".{suffix}" for suffix in sorted(group.members)]
+    members = members[:SHOWN] + (["..."] if len(members) > SHOWN else [])
     return f"are {', '.join(members)}" + (f" with the JSON fields {', '.join(map(repr, fields))}" if fields else "")
 
 

@@ -42,7 +42,7 @@ def remarks(contents: Contents, seen: Seen, reading: Reading, stats: str = "") -
             f"{contents.ignored} of {contents.members} members are ignored, such as {_shown(contents.stray)}: a member is "
             "<key>.<suffix>, and a file name that begins with a dot has no key"
         )
-    if 2 * seen.no_caption > seen.pairs:
+    if 2 * seen.no_caption > seen.pairs and not contents.swallowed:
         found["no caption"] = f"{seen.no_caption} of {seen.pairs} pairs have no caption, such as {_shown(seen.example)}"
     if not reading.pick and 2 * seen.of_lines > seen.pairs:
         found["lines"] = (
