@@ -195,6 +195,8 @@ def _report(outcome: "Outcome") -> None:
     bad = ", ".join(f"{count} {reason}" for reason, count in outcome.quarantined.items())
     lost = sum(outcome.quarantined.values())
     say(f"{outcome.scored} of {outcome.pairs} pairs scored, {lost} quarantined" + (f": {bad}" if bad else ""))
+    if outcome.swallowed:
+        say(f"{outcome.swallowed} more members are of pairs lost to a key that ends at the first dot: see corpus.key")
     if outcome.lost:
         say(f"{outcome.lost} more pairs are counted in _stats.json files than the tars hold")
     if outcome.small_shards:

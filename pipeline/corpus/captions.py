@@ -150,7 +150,7 @@ def read_label(file: BinaryIO, group: Group, classes: int, limits: Embed) -> int
     """The class in <key>.cls. Raises Refused if it is none of the classes."""
     if "cls" not in group.members:
         raise Refused("bad_label", "no .cls member")
-    data = read_within(file, group, "cls", limits)
+    data = read_within(file, group, "cls", limits).removeprefix(codecs.BOM_UTF8)
     match = LABEL.fullmatch(data)
     if not match or int(match[1]) >= classes:
         raise Refused("bad_label", f"{data[:50]!r} is no class from 0 to {classes - 1}")

@@ -236,7 +236,7 @@ def test_the_caption_is_what_the_configured_place_says():
     assert [read(members, place)[0].caption for place in ("txt", "caption", "TEXT")] == ["  née\n", "from JSON", "in capitals"]
 
 
-@pytest.mark.parametrize(("label", "written"), [(0, b"0"), (2, b"2\n"), (1, b" 01 ")])
+@pytest.mark.parametrize(("label", "written"), [(0, b"0"), (2, b"2\n"), (1, b" 01 "), (1, b"\xef\xbb\xbf1\r\n")])
 def test_a_classification_pair_is_captioned_by_its_class(label, written):
     """The layout of clip_benchmark's WebDatasets: an image and a class index."""
     (outcome,) = read([PIXELS, ("0.cls", written)], classes=CLASSES)
