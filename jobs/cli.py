@@ -151,6 +151,8 @@ def export(
     from pipeline.results.export import export
 
     done = export(run, subset, out, writer)
+    if done.usage and done.without_txt:
+        say(f"{done.without_txt} of {done.pairs} pairs have no .txt: the trainer reads captions nowhere else, and skips them")
     say(f"{done.pairs} pairs in {done.shards} shards" + ("; to train on them:" if done.usage else ""))
     typer.echo(done.usage or out)
 

@@ -53,12 +53,12 @@ def find(shards: list[Shard], columns: list[str], uids: bool, look_at: int = 1) 
         if uids or not found:
             raise UserError(without)
         say(f"{without}: their columns are empty")
-    urls = [item.url for item in found.values()]
-    urls = [urls[i * len(urls) // look_at] for i in range(look_at)] if len(urls) > look_at else urls
+    some = list(found.values())
+    some = [some[i * len(some) // look_at] for i in range(look_at)] if len(some) > look_at else some
     carried = list(dict.fromkeys(columns))
     needed = list(dict.fromkeys(["key", *(["uid"] if uids else []), *carried]))
-    schemas = storage.in_threads(lambda url: _schema(url, needed), urls)
-    return Sidecars(found, _together(dict(zip(urls, schemas, strict=True)), carried), uids)
+    schemas = storage.in_threads(lambda item: _schema(item, needed), some)
+    return Sidecars(found, _together(dict(zip((item.url for item in some), schemas, strict=True)), carried), uids)
 
 
 def read_uids(data: bytes, url: str) -> dict[str, str | None]:
@@ -112,10 +112,10 @@ def _refuse_equal_names(columns: list[str]) -> None:
             raise UserError(f"corpus.sidecar: {seen[column.lower()]!r} and {column!r} differ in case only: name one of them")
 
 
-def _schema(url: str, needed: list[str]) -> pa.Schema:
+def _schema(item: storage.Object, needed: list[str]) -> pa.Schema:
     """The needed columns of a sidecar, by its footer."""
-    schema = None
-    for count in (FOOTER, None):
+    url, schema, said = item.url, None, "it is empty"
+    for count in (FOOTER, None) if item.size else ():
         try:
             schema = pq.read_schema(io.BytesIO(storage.read_end(url, count)))
             break

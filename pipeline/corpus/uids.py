@@ -78,7 +78,7 @@ class UidCounter:
             self.without += 1
         elif replaced is not None:
             self.other += 1
-            self.example = self.example or f"{replaced!r} ({self.shard}, {key})"
+            self.example = self.example or f"{replaced!r} ({self.shard}, {key.encode('utf-8', 'backslashreplace').decode()})"
 
 
 def pack(uids: Sequence[str]) -> NDArray[np.bytes_]:

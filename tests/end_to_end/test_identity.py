@@ -17,14 +17,15 @@ def shards(corpus, tmp_path_factory):
     """Shards of 36, 35 and 1 pairs: two captions an image in the first, uids of other kinds in the second."""
     folder = tmp_path_factory.mktemp("identity")
     members = [read_tar(corpus / "corpus" / f"{i:05d}.tar") for i in range(3)]
-    for i in range(0, 36, 2):
-        uid = json.loads(members[0][3 * i + 1][1])["uid"]
-        for at in (3 * i + 1, 3 * i + 4):
-            members[0][at] = (members[0][at][0], json.dumps({"uid": uid}).encode())
-    for at in range(1, 12, 3):
-        uid = json.loads(members[1][at][1])["uid"]
-        kinds = {1: {}, 4: {"uid": 7}, 7: {"uid": uid.upper()}, 10: {"uid": f"{uid[:8]}-{uid[8:]}"}}
-        members[1][at] = (members[1][at][0], json.dumps(kinds[at]).encode())
+    uids = [[json.loads(data)["uid"] for name, data in of if name.endswith(".json")] for of in members]
+    given = [
+        [{"uid": uids[0][i // 2]} for i in range(36)],
+        [{}, {"uid": 7}, {"uid": uids[1][2].upper()}, {"uid": f"{uids[1][3][:8]}-{uids[1][3][8:]}"}],
+    ]
+    for of, fields in zip(members, given, strict=False):
+        at = [i for i, (name, _) in enumerate(of) if name.endswith(".json")]
+        for i, one in zip(at, fields, strict=False):
+            of[i] = (of[i][0], json.dumps(one).encode())
     for i, count in enumerate((36, 35, 1)):
         write_tar(folder / f"{i:05d}.tar", members[i][: 3 * count])
     return folder

@@ -47,13 +47,13 @@ def write_scores(folder: Path, shards: dict[str, dict[str, list]]) -> Run:
     return run
 
 
-def write_run(folder: Path, corpus: str) -> Run:
-    """A run that has scored every pair of a corpus that can be read."""
+def write_run(folder: Path, corpus: str, caption: str = "txt") -> Run:
+    """A run that has scored every pair of a corpus that can be read, with its captions in some place."""
     columns = {}
     for shard in find(corpus):
         contents = Contents()
         file = io.BytesIO(storage.read_bytes(shard.source.url))
-        rules = ReadingRules(shard.name, Reading(), Embed(), RESIZE)
+        rules = ReadingRules(shard.name, Reading(caption), Embed(), RESIZE)
         read = [read_pair(file, group, rules) for group in read_groups(file, contents)]
         good = [pair for pair in read if isinstance(pair, Pair)]
         columns[shard.name] = {name: [getattr(pair, name) for pair in good] for name in ("index", "key", "uid")}

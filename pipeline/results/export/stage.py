@@ -31,6 +31,7 @@ class Exported(NamedTuple):
     shards: int
     pairs: int
     usage: str  # a command that uses the export; empty if the format has none
+    without_txt: int  # pairs without a .txt member, where trainers look for captions
 
 
 def export(run: str, subset: str, out: str, writer: str = "webdataset") -> Exported:
@@ -59,6 +60,7 @@ def export(run: str, subset: str, out: str, writer: str = "webdataset") -> Expor
         for s in shards
     ]
     sizes: dict[str, int] = {}
+    without_txt = 0
     config = selected.run.config
     with session(config.workers), Stage("export", sum(s.source.size for s in shards)) as progress:
         rows = [task.to_row() | {"kept": kept[task.shard].tobytes()} for task in tasks]
@@ -66,13 +68,14 @@ def export(run: str, subset: str, out: str, writer: str = "webdataset") -> Expor
         for row in as_tasks(rows).map(_copy, fn_kwargs=how, num_cpus=1).iter_rows():
             shard, pairs = row["shard"], row["pairs"]
             sizes[names[shard]] = pairs
+            without_txt += row["without_txt"]
             progress.advance(row["bytes"])
             if pairs != kept[shard][:, 1].sum():
                 raise RunError(f"{shard}: {pairs} of {kept[shard][:, 1].sum()} pairs written; has it changed?")
     facts = {"model": config.model.name, "batch_size": config.batch_size, "loss": config.loss.name}
     origin = {"run": run, "subset": subset, **facts}
     usage = kind.finish(out, dict(sorted(sizes.items())), origin)
-    return Exported(len(sizes), sum(sizes.values()), usage)
+    return Exported(len(sizes), sum(sizes.values()), usage, without_txt)
 
 
 def _refuse_other_shards(out: str, suffix: str, names: set[str], corpus: list[Shard]) -> None:
@@ -113,12 +116,13 @@ def _copy(row: dict[str, Any], kind: type[Writer], how: tuple[Reading, Embed]) -
         storage.local_copy(task.source, storage.ATTEMPTS) as file,
         tempfile.TemporaryDirectory(prefix="ecif-") as scratch,
     ):
-        writer = kind(task.url, scratch)
+        writer, without_txt = kind(task.url, scratch), 0
         for pair in _pairs(file, task.shard, how, rows, copies):
             writer.add(pair)
+            without_txt += "txt" not in pair.members
         pairs = writer.close()
         writer.describe(rows.take(np.repeat(np.arange(len(rows)), copies)))
-        return {"shard": task.shard, "bytes": task.source.size, "pairs": pairs}
+        return {"shard": task.shard, "bytes": task.source.size, "pairs": pairs, "without_txt": without_txt}
 
 
 def _pairs(

@@ -129,7 +129,7 @@ def test_what_is_no_image_is_said_in_the_same_words_each_time(data, detail):
 
 
 def test_every_reason_has_its_example():
-    elsewhere = {"bad_label", "truncated_shard", "non_finite_features"}  # below, and where features are made
+    elsewhere = {"bad_label", "truncated_shard", "non_finite_features", "alone_in_shard"}  # below, and in other modules
     assert {case.values[2] for case in REFUSED} | elsewhere == set(REASONS) == set(get_args(Reason))
 
 

@@ -114,7 +114,7 @@ ONE = {"key": ["0"], "similarity": [0.5]}
             False,
             "'similarity' holds double in .*a.parquet and string in .*b.parquet: write it in one type",
         ),
-        ({"a": TABLE, "b": b""}, ["similarity"], False, "b.parquet is no Parquet file"),
+        ({"a": TABLE, "b": b""}, ["similarity"], False, "b.parquet is no Parquet file: it is empty"),
         ({"a": TABLE}, ["similarity", "Similarity"], False, "'similarity' and 'Similarity' differ in case only"),
     ],
 )

@@ -5,7 +5,7 @@ import uuid
 import numpy as np
 import pytest
 
-from pipeline.corpus.uids import Uids, pack, repeats, uid_of, unpack
+from pipeline.corpus.uids import UidCounter, Uids, pack, repeats, uid_of, unpack
 
 UUID = uuid.UUID("0123456789abcdef0123456789abcdef")
 MADE_UP = "611af6d833e57864f39588ec99d1ae4a"
@@ -52,3 +52,11 @@ def test_what_is_said():
     assert [line.partition(" pairs ")[0] for line in said] == ["2 of 7", "1 of 7", "4 of 7"]
     assert "such as '7' (00000, 0):" in said[0]
     assert f"such as {'f' * 32}:" in said[2]
+
+
+def test_the_example_of_a_replaced_uid_can_be_printed():
+    counter = UidCounter("00000")
+    for key, replaced in (("0", None), ("\udcff", "\ud800"), ("1", ""), ("2", "7")):
+        counter.add(key, replaced)
+    assert (counter.without, counter.other) == (1, 2)
+    assert counter.example.encode() == rb"'\ud800' (00000, \udcff)"

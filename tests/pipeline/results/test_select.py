@@ -118,7 +118,7 @@ def test_of_pairs_with_one_uid_those_are_kept_that_are_best():
     scores = pa.table({"uid": TWICE, "score": [6.0, 1.0, 2.0, 5.0, 4.0, 3.0]})
     selected = selecting.select([scores.slice(0, 2), scores.slice(2)], "score", 0.5)
     assert selected.kept.tolist() == [True, False, False, True, True, False]
-    with pytest.raises(UserError, match=f"2 uids belong to pairs that are kept and to pairs that are not, such as {UIDS[1]}"):
+    with pytest.raises(UserError, match=f"2 uids belong to pairs that are kept and to pairs that are not, such as {UIDS[0]}"):
         unambiguous_uids(selected)
 
 

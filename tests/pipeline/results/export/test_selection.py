@@ -44,6 +44,14 @@ def test_of_pairs_with_one_uid_exactly_those_are_exported_that_were_selected(twi
     assert captions(tmp_path / "out") == [["00000"], ["00001 again"]]
 
 
+def test_pairs_whose_caption_trainers_do_not_find_are_counted(tmp_path, local_ray):
+    members = [m for m in [*pair("0", title="a"), *pair("1", title="b")] if m[0] != "1.txt"]
+    write_tar(tmp_path / "corpus" / "00000.tar", members)
+    run = write_run(tmp_path / "run", str(tmp_path / "corpus"), "title")
+    done = export(run.folder, write_selected(run, tmp_path, Counter(list(run.uids))), str(tmp_path / "out"))
+    assert (done.pairs, done.without_txt) == (2, 1)
+
+
 def test_uids_that_the_run_does_not_know_are_named(run, tmp_path):
     write_subset(str(tmp_path / "s.npy"), pack([UID, "f" * 32, "e" * 32]))
     with pytest.raises(UserError, match=f"2 pairs of the subset are not in the run, such as {'e' * 32}"):

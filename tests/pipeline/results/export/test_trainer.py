@@ -42,8 +42,8 @@ def train(usage: str, model: str, folder: Path, path: str) -> subprocess.Complet
         folder: where to.
         path: the PATH of the command.
     """
-    _, command = usage.replace("local-dir:nowhere", model).splitlines()
-    more = f" --epochs 1 --logs {shlex.quote(str(folder / 'logs'))}"
+    _, command = usage.splitlines()
+    more = f" --model {shlex.quote(model)} --epochs 1 --logs {shlex.quote(str(folder / 'logs'))}"
     given = os.environ | {"PATH": path}
     return subprocess.run(
         command + more, shell=True, env=given, cwd=folder, capture_output=True, text=True, check=False, timeout=TIMEOUT_S
