@@ -51,7 +51,7 @@ def find(shards: str | list[str], what: str = "corpus.shards", root: str | None 
             if root and not item.url.startswith(f"{above}/"):
                 raise UserError(f"corpus.root: {item.url} is not below {root}")
             place = above.rpartition("/")[0] if item.url == above else above  # a file is below its folder
-            name = _stem(item.url.removeprefix(place).lstrip("/"))
+            name = stem(item.url.removeprefix(place).lstrip("/"))
             name = f"{place.rpartition('/')[2]}/{name}" if name in owners else name
             if name in owners:
                 raise UserError(f"{what}: {owners[name]} and {item.url} have one name, {name}: state corpus.root")
@@ -149,7 +149,7 @@ def _is_compressed(name: str) -> bool:
     return name.lower().endswith(COMPRESSED)
 
 
-def _stem(url: str) -> str:
+def stem(url: str) -> str:
     """A name without .tar, in any case."""
     return url[: -len(".tar")] if _is_tar(url) else url
 

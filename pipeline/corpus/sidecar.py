@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.console import say
-from pipeline.corpus.shards import Shard
+from pipeline.corpus.shards import Shard, stem
 from pipeline.errors import RunError, UserError
 
 PREFIX = "sidecar_"  # of its columns in the score table, so that no other name there collides
@@ -46,7 +46,7 @@ def find(shards: list[Shard], columns: list[str], uids: bool, look_at: int = 1) 
         return None
     _refuse_equal_names(columns)
     there = {item.url: item for folder in sorted({_folder(s) for s in shards}) for item in storage.listing(folder, ".parquet")}
-    found = {s.name: there[url] for s in shards if (url := f"{_stem(s.source.url)}.parquet") in there}
+    found = {s.name: there[url] for s in shards if (url := f"{stem(s.source.url)}.parquet") in there}
     missing = [s.name for s in shards if s.name not in found]
     if missing:
         without = f"corpus.sidecar: {len(missing)} of {len(shards)} shards have no .parquet beside them, such as {missing[0]}"
@@ -91,7 +91,7 @@ def columns(sidecars: Sidecars, shard: str, keys: list[str]) -> dict[str, pa.Chu
 
 def successes(source: storage.Object) -> tuple[int | None, str]:
     """The number of pairs of a shard by its `_stats.json`, None if there is none; and what is wrong with the file, if it is."""
-    url = f"{_stem(source.url)}_stats.json"
+    url = f"{stem(source.url)}_stats.json"
     try:
         stats = json.loads(storage.read_bytes(url))
     except (FileNotFoundError, PermissionError):  # the second is the answer for a missing object, if listing is forbidden
@@ -173,10 +173,6 @@ def _as_text(column: pa.ChunkedArray, url: str) -> list[str | None]:
     if pa.types.is_fixed_size_binary(column.type):
         return [value and value.hex() for value in column.to_pylist()]
     return _cast(column, pa.string(), url).to_pylist()
-
-
-def _stem(url: str) -> str:
-    return url.removesuffix(".tar")
 
 
 def _folder(shard: Shard) -> str:

@@ -53,7 +53,7 @@ class ReadParts:
     def _parts(self, asked: ToRead) -> Iterator[Part]:
         source = asked.source
         resize = towers.resize_transform(self.preprocess)
-        contents, pairs, in_pairs, number = Contents(), 0, 0, 0
+        contents, pairs, further, in_pairs, number = Contents(), 0, 0, 0, 0
         good: list[Pair] = []
         bad: list[Refused] = []
         position, key, joined = 0, "", False
@@ -73,6 +73,7 @@ class ReadParts:
                     yield part(group.start - position)
                     position, number, good, bad = group.start, number + 1, [], []
                 pairs += 1
+                further += group.caption > 0
                 in_pairs += group.count
                 key, joined = group.key, joined or (uids is not None and group.key in uids)
                 pair = read_pair(file, group, rules)
@@ -104,7 +105,7 @@ class ReadParts:
             quarantined={},
             parts=number + 1,
             broken=contents.broken,
-            successes=successes,
+            successes=None if successes is None else successes + further,  # it counts images
             sidecar=of_uids,
             swallowed=contents.swallowed,
             remarks=remarks(contents, seen, asked.reading, of_stats) or None,

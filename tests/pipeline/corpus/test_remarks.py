@@ -77,6 +77,13 @@ def test_texts_of_several_lines(shard):
     assert len({p[2] for p in found.pairs}) == 2  # captions of an image have its uid
 
 
+@pytest.mark.parametrize(("successes", "lost"), [(2, 0), (5, 3)])
+def test_what_img2dataset_counted_are_images(shard, tmp_path, successes, lost):
+    (tmp_path / "0_stats.json").write_text(f'{{"successes": {successes}}}')
+    accounting = shard(members("0", "1", caption="one\ntwo\nthree"), pick="all").accounting
+    assert (accounting.pairs, accounting.successes, accounting.lost) == (6, successes + 4, lost)
+
+
 def test_members_that_are_in_no_pair(shard):
     found = shard([("image", PIXELS), ("text", b"a"), (".0.jpg", PIXELS), *members("1")])
     assert found.accounting.remarks["ignored"].startswith("3 of 5 members are ignored, such as image: ")

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.corpus.shards import find
+from pipeline.corpus.sidecar import successes
 from pipeline.errors import UserError
 from tests.support.tars import pair, tar_bytes, write_tar
 
@@ -205,6 +206,8 @@ def test_suffixes_in_capitals_are_shards_and_what_macos_leaves_beside_them_is_no
     write_tar(corpus / "b" / "00007.TAR", pair("0"))
     (corpus / "b" / "._00000.tar").write_bytes(b"resource fork")
     assert list(places(corpus, ["b"])) == ["00000", "00007", "more/00001"]
+    (corpus / "b" / "00007_stats.json").write_text('{"successes": 7}')
+    assert successes(find(f"{corpus}/b/00007.TAR")[0].source) == (7, "")
     assert list(places(corpus, ["b/*"])) == ["00000", "00007"]
 
 

@@ -15,6 +15,7 @@ from pipeline.corpus.tar import Contents, read_groups
 from pipeline.errors import RunError
 from pipeline.sections import Reading
 from pipeline.stages.forward.decode import Members, decode
+from tests.support.reading import read_shard
 from tests.support.tars import image, pair, write_tar
 
 PREPROCESS = {"size": (32, 32), "mode": "RGB", "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
@@ -81,3 +82,18 @@ def test_a_pair_that_is_not_what_was_embedded_ends_the_run(tmp_path, config):
                 PREPROCESS,
             )
         )
+
+
+@pytest.mark.parametrize("reading", [Reading(key="last_dot"), Reading(pick="first"), Reading(pick="all")])
+def test_pairs_are_told_apart_as_embed_does_it(tmp_path, config, reading):
+    members = [m for i in range(4) for m in pair(f"scan.{i}", f"one of {i}\ntwo of {i}")]
+    if reading.key == "first_dot":
+        members = [(name.replace("scan.", ""), data) for name, data in members]
+    url = str(write_tar(tmp_path / "0.tar", sorted(members, key=lambda member: member[0][-3:])))
+    (shard,) = find(url)
+    known = read_shard(url, shard="0", **reading._asdict()).pairs
+    assert len(known) == (8 if reading.pick == "all" else 4)
+    wanted = [known[i] for i in (3, 0, 2)]
+    batch = Members(shard, np.array([p[0] for p in wanted]), [p[2] for p in wanted])
+    (decoded,) = decode([batch], reading, config, PREPROCESS)
+    assert decoded.captions == [p[3] for p in wanted]
