@@ -75,8 +75,10 @@ def read_captions(file: BinaryIO, group: Group, fields: dict[str, Any], reading:
     places = PRESETS.get(reading.caption, (reading.caption,))
     place = next((p for p in places if (_suffix(p) in group.members if is_member(p) else fields.get(p) is not None)), None)
     if place is None:
-        looked = " and ".join(f"no .{_suffix(p)}" if is_member(p) else f"no JSON field {p!r}" for p in places)
-        raise Refused("missing_caption", f"{looked}; there {_what_is_there(group, fields)}")
+        looked = [
+            f"no .{_suffix(p)}" if is_member(p) else f"{'null in' if p in fields else 'no'} JSON field {p!r}" for p in places
+        ]
+        raise Refused("missing_caption", f"{' and '.join(looked)}; there {_what_is_there(group, fields)}")
     if is_member(place):
         text = decode_text(read_within(file, group, _suffix(place), limits))
         return lines_of(text) if reading.pick else [text]

@@ -130,7 +130,7 @@ def _undecodable(data: bytes, error: Exception) -> Refused:
     """The reason why a decoder gave up: it is no image that is read, its end is missing, or something else is wrong."""
     kind = signature(data)
     if kind not in IMAGES:
-        return Refused("undecodable_image", f"{kind}, no {' or '.join(IMAGES)}")
+        return Refused("undecodable_image", f"{kind}, not {', '.join(IMAGES[:-1])} or {IMAGES[-1]}")
     if kind == "JPEG":
         whole = b"\xff\xd9" in data[max(0, data.rfind(b"\xff\xda")) :]  # JPEG: an end after the last scan's start
     elif kind == "PNG":

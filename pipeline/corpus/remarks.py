@@ -1,30 +1,33 @@
 """Say what is odd about a shard as a whole: what its writer may not have meant, and which key reads it as it was meant."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from pipeline.corpus.captions import lines_of
 from pipeline.corpus.pairs import Pair, Quarantined
 from pipeline.corpus.tar import WINDOW, Contents
 from pipeline.sections import Reading
 
+MISSING = {"missing_caption": "no caption", "missing_image": "no image"}
+
 
 @dataclass
 class Seen:
-    """Counts of a shard's pairs, and an example of those without a caption."""
+    """Counts of a shard's pairs, and examples of those that lack an image or a caption."""
 
     pairs: int = 0
     of_lines: int = 0  # whose caption has several lines
-    no_caption: int = 0
-    example: str = ""
+    missing: Counter[str] = field(default_factory=Counter)  # by the reason why they lack an image or a caption
+    examples: dict[str, str] = field(default_factory=dict)  # of each reason
 
     def add(self, pair: Pair | Quarantined) -> None:
         """Count a pair."""
         self.pairs += 1
         if isinstance(pair, Pair):
             self.of_lines += pair.label is None and len(lines_of(pair.caption)) > 1
-        elif pair.reason == "missing_caption":
-            self.no_caption += 1
-            self.example = self.example or f"{pair.key}: {pair.detail}"
+        elif pair.reason in MISSING:
+            self.missing[pair.reason] += 1
+            self.examples.setdefault(pair.reason, f"{pair.key}: {pair.detail}")
 
 
 def remarks(contents: Contents, seen: Seen, reading: Reading, stats: str = "") -> dict[str, str]:
@@ -37,13 +40,15 @@ def remarks(contents: Contents, seen: Seen, reading: Reading, stats: str = "") -
         stats: what is wrong with its `_stats.json`.
     """
     found = of_layout(contents)
-    if 2 * contents.ignored > contents.members and contents.stray:
+    if 2 * contents.strays > contents.members:
         found["ignored"] = (
-            f"{contents.ignored} of {contents.members} members are ignored, such as {_shown(contents.stray)}: a member is "
+            f"{contents.strays} of {contents.members} members are ignored, such as {_shown(contents.stray)}: a member is "
             "<key>.<suffix>, and a file name that begins with a dot has no key"
         )
-    if 2 * seen.no_caption > seen.pairs and not contents.swallowed:
-        found["no caption"] = f"{seen.no_caption} of {seen.pairs} pairs have no caption, such as {_shown(seen.example)}"
+    for reason, what in MISSING.items():
+        if 2 * seen.missing[reason] >= max(1, seen.pairs) and not contents.swallowed:
+            example = _shown(seen.examples[reason])
+            found[what] = f"{seen.missing[reason]} of {seen.pairs} pairs have {what}, such as {example}"
     if not reading.pick and 2 * seen.of_lines > seen.pairs:
         found["lines"] = (
             f"{seen.of_lines} of {seen.pairs} captions have several lines, each taken as one text; if a line is a caption, say "

@@ -63,7 +63,8 @@ class Contents:
     members: int = 0
     ignored: int = 0  # directories, links, devices, sparse files, and files without a suffix
     broken: str | None = None
-    stray: str = ""  # the first file among the ignored
+    strays: int = 0  # files among the ignored, without what macOS leaves beside a file (._0001.jpg)
+    stray: str = ""  # the first of these
     scattered: int = 0  # members that are not next to others of their key
     apart: int = 0  # of keys that were there more than WINDOW members before
     swallowed: int = 0  # members of pairs that the first dot puts under another key
@@ -92,7 +93,9 @@ def read_groups(file: BinaryIO, contents: Contents, key_rule: str = "first_dot")
         match = MEMBER_NAME[key_rule].match(header.name)
         if not match or not header.isreg() or header.issparse():  # a tar holds not all bytes of a sparse file
             contents.ignored += 1
-            contents.stray = contents.stray or (header.name if header.isreg() else "")
+            if header.isreg() and not header.name.rpartition("/")[2].startswith("._"):
+                contents.strays += 1
+                contents.stray = contents.stray or header.name
             continue
         key, suffix = match[1], match[2].lower()
         if group is None or group.key != key:

@@ -69,6 +69,7 @@ def test_another_encoding_is_refused_and_never_garbage(encoding):
 
 
 THERE = "there are .caption.txt, .jpg, .json with the JSON fields 'uid'"
+NULL = "there are .jpg, .json with the JSON fields 'caption'"
 PICK = "say which is meant by caption.pick: first or all"
 
 
@@ -78,6 +79,7 @@ PICK = "say which is meant by caption.pick: first or all"
         ([("0.caption.txt", b"a"), fields(uid="x")], "txt", f"no .txt; {THERE}"),
         ([("0.txt", b"a")], "caption", "no JSON field 'caption'; there are .jpg, .txt"),
         ([fields(captions=FIVE)], "captions", f"JSON field 'captions' is a list: {PICK}"),
+        ([fields(caption=None)], "caption", f"null in JSON field 'caption'; {NULL}"),
         ([fields(caption=7)], "caption", "JSON field 'caption' is a number, not text"),
         ([fields(caption=True)], "caption", "JSON field 'caption' is true, not text"),
         ([fields(caption={"en": "a"})], "caption", "JSON field 'caption' is an object, not text"),

@@ -117,9 +117,9 @@ def test_a_pair_is_refused_for_its_reason(members, caption, reason):
 @pytest.mark.parametrize(
     ("data", "detail"),
     [
-        (b"", "empty, no JPEG or PNG or WebP"),
-        (b"<html>404</html>", "HTML, no JPEG or PNG or WebP"),
-        (image("GIF"), "GIF, no JPEG or PNG or WebP"),
+        (b"", "empty, not JPEG, PNG or WebP"),
+        (b"<html>404</html>", "HTML, not JPEG, PNG or WebP"),
+        (image("GIF"), "GIF, not JPEG, PNG or WebP"),
         (b"\x89PNG\r\n\x1a\n" + b"IEND" * 9, "PNG: UnidentifiedImageError: cannot identify image file"),
     ],
 )

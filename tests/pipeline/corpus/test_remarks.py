@@ -29,7 +29,7 @@ def members(*keys: str, caption: str = "a caption", suffix: str = "txt") -> list
         [],
         members("0", "1"),
         [header("v1.0", b"5"), *members("v1.0/0"), ("v1.0/0.seg.png", PIXELS), *members("v1.0/1")],
-        [*members("0", "1"), ("._0.jpg", b"x"), (".DS_Store", b"x")],
+        [*members("0"), *((f"._0.{i}", b"x") for i in range(9)), (".DS_Store", b"x")],
         [*members("0", "1"), *members("2", caption="two\nlines"), ("3.jpg", PIXELS)],
     ],
 )
@@ -63,6 +63,14 @@ def test_captions_elsewhere(shard):
         "no caption": "2 of 2 pairs have no caption, such as 0: no .txt; there are .caption.txt, .jpg"
     }
     assert len(shard(members("0", "1", suffix="caption.txt"), caption="caption.txt").pairs) == 2
+
+
+def test_a_folder_for_each_pair(shard):
+    found = shard([(f"{i}/{name}", data) for i in range(3) for name, data in (("image.jpg", PIXELS), ("caption.txt", b"a"))])
+    assert found.accounting.remarks == {
+        "no caption": "3 of 6 pairs have no caption, such as 0/image: no .txt; there are .jpg",
+        "no image": "3 of 6 pairs have no image, such as 0/caption: members: ['txt']",
+    }
 
 
 def test_texts_of_several_lines(shard):

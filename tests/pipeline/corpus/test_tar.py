@@ -80,7 +80,7 @@ def test_members_that_belong_to_no_pair_are_counted():
     others += [header("d/2.jpg", tarfile.FIFOTYPE), ("README", b"no suffix"), (".hidden.jpg", b"no name before the dot")]
     found, contents = read(tar_bytes([*others, *pair("d/0")]))
     assert shape(found) == [("d/0", ["png", "txt", "json"])]
-    assert contents == Contents(members=9, ignored=6, stray="README")
+    assert contents == Contents(members=9, ignored=6, strays=2, stray="README")
 
 
 @pytest.mark.parametrize(
