@@ -96,14 +96,12 @@ class Keys(Subset):
             raise UserError(f"{url}: {' '.join(str(error).split())[:200]}: shard and key are text, index is a number") from None
         if any(table[name].null_count for name in names):
             raise UserError(f"{url} has rows without shard, key or index")
-        shards = table["shard"].combine_chunks().dictionary_encode()
-        shards = shards.combine_chunks() if isinstance(shards, pa.ChunkedArray) else shards
-        order = np.argsort(shards.indices.to_numpy(), kind="stable")
-        ends = np.cumsum(np.bincount(shards.indices.to_numpy(), minlength=len(shards.dictionary)))
-        self.rows = {  # by shard, the rows of the table
-            shard: order[start:end]
-            for shard, start, end in zip(shards.dictionary.to_pylist(), [0, *ends[:-1]], ends, strict=True)
-        }
+        shards = table["shard"].dictionary_encode().combine_chunks()
+        codes = shards.indices.to_numpy()
+        order, counts = np.argsort(codes, kind="stable"), np.bincount(codes, minlength=len(shards.dictionary))
+        ends = np.cumsum(counts)
+        places = zip(shards.dictionary.to_pylist(), ends - counts, ends, strict=True)
+        self.rows = {shard: order[start:end] for shard, start, end in places}  # by shard, the rows of the table
         self.table, self._missing, self._example = table.drop_columns("shard"), 0, ""
 
     def __len__(self) -> int:
@@ -151,12 +149,14 @@ def read_subset(url: str) -> Subset:
         data = storage.read_bytes(url)
     except FileNotFoundError:
         raise UserError(f"no subset {url}") from None
+    if data.startswith(PARQUET):
+        try:
+            table = pq.read_table(io.BytesIO(data))
+        except pa.ArrowException as error:
+            raise UserError(f"{url} is no Parquet file: {' '.join(str(error).split())[:200]}") from None
+        return Keys(url, table)
     try:
-        if data.startswith(PARQUET):
-            return Keys(url, pq.read_table(io.BytesIO(data)))
         halves: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except pa.ArrowException as error:
-        raise UserError(f"{url} is no Parquet file: {' '.join(str(error).split())[:200]}") from None
     except ValueError as error:
         raise UserError(f"{url} is no .npy file, and no Parquet: {error}") from None
     if halves.dtype != SUBSET:

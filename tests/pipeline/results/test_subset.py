@@ -4,13 +4,14 @@ import io
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
 from pipeline.corpus.uids import pack
 from pipeline.errors import UserError
 from pipeline.results.select import SUBSET, write_subset
-from pipeline.results.subset import read_subset
+from pipeline.results.subset import Keys, read_subset
 from pipeline.run_folder.tables import parquet_bytes
 from tests.support.tars import npy
 
@@ -60,6 +61,20 @@ def test_shard_and_key_name_one_pair(tmp_path, by):
 def test_pairs_that_the_run_has_not_are_counted(tmp_path):
     url = keys(tmp_path, shard=["a", "a", "c", "c"], key=["x", "q", "x", "y"])
     assert copies(url) == ({"a": [1, 0, 0], "b": [0, 0, 0]}, (3, "q of a"), (0, ""))
+
+
+def test_keys_of_nothing(tmp_path):
+    url = keys(tmp_path, shard=pa.array([], pa.string()), key=pa.array([], pa.string()))
+    assert len(read_subset(url)) == 0
+    assert copies(url) == ({"a": [0, 0, 0], "b": [0, 0, 0]}, (0, ""), (0, ""))
+
+
+def test_keys_in_many_row_groups(tmp_path):
+    rows = pa.table({"shard": ["a", "b"] * 3, "key": ["x", "x", "y", "y", "z", "z"]})
+    pq.write_table(rows, tmp_path / "keys.parquet", row_group_size=1)
+    assert copies(str(tmp_path / "keys.parquet"))[0] == {"a": [1, 1, 1], "b": [1, 1, 1]}
+    chunks = Keys("keys", pa.concat_tables([rows.slice(0, 3), rows.slice(3)]))
+    assert chunks.copies("b", SHARDS["b"]).tolist() == [1, 1, 1]
 
 
 def test_text_of_any_kind_is_a_key(tmp_path):
