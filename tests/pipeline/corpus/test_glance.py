@@ -36,6 +36,15 @@ def test_shards_of_one_pair_are_refused(look, count):
     assert found.said(16) == []
 
 
+def test_shards_of_one_pair_because_of_dots_are_told_from_others(look):
+    scans = [m for i in range(5) for m in pair(f"scan.{i}")]
+    found = look([], a=scans, b=scans)
+    assert found.impossible.startswith(
+        "corpus.shards: one pair a shard, such as a: 15 members are swallowed by a key that ends "
+    )
+    assert "key: last_dot" in found.impossible
+
+
 @pytest.mark.parametrize("sizes", [[2, 2], [1, 2], [1] * 8 + [50], ([1] * 4 + [40]) * 6])
 def test_other_shards_are_not(look, sizes):
     assert look(sizes).impossible == ""
