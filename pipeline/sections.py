@@ -56,7 +56,11 @@ class Caption(Section):
     @model_validator(mode="before")
     @classmethod
     def _a_name(cls, given: Any) -> Any:
-        return {"field": given} if isinstance(given, str) else given
+        if isinstance(given, str):
+            return {"field": given}
+        if not isinstance(given, dict | Caption):
+            raise ValueError("the name of a field, or {field: NAME, pick: first}, or pick: all")
+        return given
 
     @model_serializer(mode="wrap")
     def _short(self, dump: Callable[[Any], dict[str, Any]]) -> Any:
