@@ -15,7 +15,7 @@ test: $(READY)  ## everything that a change must keep true; whole runs and fault
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/end_to_end --ignore tests/faults
 	$(BIN)/pytest tests/end_to_end tests/faults
 
-test-slow: $(READY)  ## also what takes long or needs the npm registry
+test-slow: $(READY)  ## also what takes long or needs a package registry
 	$(BIN)/pytest -m "slow or network"
 
 bench: $(READY)  ## ratios, measured side by side

@@ -92,7 +92,8 @@ def attribute(
             `ecif.columns` says what each means.
 
     Raises:
-        ValueError: a target whose loss has no gradient in the heads, captions that are all alike, or an unknown column.
+        ValueError: a target whose loss has no gradient in the heads, captions that are all alike, a shard of one pair, or an
+            unknown column.
     """
     corpus = _Corpus.of(images, texts, uids or [str(row) for row in range(len(images))], shards, settings)
     bias = settings.loss.has_bias  # a softmax is invariant to a bias of all logits; the sigmoid loss needs it fitted
@@ -180,6 +181,8 @@ class _Corpus:
         places: dict[str, list[int]] = {}
         for row, shard in enumerate(shards if shards is not None else [""] * len(images)):
             places.setdefault(shard, []).append(row)
+        if alone := [shard for shard, of in places.items() if len(of) < 2]:
+            raise ValueError(f"{len(alone)} shards have one pair, such as {alone[0]!r}: no other pair to contrast it with")
         rows = {shard: torch.tensor(of) for shard, of in places.items()}
         fold, batches = folds(list(uids), settings.folds, settings.seed), Shuffled(settings.batch_size, settings.seed)
         chosen = choose_batches({shard: len(of) for shard, of in rows.items()}, batches, settings.sample)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -58,6 +58,8 @@ def plan(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML fil
     from pipeline.operate import plan as estimate
 
     planned = estimate.plan(Config.from_yaml(config))
+    for line in planned.notes:
+        say(line)
     typer.echo(aligned([estimate.HEADER, *(dataset.cells() for dataset in planned.datasets)]))
     stored = ", ".join(f"{stage} ~{estimate.size(count)}" for stage, count in planned.stored.items())
     typer.echo(f"also to be stored, by stage: {stored}; ~ is an estimate")
@@ -112,25 +114,34 @@ def retry(run: RunFolder) -> None:
 @app.command()
 def select(
     run: RunFolder,
-    out: Annotated[str, typer.Option(help="the subset file to write, .npy")],
+    out: Annotated[str, typer.Option(help="the file to write, .npy or .parquet")],
     keep: Annotated[float | None, typer.Option(help="share of the pairs to keep; by default what the run chose")] = None,
     by: Annotated[str | None, typer.Option(help="the column to rank by; by default the run's filter")] = None,
+    written: Annotated[
+        Literal["datacomp", "keys"], typer.Option("--format", help="datacomp: uids as .npy; keys: shard and key as Parquet")
+    ] = "datacomp",
 ) -> None:
-    """Keep the best share of the pairs by one column: a DataComp subset file."""
-    from pipeline.results.select import chosen_filter, select, write_subset
+    """Keep the best share of the pairs by one column: a DataComp subset file, or a table of shard and key."""
+    from pipeline.results import select as selecting
     from pipeline.run_folder.finished import open_run
 
-    by, keep = chosen_filter(run, by, keep)
-    uids = select(open_run(run).scores(["uid", by]), by, keep)
-    write_subset(out, uids)
-    say(f"{len(uids)} pairs kept by {by}")
+    by, keep = selecting.chosen_filter(run, by, keep)
+    finished = open_run(run)
+    selected = selecting.select((part for _, part in finished.of_shards(["uid", by])), by, keep)
+    for line in finished.uids.said():
+        say(line)
+    if written == "keys":
+        selecting.write_keys(out, finished, selected)
+    else:
+        selecting.write_subset(out, selecting.unambiguous_uids(selected))
+    say(f"{selected.kept.sum()} pairs kept by {by}")
     typer.echo(out)
 
 
 @app.command()
 def export(
     run: RunFolder,
-    subset: Annotated[str, typer.Option(help="DataComp subset file")],
+    subset: Annotated[str, typer.Option(help="what `ecif select` wrote: a DataComp subset, or a table of shard and key")],
     out: Annotated[str, typer.Option(help="folder for the new shards")],
     writer: Annotated[
         str, typer.Option("--format", help="webdataset, or package.module:Class for a Writer of your own")
@@ -140,6 +151,8 @@ def export(
     from pipeline.results.export import export
 
     done = export(run, subset, out, writer)
+    if done.usage and done.without_txt:
+        say(f"{done.without_txt} of {done.pairs} pairs have no .txt: the trainer reads captions nowhere else, and skips them")
     say(f"{done.pairs} pairs in {done.shards} shards" + ("; to train on them:" if done.usage else ""))
     typer.echo(done.usage or out)
 
@@ -171,6 +184,8 @@ def main() -> None:
 
 
 def _report(outcome: "Outcome") -> None:
+    from pipeline.corpus.glance import SMALL
+
     checkpoints = outcome.finished.checkpoints
     for i, checkpoint in enumerate(checkpoints):
         which = f", checkpoint {i}" if len(checkpoints) > 1 else ""
@@ -184,8 +199,15 @@ def _report(outcome: "Outcome") -> None:
     bad = ", ".join(f"{count} {reason}" for reason, count in outcome.quarantined.items())
     lost = sum(outcome.quarantined.values())
     say(f"{outcome.scored} of {outcome.pairs} pairs scored, {lost} quarantined" + (f": {bad}" if bad else ""))
+    if outcome.swallowed:
+        say(f"{outcome.swallowed} more members are of pairs lost to a key that ends at the first dot: see corpus.key")
     if outcome.lost:
         say(f"{outcome.lost} more pairs are counted in _stats.json files than the tars hold")
+    if outcome.small_shards:
+        size = outcome.finished.config.batch_size
+        say(f"{outcome.small_shards} shards hold fewer usable pairs than batch_size {size}: {SMALL}")
+    for line in outcome.finished.uids.said():
+        say(line)
     typer.echo(outcome.finished.table)
 
 

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 from ecif import towers
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.console import say
 from pipeline.corpus import shards, sidecar
+from pipeline.corpus.glance import glance
 from pipeline.corpus.shards import Shard
 from pipeline.errors import UserError
 from pipeline.run_folder.artifacts import KINDS, fingerprint
@@ -51,10 +53,10 @@ def load_inputs(config: Config) -> Inputs:
     Raises:
         UserError: shards, classes or the model can't be read.
     """
-    corpus = shards.find(config.corpus.shards, "corpus.shards", config.corpus.root)
-    clean = {name: shards.find(pairs.shards, f"targets.{name}.shards") for name, pairs in config.targets.items()}
+    corpus = shards.find(config.corpus.shards, "corpus.shards", config.corpus.root, config.corpus.missing)
+    clean = {name: shards.find(p.shards, f"targets.{name}.shards", missing=p.missing) for name, p in config.targets.items()}
     prompts = {name: read_prompts(target, f"targets.{name}") for name, target in config.targets.items()}
-    beside = sidecar.find(corpus, config.corpus.sidecar, config.corpus.uid == "sidecar")
+    beside = sidecar.find(corpus, config.corpus.sidecar, config.corpus.uid == "sidecar", sidecar.LOOKED_AT)
     model = load_model(config.model)
     # Only the sigmoid loss needs a bias: a softmax does not change with a bias common to all logits.
     model.heads = model.heads._replace(
@@ -62,10 +64,23 @@ def load_inputs(config: Config) -> Inputs:
     )
     how, uids = made_by(model, config), ["sidecar"] if beside and beside.uids else []
     of_corpus = as_dataset(config.run, config.corpus, corpus, [*how, *uids])
-    of_corpus.sidecars = beside
+    of_corpus.sidecars, of_corpus.batched = beside, True
     folders = {name: storage.join(config.run, "targets", name) for name in clean}
     targets = {n: as_dataset(folders[n], config.targets[n], found, how, prompts[n]) for n, found in clean.items()}
     return Inputs(model, of_corpus, targets)
+
+
+def look_into(corpus: Dataset, config: Config) -> None:
+    """Look into some shards of a corpus, and say what a user has to know before a run takes hours.
+
+    Raises:
+        UserError: no run of these shards is possible.
+    """
+    seen = glance(corpus.shards, corpus.reading.key, corpus.sidecars, config.embed)
+    if seen.impossible:
+        raise UserError(seen.impossible)
+    for line in seen.said(config.batch_size):
+        say(line)
 
 
 def as_dataset(folder: str, pairs: Pairs, found: list[Shard], made_by: list[Any], prompts: Sequence[list[str]] = ()) -> Dataset:
@@ -79,8 +94,8 @@ def as_dataset(folder: str, pairs: Pairs, found: list[Shard], made_by: list[Any]
         prompts: the filled templates of each class, for a target whose images have classes.
     """
     versions = [KINDS[kind].version for kind in ("features", *(["prompts"] if prompts else []))]
-    name = fingerprint(versions, made_by, pairs.caption, list(prompts))
-    return Dataset(folder, name, found, pairs.caption, prompts)
+    name = fingerprint(versions, made_by, pairs.reading.named(), list(prompts))
+    return Dataset(folder, name, found, pairs.reading, prompts)
 
 
 def made_by(model: towers.Towers, config: Config) -> list[Any]:

@@ -7,10 +7,10 @@ from types import ModuleType
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import RunError
-from pipeline.inputs import Inputs, load_inputs
+from pipeline.inputs import Inputs, load_inputs, look_into
 from pipeline.run_folder.artifacts import Artifacts
 from pipeline.run_folder.contents import find_artifacts
-from pipeline.run_folder.finished import Checkpoint, Finished, write_finished
+from pipeline.run_folder.finished import Checkpoint, Finished, count_uids, write_finished
 from pipeline.run_folder.outcome import Outcome, account
 from pipeline.run_folder.started import start
 from pipeline.stages.embed.prompts import embed_prompts
@@ -50,6 +50,7 @@ def run(config: Config, again: Sequence[str] = ()) -> Outcome:
     inputs = [load_inputs(one) for one in each]
     for one in each:
         check_parameters(one)
+    look_into(inputs[0].corpus, config)
     clock, pace = Clock(), dict[str, float | None]()
     with hold_folder(config.run), session(config.workers) as resources:
         start(config, [one.datasets() for one in inputs])
@@ -61,6 +62,7 @@ def run(config: Config, again: Sequence[str] = ()) -> Outcome:
         with clock.stage("publish"):
             publish(publication, corpus, resources)
         finished = Finished(config.run, config, publication.id(), checkpoints)
+        finished = finished._replace(uids=count_uids(finished, corpus.accounting()))
         write_finished(finished)
     return account(finished, corpus, publication.listed(), clock.seconds, pace)
 

@@ -1,7 +1,8 @@
 """The sections of the configuration: the keys, what they mean, and their allowed values."""
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -11,6 +12,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -37,17 +39,68 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Caption(Section):
+    """Where the caption of a pair is. `caption: NAME` is short for a field alone."""
+
+    field: str = Field(
+        "txt",
+        description="`txt` for the <key>.txt member, another member by its suffix (caption.txt, 0.txt, .text), a preset "
+        "(laion, datacomp, coyo, cc12m: .txt, else the JSON's caption, else the corpus's own field), or a field of <key>.json",
+    )
+    pick: Literal["first", "all"] | None = Field(
+        None,
+        description="where several captions are: each line of a text, each item of a JSON list. `first` takes the first, `all` "
+        "makes a pair of each; by default a text is one caption and a list is refused",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_name(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            return {"field": given}
+        if not isinstance(given, dict | Caption):
+            raise ValueError("the name of a field, or {field: NAME, pick: first}, or pick: all")
+        return given
+
+    @model_serializer(mode="wrap")
+    def _short(self, dump: Callable[[Any], dict[str, Any]]) -> Any:
+        """A field alone is recorded as its name."""
+        return dump(self) if self.pick else self.field
+
+
+class Reading(NamedTuple):
+    """How the members of a shard become pairs with captions."""
+
+    caption: str = "txt"  # see `Caption.field`
+    pick: Literal["first", "all"] | None = None
+    key: Literal["first_dot", "last_dot"] = "first_dot"
+
+    def named(self) -> Any:
+        """A plain value for a fingerprint. What came after version 0.2 is left out at its default, so that names stay."""
+        return self.caption if self == Reading(self.caption) else list(self)
+
+
 class Pairs(Section):
     """Where image-text pairs are, and how to read them."""
 
     shards: Place | list[Place] = Field(
         description="WebDataset shards: a folder, a tar, a glob or a brace pattern, or a list of these; paths or fsspec URLs"
     )
-    caption: str = Field(
-        "txt",
-        description="where the caption is: `txt` for the <key>.txt member, a preset (laion, datacomp, coyo, cc12m: .txt, "
-        "else the JSON's caption, else the corpus's own field), or a field of <key>.json",
+    missing: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="shards that are named and not there, as in a gap of a brace pattern: refuse to start, or say and skip",
     )
+    key: Literal["first_dot", "last_dot"] = Field(
+        "first_dot",
+        description="where the key ends in a member's file name: at the first dot, as for trainers, or at the last "
+        "(img.v2.jpg and img.v2.txt are the pair img.v2)",
+    )
+    caption: Caption = Caption()
+
+    @property
+    def reading(self) -> Reading:
+        """How the members of a shard become pairs with captions."""
+        return Reading(self.caption.field, self.caption.pick, self.key)
 
 
 class Corpus(Pairs):
@@ -64,6 +117,12 @@ class Corpus(Pairs):
     sidecar: list[str] = Field(
         [], description="columns of <shard>.parquet to carry into the score table as sidecar_<column>, joined by key"
     )
+
+    @model_validator(mode="after")
+    def _columns_of_images(self) -> Self:
+        if self.sidecar and self.caption.pick == "all":
+            raise refuse("corpus.sidecar has a row for an image, and caption.pick: all a pair for a caption: leave one out")
+        return self
 
 
 class Prompts(Section):
@@ -112,7 +171,7 @@ class Target(Pairs, OfKind):
 
     @model_validator(mode="after")
     def _captions_or_labels(self) -> Self:
-        if self.kind.labelled and self.caption != "txt":
+        if self.kind.labelled and self.caption != Caption():
             raise refuse(f"loss {self.loss} reads <key>.cls and no captions: leave out caption")
         return self
 

@@ -19,7 +19,7 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 from pipeline import Config, open_run, run
-from pipeline.results.select import chosen_filter, select, write_subset
+from pipeline.results.select import chosen_filter, select, unambiguous_uids, write_subset
 
 TINY = {
     "embed_dim": 16,
@@ -28,8 +28,8 @@ TINY = {
 }
 
 
-def main(path: Path) -> list[str]:
-    """Run a configuration; print what was found and return the uids of the pairs to keep."""
+def main(path: Path) -> int:
+    """Run a configuration; print what was found and return the number of pairs to keep."""
     config = Config.from_yaml(path)
     done = run(config)
     print(f"{done.scored} of {done.pairs} pairs scored, {sum(done.quarantined.values())} quarantined")
@@ -40,10 +40,10 @@ def main(path: Path) -> list[str]:
         print(f"misaligned with probability {pair['misalignment']:.2f}: {pair['key']}")
 
     column, share = chosen_filter(config.run, None, None)
-    kept = select(finished.scores(["uid", column]), column, share)
-    write_subset(f"{config.run}/subset.npy", kept)
-    print(f"{len(kept)} pairs kept by {column}: {config.run}/subset.npy")
-    return kept
+    uids = unambiguous_uids(select([finished.scores(["uid", column])], column, share))
+    write_subset(f"{config.run}/subset.npy", uids)
+    print(f"{len(uids)} pairs kept by {column}: {config.run}/subset.npy")
+    return len(uids)
 
 
 def embedded_emoji(folder: Path) -> Path:

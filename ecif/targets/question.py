@@ -55,17 +55,24 @@ class Question(NamedTuple):
         return self.loss.mean(heads, rows)
 
 
-def deal(name: str, loss: TargetLoss, batch: int, seed: int) -> Question:
+def deal(name: str, loss: TargetLoss, batch: int, seed: int, image: Tensor | None = None) -> Question:
     """Deal a target's pairs into two halves, and each half into batches.
+
+    The captions of one image go to one half, because halves are to be independent, and to different batches, because none of
+    them is wrong for the image.
 
     Args:
         name: name of the target, part of the permutation's key.
         loss: the loss on its pairs.
         batch: number of pairs that share a softmax. A last batch smaller than half of that joins the one before it.
         seed: of the permutation.
+        image: int64 [N], equal for pairs of one image; by default each pair has an image of its own.
     """
-    order = permutation(len(loss.captions()), "target", name, seed)
-    return Question(name, loss, [cut(half, batch) for half in order.tensor_split(2)])
+    pairs = torch.arange(len(loss.captions()))
+    of_image = _pairs_of_images(pairs if image is None else image)
+    of_image = of_image if len(of_image) >= 4 else [[pair] for pair in pairs.tolist()]  # two a half, or nothing is told apart
+    order = permutation(len(of_image), "target", name, seed)
+    return Question(name, loss, [_deal_half([of_image[i] for i in half.tolist()], batch) for half in order.tensor_split(2)])
 
 
 def coverage_of(question: Question, heads: Heads, texts: Tensor, seed: int) -> float:
@@ -82,3 +89,23 @@ def coverage_of(question: Question, heads: Heads, texts: Tensor, seed: int) -> f
     no_image = heads.image.new_zeros(0, heads.image.shape[0])
     of_corpus, of_target = (embed(heads, no_image, part).u for part in (chosen, question.loss.captions()))
     return coverage(of_corpus, of_target)
+
+
+def _pairs_of_images(image: Tensor) -> list[list[int]]:
+    """The pairs of each image, images in the order of their first pairs."""
+    found: dict[int, list[int]] = {}
+    for pair, number in enumerate(image.tolist()):
+        found.setdefault(number, []).append(pair)
+    return list(found.values())
+
+
+def _deal_half(of_image: list[list[int]], size: int) -> list[Tensor]:
+    """Batches of the first caption of every image, then of the second, and so on."""
+    batches: list[Tensor] = []
+    for number in range(max(map(len, of_image), default=0)):
+        rows = torch.tensor([pairs[number] for pairs in of_image if len(pairs) > number])
+        if batches and len(rows) < 2:  # alone it would have nothing to be told apart from
+            batches[-1] = torch.cat([batches[-1], rows])
+        else:
+            batches += cut(rows, size)
+    return batches

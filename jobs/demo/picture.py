@@ -57,5 +57,5 @@ def _load(wanted: set[tuple[str, int]], corpus: Pairs, config: Config) -> dict[t
             for group in read_groups(file, Contents()):
                 if group.index in mine:
                     image = Image.open(io.BytesIO(image_bytes(file, group, config.embed))).convert("RGB")
-                    found[shard.name, group.index] = (image, caption_of(file, group, corpus.caption, config.embed))
+                    found[shard.name, group.index] = (image, caption_of(file, group, corpus.reading, config.embed))
     return found

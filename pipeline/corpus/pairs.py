@@ -1,6 +1,5 @@
 """Decode the members of a key to a pair that can be embedded, or find the reason why that is not possible."""
 
-import hashlib
 import io
 import re
 import warnings
@@ -14,12 +13,13 @@ from PIL import Image
 
 from pipeline.corpus.captions import is_unicode, read_caption, read_fields, read_label, read_within
 from pipeline.corpus.reasons import Reason, Refused
-from pipeline.corpus.tar import Group
-from pipeline.sections import Embed
+from pipeline.corpus.signatures import signature
+from pipeline.corpus.tar import IMAGE_SUFFIXES, Group
+from pipeline.corpus.uids import Uid, uid_of
+from pipeline.sections import Embed, Reading
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MAX_ASPECT = 200  # resizing scales the short side to a few hundred pixels: a thin line would grow to gigabytes
-_UID = re.compile(r"[0-9a-f]{32}")
+IMAGES = ("JPEG", "PNG", "WebP")  # formats that are read, as `signature` calls them
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Pair:
     caption: str
     pixels: NDArray[np.uint8]  # [3, H, W]
     label: int | None = None  # its class, if the dataset has classes
+    replaced: str | None = None  # see `Uid.replaced`
 
 
 @dataclass(frozen=True)
@@ -45,29 +46,25 @@ class Quarantined:
     detail: str
 
 
-def identity(shard: str, key: str, fields: dict[str, Any]) -> str:
-    """The uid of a pair: 32 hex digits from its JSON, or a hash of (shard, key) if there are none."""
-    uid = fields.get("uid")
-    if isinstance(uid, str) and _UID.fullmatch(uid):
-        return uid
-    return hashlib.blake2b(f"{shard}/{key}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-
-
 class ReadingRules(NamedTuple):
     """How the pairs of a shard are read."""
 
     shard: str  # its name; a pair without a uid in its JSON gets one from it
-    caption: str  # `txt`, a preset, or the JSON field that holds the caption
+    reading: Reading  # where its captions are
     limits: Embed  # limits that are checked before anything is decoded
     resize: Callable[[Any], Any]  # the model's own preprocessing of a PIL image, up to the tensor
     # A caption for each class of a classification dataset, else empty. The class of a pair is the number in its .cls member
     # (the layout of clip_benchmark's WebDatasets).
     classes: Sequence[str] = ()
-    uids: dict[str, str] | None = None  # by key, from the sidecar; None to take them from the JSON
+    uids: dict[str, str | None] | None = None  # by key, from the sidecar; None to take them from the JSON
+
+    def uid(self, key: str, fields: dict[str, Any]) -> Uid:
+        """The uid of a pair, given the fields of its JSON."""
+        return uid_of(self.shard, key, fields.get("uid") if self.uids is None else self.uids.get(key))
 
 
 def read_pair(file: BinaryIO, group: Group, rules: ReadingRules) -> Pair | Quarantined:
-    """Decode one pair.
+    """Decode one pair. All captions of an image have the uid of the image: they are one thing in folds and halves.
 
     Args:
         file: the shard.
@@ -75,8 +72,7 @@ def read_pair(file: BinaryIO, group: Group, rules: ReadingRules) -> Pair | Quara
         rules: how to read it.
     """
     limits = rules.limits
-    known = None if rules.uids is None else {"uid": rules.uids.get(group.key)}
-    uid, key = identity(rules.shard, group.key, known or {}), group.key
+    uid, key = rules.uid(group.key, {}), group.pair_key
     try:
         if not is_unicode(key):
             key = key.encode("utf-8", "backslashreplace").decode()
@@ -84,12 +80,13 @@ def read_pair(file: BinaryIO, group: Group, rules: ReadingRules) -> Pair | Quara
         if group.repeated:
             raise Refused("duplicate_key")
         fields = read_fields(file, group, limits)
-        uid = identity(rules.shard, group.key, fields if known is None else known)
+        uid = rules.uid(group.key, fields)
         label = read_label(file, group, len(rules.classes), limits) if rules.classes else None
-        text = read_caption(file, group, fields, rules.caption, limits) if label is None else rules.classes[label]
-        return Pair(group.index, key, uid, text, _pixels(file, group, limits, rules.resize), label)
+        text = read_caption(file, group, fields, rules.reading, limits) if label is None else rules.classes[label]
+        pixels = _pixels(file, group, limits, rules.resize)
+        return Pair(group.index, key, uid.text, text, pixels, label, uid.replaced)
     except Refused as refused:
-        return Quarantined(group.index, key, uid, refused.reason, refused.detail)
+        return Quarantined(group.index, key, uid.text, refused.reason, refused.detail)
 
 
 def image_bytes(file: BinaryIO, group: Group, limits: Embed) -> bytes:
@@ -130,13 +127,16 @@ def _pixels(file: BinaryIO, group: Group, limits: Embed, resize: Callable[[Any],
 
 
 def _undecodable(data: bytes, error: Exception) -> Refused:
-    """The reason why a decoder gave up: the end of the image is missing, or something else is wrong."""
-    if data.startswith(b"\xff\xd8\xff"):
+    """The reason why a decoder gave up: it is no image that is read, its end is missing, or something else is wrong."""
+    kind = signature(data)
+    if kind not in IMAGES:
+        return Refused("undecodable_image", f"{kind}, not {', '.join(IMAGES[:-1])} or {IMAGES[-1]}")
+    if kind == "JPEG":
         whole = b"\xff\xd9" in data[max(0, data.rfind(b"\xff\xda")) :]  # JPEG: an end after the last scan's start
-    elif data.startswith(b"\x89PNG"):
+    elif kind == "PNG":
         whole = b"IEND" in data
-    elif data.startswith(b"RIFF"):
-        whole = 8 + int.from_bytes(data[4:8], "little") <= len(data)
     else:
-        whole = True
-    return Refused("undecodable_image" if whole else "truncated_image", f"{type(error).__name__}: {error}")
+        whole = 8 + int.from_bytes(data[4:8], "little") <= len(data)
+    # Errors of decoders are of their own making. One that shows an object shows its address, another one in each run.
+    text = re.sub(r" ?<[^<>]* at 0x[0-9a-f]+>", "", str(error))
+    return Refused("undecodable_image" if whole else "truncated_image", f"{kind}: {type(error).__name__}: {text}")

@@ -16,6 +16,7 @@ Reason = Literal[
     "duplicate_key",
     "truncated_shard",
     "non_finite_features",
+    "alone_in_shard",
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 # Reasons that can pass: the shard was still being written, or the device computed wrongly. All other reasons are functions of

@@ -1,12 +1,19 @@
 """Find and name the shards of a corpus."""
 
+import glob
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
 from webdataset.shardlists import expand_urls
 
 from pipeline import storage
+from pipeline.console import say
 from pipeline.errors import UserError
+
+FORMS = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".lzma", ".z", ".br")
+COMPRESSED = (*(f".tar{form}" for form in FORMS), ".tgz", ".tbz2", ".tbz", ".txz", ".tzst")
+NAMED = 5  # missing shards that are named on a line
 
 
 class Shard(NamedTuple):
@@ -16,37 +23,36 @@ class Shard(NamedTuple):
     source: storage.Object
 
 
-def find(shards: str | list[str], what: str = "corpus.shards", root: str | None = None) -> list[Shard]:
+def find(shards: str | list[str], what: str = "corpus.shards", root: str | None = None, missing: str = "refuse") -> list[Shard]:
     """List the shards behind folders, globs and brace patterns, sorted by name.
 
-    A shard's name is its path below a root. If no root is stated, the root is the fixed part of the pattern that found the
-    shard, so a further pattern renames no shard. If a shard of an earlier pattern has the name already, the last part of the
-    root is put before it.
+    A path that exists is that path, whatever characters it has: only what does not exist is taken for a pattern. A shard's
+    name is its path below a root. If no root is stated, the root is the fixed part of the pattern that found the shard, so a
+    further pattern renames no shard. If a shard of an earlier pattern has the name already, the last part of the root is put
+    before it.
 
     Args:
         shards: one or several of: a folder, a pattern such as `s3://b/laion/{00000..00099}.tar` or `data/*.tar`, a tar.
         what: the configuration key to name in an error.
         root: a folder above all shards.
+        missing: `skip` leaves out what is named and does not exist, and says so; `refuse` makes it an error.
 
     Raises:
         UserError: nothing is found, a tar is compressed, a named shard does not exist, or two shards have one name.
     """
     found: dict[str, Shard] = {}  # by URL
     owners: dict[str, str] = {}  # URL by name
-    for pattern in [shards] if isinstance(shards, str) else shards:
-        try:
-            urls = expand_urls(pattern)
-        except ValueError as error:
-            raise UserError(f"{what}: {error}") from None
-        listed = [item for items in storage.in_threads(lambda url: _objects(url, what), urls) for item in items]
-        above = _canonical_root(root) if root else storage.canonical(_fixed_part(pattern))
+    for pattern in [part for given in ([shards] if isinstance(shards, str) else shards) for part in given.split("::")]:
+        folder, listed = _find(pattern, what, missing)
+        above = _canonical_root(root) if root else storage.canonical(folder)
         for item in listed:
             if item.url in found:
                 continue
             if root and not item.url.startswith(f"{above}/"):
                 raise UserError(f"corpus.root: {item.url} is not below {root}")
-            name = item.url.removeprefix(above).lstrip("/").removesuffix(".tar")
-            name = f"{above.rpartition('/')[2]}/{name}" if name in owners else name
+            place = above.rpartition("/")[0] if item.url == above else above  # a file is below its folder
+            name = stem(item.url.removeprefix(place).lstrip("/"))
+            name = f"{place.rpartition('/')[2]}/{name}" if name in owners else name
             if name in owners:
                 raise UserError(f"{what}: {owners[name]} and {item.url} have one name, {name}: state corpus.root")
             found[item.url], owners[name] = Shard(name, item), item.url
@@ -57,13 +63,49 @@ def find(shards: str | list[str], what: str = "corpus.shards", root: str | None 
     return sorted(found.values(), key=lambda shard: shard.name)
 
 
-def _fixed_part(pattern: str) -> str:
-    """The folder above the first wildcard of a pattern. For a folder it is the folder itself, for a tar the tar's folder."""
-    special = min((at for at in map(pattern.find, "*?[{") if at >= 0), default=None)
-    if special is None and not pattern.endswith(".tar"):
-        return pattern.rstrip("/")
-    folder = pattern[:special].rpartition("/")[0]
-    return f"{folder}/" if folder.endswith(":/") else folder  # a pattern over buckets: nothing but the scheme is fixed
+def _find(pattern: str, what: str, missing: str) -> tuple[str, list[storage.Object]]:
+    """The fixed part of a pattern, and the shards that it stands for."""
+    end = _fixed_part(pattern)
+    urls = [pattern]
+    if end < len(pattern):
+        try:  # braces are expanded as trainers do it, for whom a backslash escapes the next character
+            urls = [pattern[:end] + rest for rest in expand_urls(pattern[end:].replace("\\", "\\\\"))]
+        except (ValueError, AssertionError) as error:  # the second where ${NAME} is no variable
+            raise UserError(f"{what}: {error}") from None
+    found = list(storage.in_threads(lambda url: _objects(url, what), urls))
+    gaps = [url for url, items in zip(urls, found, strict=True) if items is None]
+    if gaps:
+        shown = ", ".join(gaps[:NAMED]) + (", ..." if len(gaps) > NAMED else "")
+        line = f"{what}: no shard or folder {shown}" + (f" ({len(gaps)} of {len(urls)})" if len(urls) > 1 else "")
+        if missing != "skip":
+            raise UserError(f"{line}; {what.removesuffix('shards')}missing: skip leaves out what is not there")
+        say(f"{line}: left out")
+    listed = [item for items in found for item in items or []]
+    _refuse_compressed([item.url for item in listed], what)
+    return pattern[:end], listed
+
+
+def _fixed_part(pattern: str) -> int:
+    """Where a pattern begins in what is given: behind the folder in which the first name with a wildcard does not exist.
+
+    All of it is fixed if it exists, or has no wildcard.
+    """
+    end = 0
+    while (special := min((at for c in "*?[{" if (at := pattern.find(c, end)) >= 0), default=-1)) >= 0:
+        end = pattern.find("/", special)
+        if not _exists(pattern if end < 0 else pattern[:end]):
+            return pattern.rfind("/", 0, special) + 1
+        if end < 0:
+            break
+    return len(pattern)
+
+
+def _exists(url: str) -> bool:
+    try:
+        fs, path = storage.filesystem(url)
+        return bool(fs.exists(path))
+    except Exception:  # noqa: BLE001  (it may be no name at all, as of a bucket; what can't be read is said when it is read)
+        return False
 
 
 def _canonical_root(root: str) -> str:
@@ -73,20 +115,53 @@ def _canonical_root(root: str) -> str:
         raise UserError(f"corpus.root: can't read {root}: {' '.join(str(error).split())[:300]}") from None
 
 
-def _objects(url: str, what: str) -> list[storage.Object]:
-    if url.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-        raise UserError(f"{what}: {url} is a compressed tar; decompress it first, shards are read by position")
+def _objects(url: str, what: str) -> list[storage.Object] | None:
+    """The shards at a place, compressed ones too; None if there is nothing."""
+    _refuse_compressed([url], what)
     try:
-        if any(c in url for c in "*?["):
-            return [item for item in storage.glob(url) if item.url.endswith(".tar")]
-        if url.endswith(".tar"):  # no listing: a bucket may allow reading and forbid listing
+        end = _fixed_part(url)
+        if end < len(url):
+            return _shards(storage.glob(glob.escape(url[:end]) + url[end:]))
+        if _is_tar(url):  # no listing: a bucket may allow reading and forbid listing
             with suppress(FileNotFoundError):
                 return [storage.describe(url)]
         if storage.is_folder(url):
-            return storage.listing(url, ".tar")
+            return _shards(storage.listing(url, ""))
         return [storage.describe(url)]
     except FileNotFoundError:
-        raise UserError(f"{what}: no shard or folder {url}") from None
+        return None
     except Exception as error:  # noqa: BLE001  (each store has errors of its own: credentials, names, networks)
         line = " ".join(f"{type(error).__name__}: {error}".split()).removeprefix(f"OSError: {url}: ")
         raise UserError(f"{what}: can't read {url}: {line[:300]}") from None
+
+
+def _shards(items: Iterable[storage.Object]) -> list[storage.Object]:
+    """The tars among some objects. What macOS leaves beside a file, ._00000.tar, is none."""
+    named = ((item, item.url.rpartition("/")[2]) for item in items)
+    return [item for item, name in named if (_is_tar(name) or _is_compressed(name)) and not name.startswith("._")]
+
+
+def _is_tar(name: str) -> bool:
+    return name.lower().endswith(".tar")
+
+
+def _is_compressed(name: str) -> bool:
+    return name.lower().endswith(COMPRESSED)
+
+
+def stem(url: str) -> str:
+    """A name without .tar, in any case."""
+    return url[: -len(".tar")] if _is_tar(url) else url
+
+
+def _refuse_compressed(urls: list[str], what: str) -> None:
+    """Raise UserError if tars are compressed: members are read by their position, and no shard is left out in silence."""
+    compressed = [url for url in urls if _is_compressed(url)]
+    if compressed and len(urls) == 1:
+        raise UserError(f"{what}: {urls[0]} is a compressed tar; decompress it first, shards are read by position")
+    if compressed:
+        others = " (a pattern *.tar names the others alone)" if len(compressed) < len(urls) else ""
+        raise UserError(
+            f"{what}: {len(compressed)} of {len(urls)} tars are compressed, such as {compressed[0]}; decompress them first, "
+            f"shards are read by position{others}"
+        )

@@ -4,13 +4,29 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, NamedTuple, Self
 
 BLOCK = 512
 MAX_HEADER = 16 << 20  # bytes of an extension header: a long name, the records of a PAX header
+WINDOW = 300_000  # members of which one key's are put together wherever they are; their index takes some 150 MB
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}  # by first bytes
-MEMBER_NAME = re.compile(r"^((?:.*/|)[^./]+)\.([^/]*)$")  # the key is the path up to the first dot of the file name
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+TEXT_SUFFIXES = ("txt", "json", "cls")
+# The key is the path up to a dot of the file name. A file name that begins with a dot has none: `.DS_Store`, `._0001.jpg`.
+MEMBER_NAME = {
+    "first_dot": re.compile(r"^((?:.*/|)[^./]+)\.([^/]*)$"),
+    "last_dot": re.compile(r"^((?:.*/|)[^./][^/]*)\.([^./]*)$"),
+}
+
+
+class Member(NamedTuple):
+    """A file in a tar."""
+
+    name: str
+    offset: int  # of its header
+    offset_data: int
+    size: int  # bytes
 
 
 @dataclass
@@ -19,9 +35,25 @@ class Group:
 
     index: int  # position of the pair in its shard, from 0
     key: str
-    members: dict[str, tarfile.TarInfo] = field(default_factory=dict)  # by lower-case suffix
+    members: dict[str, Member] = field(default_factory=dict)  # by lower-case suffix
     count: int = 0  # members with this key; more than `members` if a suffix is repeated
     repeated: bool = False  # the key was in the tar before, or a suffix is twice in the group
+    broken: str | None = None  # why the tar broke off within this group or behind it
+    caption: int = 0  # the number of its caption, where each caption of a group is a pair
+
+    @property
+    def start(self) -> int:
+        """Offset of the first member in the tar."""
+        return min(member.offset for member in self.members.values())
+
+    @property
+    def pair_key(self) -> str:
+        """The key, and behind a dot the number of the caption; the first caption has none."""
+        return f"{self.key}.{self.caption}" if self.caption else self.key
+
+    def with_caption(self, index: int, caption: int) -> Self:
+        """The pair of one of the captions. The members count once, with the first."""
+        return replace(self, index=index, caption=caption, count=0 if caption else self.count)
 
 
 @dataclass
@@ -31,37 +63,79 @@ class Contents:
     members: int = 0
     ignored: int = 0  # directories, links, devices, sparse files, and files without a suffix
     broken: str | None = None
+    strays: int = 0  # files among the ignored, without what macOS leaves beside a file (._0001.jpg)
+    stray: str = ""  # the first of these
+    scattered: int = 0  # members that are not next to others of their key
+    apart: int = 0  # of keys that were there more than WINDOW members before
+    swallowed: int = 0  # members of pairs that the first dot puts under another key
+    swallowed_key: str = ""  # the first such pair, by its key up to the last dot
 
 
-def read_groups(file: BinaryIO, contents: Contents) -> Iterator[Group]:
+def read_groups(file: BinaryIO, contents: Contents, key_rule: str = "first_dot") -> Iterator[Group]:
     """Yield the members of a tar, grouped by key. Every member is counted in `contents`, which also says if the tar broke off.
 
-    The group at which a tar breaks off is yielded too. The caller has to refuse it.
+    Members of a key need not follow each other: headers are read WINDOW members ahead. What comes later under the key of a
+    group with that suffix, or under a key of an earlier window, is a repetition. The group at which a tar breaks off is yielded
+    too. The caller has to refuse it.
+
+    Args:
+        file: the tar.
+        contents: takes the counts.
+        key_rule: a key of MEMBER_NAME.
     """
     group: Group | None = None
-    keys: set[str] = set()
-    count = 0
-    for member in _members(file, contents):
+    waiting: list[Group] = []
+    of_key: dict[str, Group] = {}  # the newest of those
+    keys: set[str] = set()  # of every group so far
+    count = held = 0
+    for header in _members(file, contents):
         contents.members += 1
-        match = MEMBER_NAME.match(member.name)
-        if not match or not member.isreg() or member.issparse():  # a tar holds not all bytes of a sparse file
+        match = MEMBER_NAME[key_rule].match(header.name)
+        if not match or not header.isreg() or header.issparse():  # a tar holds not all bytes of a sparse file
             contents.ignored += 1
+            if header.isreg() and not header.name.rpartition("/")[2].startswith("._"):
+                contents.strays += 1
+                contents.stray = contents.stray or header.name
             continue
         key, suffix = match[1], match[2].lower()
         if group is None or group.key != key:
-            if group is not None:
-                yield group
-            group = Group(count, key, repeated=key in keys)
-            keys.add(key)
-            count += 1
+            before = of_key.get(key)
+            if before is not None and suffix not in before.members:
+                group = before
+                contents.scattered += 1
+            else:
+                contents.apart += before is None and key in keys
+                group = of_key[key] = Group(count, key, repeated=key in keys)
+                waiting.append(group)
+                keys.add(key)
+                count += 1
         group.count += 1
         group.repeated |= suffix in group.members
-        group.members[suffix] = member
+        group.members[suffix] = Member(header.name, header.offset, header.offset_data, header.size)
+        held += 1
+        if held >= WINDOW and group is waiting[-1]:
+            yield from (_closed(done, contents) for done in waiting[:-1])
+            waiting, of_key, held = [group], {key: group}, group.count
     if group is not None:
-        yield group
+        group.broken = contents.broken
+    yield from (_closed(done, contents) for done in waiting)
 
 
-def read_member(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
+def _closed(group: Group, contents: Contents) -> Group:
+    """A group whose members are all known. Counts the pairs that its key swallowed."""
+    of_stem: dict[str, set[str]] = {}
+    for suffix in group.members:
+        stem, dot, last = suffix.rpartition(".")
+        if dot:
+            of_stem.setdefault(stem, set()).add(last)
+    for stem, suffixes in of_stem.items():
+        if not suffixes.isdisjoint(IMAGE_SUFFIXES) and not suffixes.isdisjoint(TEXT_SUFFIXES):
+            contents.swallowed += len(suffixes)
+            contents.swallowed_key = contents.swallowed_key or f"{group.key}.{stem}"
+    return group
+
+
+def read_member(file: BinaryIO, member: Member) -> bytes:
     """The bytes of a member.
 
     Raises:
@@ -92,7 +166,10 @@ def _members(file: BinaryIO, contents: Contents) -> Iterator[tarfile.TarInfo]:
                     contents.broken = "unexpected end of data"
                     return
             end = tar.offset
-    except (tarfile.TarError, EOFError, ValueError, OverflowError, IndexError, RecursionError) as error:
+    except RecursionError:  # its text depends on where it happened
+        contents.broken = "extension headers of extension headers, without end"
+        return
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, IndexError) as error:
         contents.broken = _compression(file) or str(error) or type(error).__name__
         return
     file.seek(end)

@@ -9,13 +9,18 @@ from ecif.sample import BANK
 from ecif.targets.question import CALIBRATION_GROUPS
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.console import say
 from pipeline.corpus import sidecar
+from pipeline.corpus.captions import find_pairs
+from pipeline.corpus.glance import glance
+from pipeline.corpus.remarks import of_layout
 from pipeline.corpus.shards import Shard
 from pipeline.corpus.tar import Contents, read_groups
 from pipeline.inputs import load_inputs
 from pipeline.run_folder.artifacts import KINDS, instances
 from pipeline.run_folder.columns import columns, evidence_scores
 from pipeline.run_folder.dataset import Dataset
+from pipeline.sections import Embed, Reading
 from pipeline.stages.forward.model import check_parameters
 
 SAMPLED = 8  # shards that pairs a byte are estimated from
@@ -50,6 +55,7 @@ class RunPlan(NamedTuple):
 
     datasets: list[DatasetPlan]
     stored: dict[str, float]  # bytes that each stage after `embed` will store, estimated
+    notes: list[str]  # what a user has to know about the shards and uids of the corpus, a line each
 
 
 class Sizes(NamedTuple):
@@ -121,7 +127,7 @@ def plan(config: Config) -> RunPlan:
     heads = inputs.model.heads
     features = heads.image.shape[0] + heads.text.shape[0]
     of_pair = 2 * features + IDENTITY_BYTES
-    datasets = [_dataset(name, dataset, of_pair, config.embed.part_size) for name, dataset in inputs.datasets().items()]
+    datasets = [_dataset(name, dataset, of_pair, config.embed) for name, dataset in inputs.datasets().items()]
     corpus = datasets[0]
     chosen = check_parameters(config)
     sizes = Sizes(config, corpus.shards, corpus.pairs, features, heads.image.numel() + heads.text.numel(), chosen)
@@ -129,7 +135,9 @@ def plan(config: Config) -> RunPlan:
     for kind, what in KINDS.items():
         if kind in BYTES and what.asked(config):
             stored[what.stage] = stored.get(what.stage, 0) + len(instances(kind, config)) * BYTES[kind](sizes)
-    return RunPlan(datasets, stored)
+    seen = glance(inputs.corpus.shards, inputs.corpus.reading.key, inputs.corpus.sidecars, config.embed)
+    impossible = [f"{seen.impossible}; `ecif run` refuses them"] if seen.impossible else []
+    return RunPlan(datasets, stored, [*impossible, *seen.said(config.batch_size)])
 
 
 def size(count: float) -> str:
@@ -140,32 +148,45 @@ def size(count: float) -> str:
     return f"{count:.3g} {units[0]}"
 
 
-def _dataset(name: str, dataset: Dataset, of_pair: int, part_size: int) -> DatasetPlan:
+def _dataset(name: str, dataset: Dataset, of_pair: int, limits: Embed) -> DatasetPlan:
     done = dataset.accounting()
     left = [shard for shard in dataset.shards if shard.name not in done]
     sample = [left[i * len(left) // SAMPLED] for i in range(SAMPLED)] if len(left) > SAMPLED else left
-    counted = list(storage.in_threads(count_pairs, sample))
+    counted = list(storage.in_threads(lambda shard: count_pairs(shard, dataset.reading, limits), sample))
+    for shard, found in zip(sample, counted, strict=True):
+        for remark in found.remarks:
+            say(f"{shard.source.url}: {remark}")
     bytes_left = sum(shard.source.size for shard in left)
-    pairs_a_byte = sum(pairs for pairs, _ in counted) / max(1, sum(count for _, count in counted))
+    pairs_a_byte = sum(found.pairs for found in counted) / max(1, sum(found.bytes for found in counted))
     pairs = sum(a.pairs for a in done.values()) + round(bytes_left * pairs_a_byte)
     done_bytes = sum(a.size for a in done.values())
-    parts = len(dataset.shards) + pairs // part_size
+    parts = len(dataset.shards) + pairs // limits.part_size
     shards = len(dataset.shards)
     return DatasetPlan(
         name, shards, bytes_left + done_bytes, pairs, len(done), done_bytes, pairs * of_pair + parts * PART_BYTES
     )
 
 
-def count_pairs(shard: Shard) -> tuple[int, int]:
-    """A number of pairs of a shard, and the number of bytes that hold them.
+class Counted(NamedTuple):
+    """A number of pairs of a shard, the bytes that hold them, and what is odd about the shard."""
+
+    pairs: int
+    bytes: int
+    remarks: list[str] = []
+
+
+def count_pairs(shard: Shard, reading: Reading, limits: Embed) -> Counted:
+    """Count pairs of a shard.
 
     All pairs are counted if there is a `_stats.json`, else those in the first HEAD bytes.
     """
-    successes = sidecar.successes(shard.source)
-    if successes is not None:
-        return successes, shard.source.size
-    data = storage.read_start(shard.source.url, HEAD)
-    starts = [min(m.offset for m in group.members.values()) for group in read_groups(io.BytesIO(data), Contents())]
+    successes, wrong = sidecar.successes(shard.source)
+    if successes is not None and reading.pick != "all":  # it counts images
+        return Counted(successes, shard.source.size)
+    data, contents = storage.read_start(shard.source.url, HEAD), Contents()
+    file = io.BytesIO(data)
+    starts = [pair.start for pair in find_pairs(file, read_groups(file, contents, reading.key), reading, limits)]
+    remarks = [remark for remark in (wrong, *of_layout(contents).values()) if remark]
     if len(data) < shard.source.size and len(starts) > 1:  # the last pair is cut
-        return len(starts) - 1, starts[-1]
-    return len(starts), len(data)
+        return Counted(len(starts) - 1, starts[-1], remarks)
+    return Counted(len(starts), len(data), remarks)

@@ -19,6 +19,7 @@ from ecif.targets.question import Question
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus.shards import find
+from pipeline.corpus.uids import unpack
 from pipeline.inputs import as_dataset, load_inputs, made_by
 from pipeline.results.select import select
 from pipeline.run_folder import tensors
@@ -103,12 +104,17 @@ def _rules(run: Finished, table: pa.Table, swapped: set[str]) -> list[Rule]:
     shuffled = [uids[i] for i in permutation(len(uids), "random rule").tolist()]
     kept = [uids, [uid for uid in uids if uid not in swapped], shuffled[: round(share * len(uids))]]
     rules = [Rule(name, "", of_rule) for name, of_rule in zip(BASELINES, kept, strict=True)]
-    rules += [Rule(name, column, select(table, column, share)) for name, column in rankings(run.config).items()]
+    rules += [Rule(name, column, _best(table, column, share)) for name, column in rankings(run.config).items()]
     target = next(iter(run.config.targets))
     chosen = run.checkpoints[0].targets[target].get("filter")
     if chosen:
-        rules.append(Rule(CHOSEN, f"filter_{target}", select(table, f"filter_{target}", chosen["keep"])))
+        rules.append(Rule(CHOSEN, f"filter_{target}", _best(table, f"filter_{target}", chosen["keep"])))
     return rules
+
+
+def _best(table: pa.Table, by: str, keep: float) -> list[str]:
+    """The uids of the pairs that are selected."""
+    return unpack(select([table], by, keep).uids)
 
 
 def rankings(config: Config) -> dict[str, str]:

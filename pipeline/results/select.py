@@ -1,32 +1,55 @@
-"""Stage `select`: choose the pairs to train on by a column, and write them as a DataComp subset file."""
+"""Stage `select`: choose the pairs to train on by a column, and write which they are.
+
+There are two formats. A DataComp subset holds uids, for DataComp's resharder. A table of keys holds shard and key of each pair.
+It is exact where uids repeat or are made up. `ecif export` takes both.
+"""
 
 import io
-from collections import Counter, defaultdict
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
 from statistics import fmean
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.corpus.uids import pack, unpack
+from pipeline.errors import RunError, UserError
 from pipeline.run_folder import tables
 from pipeline.run_folder.columns import IDENTITY
-from pipeline.run_folder.finished import open_run
+from pipeline.run_folder.finished import Finished, open_run
 
 SUBSET = np.dtype("u8,u8")  # DataComp: the two halves of a uid
+KEYS = pa.schema([("shard", pa.string()), ("index", pa.int32()), ("key", pa.string()), ("uid", pa.string())])
+ROW_GROUP = 100_000  # the fewest rows of a table of keys that are written at once
 
 
-def select(table: pa.Table, by: str, keep: float) -> list[str]:
-    """The uids of the best share of the pairs.
+class Selected(NamedTuple):
+    """N pairs, shard after shard, and which of them are kept."""
+
+    uid: NDArray[np.bytes_]  # [N] packed
+    kept: NDArray[np.bool_]  # [N]
+
+    @property
+    def uids(self) -> NDArray[np.bytes_]:
+        """The packed uids of the kept pairs, in the order of the pairs."""
+        return self.uid[self.kept]
+
+
+def select(parts: Iterable[pa.Table], by: str, keep: float) -> Selected:
+    """Keep the best share of the pairs.
 
     Args:
-        table: has `uid` and the column.
+        parts: tables with `uid` and the column.
         by: the column. The metadata of its field says which end is good; by default high is.
-        keep: share of all pairs, 0 to 1. Exactly round(keep * pairs) are kept (half to even). Ties are broken by uid. NaN is
-            never kept, so fewer are kept if too few values are numbers.
+        keep: share of all pairs, 0 to 1. Exactly round(keep * pairs) are kept (half to even). Ties are broken by uid, and where
+            uids repeat, by the order of the pairs. NaN is never kept, so fewer are kept if too few values are numbers.
 
     Raises:
         UserError: the share is outside 0 to 1, or the column is no score.
@@ -35,13 +58,26 @@ def select(table: pa.Table, by: str, keep: float) -> list[str]:
         raise UserError(f"column {by!r} says which pair it is, not how good it is")
     if not 0 < keep <= 1:
         raise UserError(f"keep {keep}: a share of the pairs, above 0 and at most 1")
-    if not (pa.types.is_floating(table.schema.field(by).type) or pa.types.is_integer(table.schema.field(by).type)):
-        raise UserError(f"column {by!r} holds {table.schema.field(by).type}, not numbers to rank by")
-    count = round(keep * len(table))
-    table = table.filter(pc.invert(pc.or_kleene(pc.is_nan(table[by]), pc.is_null(table[by]))))
-    order = "ascending" if tables.good_end(table.schema.field(by)) == "low" else "descending"
-    best = table.sort_by([(by, order), ("uid", "ascending")])
-    return best["uid"].to_pylist()[:count]
+    uids, scored, values, field = [], [], [], None
+    for part in parts:
+        field = part.schema.field(by)
+        if not (pa.types.is_floating(field.type) or pa.types.is_integer(field.type)):
+            raise UserError(f"column {by!r} holds {field.type}, not numbers to rank by")
+        number = pc.invert(pc.or_kleene(pc.is_nan(part[by]), pc.is_null(part[by]))).to_numpy()
+        uids.append(pack(part["uid"].to_pylist()))
+        scored.append(number)
+        values.append(part[by].filter(pa.array(number)).to_numpy())
+    uid, rows, value = np.concatenate(uids), np.flatnonzero(np.concatenate(scored)), np.concatenate(values)
+    kept = np.zeros(len(uid), bool)
+    count = min(round(keep * len(uid)), len(rows))
+    if count:
+        low = tables.good_end(field) == "low"
+        worst = count - 1 if low else len(rows) - count  # where the worst kept value is in the sorted values
+        edge = np.partition(value, worst)[worst]
+        kept[rows[value < edge if low else value > edge]] = True
+        ties = rows[value == edge]
+        kept[ties[np.argsort(uid[ties], kind="stable")[: count - kept.sum()]]] = True
+    return Selected(uid, kept)
 
 
 def chosen_filter(run: str, by: str | None, keep: float | None) -> tuple[str, float]:
@@ -71,26 +107,51 @@ def chosen_filter(run: str, by: str | None, keep: float | None) -> tuple[str, fl
     return by, keep
 
 
-def write_subset(url: str, uids: list[str]) -> None:
-    """Write a DataComp subset: a sorted `.npy` of u8,u8. A uid that is in it twice is trained on twice as often."""
-    halves = np.array([(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids], SUBSET)
+def unambiguous_uids(selected: Selected) -> NDArray[np.bytes_]:
+    """The packed uids of the kept pairs, each once, sorted: what a DataComp subset can say.
+
+    Raises:
+        UserError: a uid belongs to a pair that is kept and to one that is not.
+    """
+    uids, dropped = np.unique(selected.uids), selected.uid[~selected.kept]
+    dropped.sort()  # or looking them up takes three times as long
+    if len(uids):
+        both = uids[np.searchsorted(uids, dropped).clip(max=len(uids) - 1)] == dropped
+        if both.any():
+            raise UserError(
+                f"{len(np.unique(dropped[both]))} uids belong to pairs that are kept and to pairs that are not, such as "
+                f"{unpack(dropped[both][:1])[0]}: a DataComp subset can't say which is meant; --format keys can"
+            )
+    return uids
+
+
+def write_subset(url: str, uids: NDArray[np.bytes_]) -> None:
+    """Write packed uids as a DataComp subset: a sorted `.npy` of u8,u8. What is in it twice is trained on twice as often."""
+    halves = np.sort(uids).view(">u8").astype("u8").view(SUBSET)
     buffer = io.BytesIO()
-    np.save(buffer, np.sort(halves, order=["f0", "f1"]))
+    np.save(buffer, halves)
     storage.write_bytes(url, buffer.getvalue())
 
 
-def read_subset(url: str) -> Counter[str]:
-    """How often each uid is in a DataComp subset.
+def write_keys(url: str, run: Finished, selected: Selected) -> None:
+    """Write shard, index, key and uid of the kept pairs as Parquet.
 
     Raises:
-        UserError: the file does not exist, or is no subset.
+        RunError: the run's columns have changed since the pairs were selected.
     """
-    try:
-        halves: NDArray[Any] = np.lib.format.read_array(io.BytesIO(storage.read_bytes(url)), allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"no subset {url}") from None
-    except ValueError as error:
-        raise UserError(f"{url} is no .npy file: {error}") from None
-    if halves.dtype != SUBSET:
-        raise UserError(f"{url} holds {halves.dtype}, a DataComp subset holds {SUBSET}")
-    return Counter(f"{a:016x}{b:016x}" for a, b in halves.tolist())
+    with tempfile.TemporaryDirectory(prefix="ecif-") as scratch:
+        path = os.path.join(scratch, "keys.parquet")
+        with pq.ParquetWriter(path, KEYS, compression="zstd") as file:
+            start, waiting = 0, KEYS.empty_table()
+            for _, part in run.of_shards(KEYS.names):
+                kept = selected.kept[start : start + len(part)]
+                start += len(part)
+                if len(kept) == len(part):
+                    waiting = pa.concat_tables([waiting, part.filter(pa.array(kept)).cast(KEYS)])
+                if len(waiting) >= ROW_GROUP:
+                    file.write_table(waiting.combine_chunks())
+                    waiting = KEYS.empty_table()
+            file.write_table(waiting.combine_chunks())
+        if start != len(selected.kept):
+            raise RunError(f"{run.table}: its columns have changed meanwhile: select again")
+        storage.upload(path, url)

@@ -54,7 +54,7 @@ def _forward(config: Config) -> bool:
 
 # In the order in which a run makes them.
 KINDS: dict[str, Kind] = {
-    "features": Kind("embed", "unit-norm trunk features in fp16, a part at a time", each=("shard",)),
+    "features": Kind("embed", "unit-norm trunk features in fp16, a part at a time", version=2, each=("shard",)),
     "prompts": Kind(
         "embed",
         "features of a zero-shot target's prompts [classes, templates, d_t]",

@@ -8,6 +8,7 @@ from pipeline import storage
 from pipeline.corpus.shards import Shard
 from pipeline.corpus.sidecar import Sidecars
 from pipeline.run_folder.tables import Accounting, json_bytes
+from pipeline.sections import Reading
 
 
 class Dataset:
@@ -17,7 +18,7 @@ class Dataset:
         folder: the run, or a target's folder in it.
         fingerprint: of the model, the rules of reading and the limits. Objects of two fingerprints never mix.
         shards: the shards that features are computed from.
-        caption: `txt`, a preset, or the JSON field that holds the caption.
+        reading: how members of the shards become pairs with captions.
         prompts: of a classification dataset, the filled templates of each class.
         sidecars: of the shards; None if nothing is read from them.
     """
@@ -27,12 +28,13 @@ class Dataset:
         folder: str,
         fingerprint: str,
         shards: list[Shard],
-        caption: str,
+        reading: Reading,
         prompts: Sequence[list[str]] = (),
         sidecars: Sidecars | None = None,
     ):
-        self.folder, self.fingerprint, self.shards, self.caption = folder, fingerprint, shards, caption
+        self.folder, self.fingerprint, self.shards, self.reading = folder, fingerprint, shards, reading
         self.prompts, self.sidecars = prompts, sidecars
+        self.batched = False  # whether batches are formed within its shards, as those of a corpus are
         self._done: dict[str, Accounting] | None = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,18 +2,24 @@
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ecif import __version__
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.corpus.uids import PACKED, Uids, pack, repeats, unpack
 from pipeline.errors import RunError, UserError
 from pipeline.run_folder import tables
 from pipeline.run_folder.artifacts import Artifacts
 from pipeline.run_folder.columns import IDENTITY
+from pipeline.run_folder.dataset import in_folder
+from pipeline.run_folder.tables import Accounting
 
 LATEST = "latest"  # folder of the columns of the run that finished last
 
@@ -38,6 +44,7 @@ class Finished(NamedTuple):
     config: Config
     id: str  # fingerprint of everything that its columns are a function of
     checkpoints: list[Checkpoint]
+    uids: Uids = Uids()  # of the scored pairs
 
     @property
     def table(self) -> str:
@@ -54,21 +61,26 @@ class Finished(NamedTuple):
             UserError: a column does not exist, or the folder holds no table.
             RunError: the tables are of two runs, because another run is replacing them.
         """
-        shards = storage.listing(self.table, ".parquet")
-        if not shards:
+        return pa.concat_tables((part for _, part in self.of_shards(columns)), promote_options="permissive")
+
+    def of_shards(self, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
+        """`scores` as one table for each shard, with the shard's name. They never are in memory together."""
+        listed = in_folder(self.table, ".parquet")
+        if not listed:
             raise UserError(f"{self.table} holds no columns: the same `ecif run` writes them")
-        schema = pq.read_schema(io.BytesIO(storage.read_bytes(shards[0].url)))
+        schema = pq.read_schema(io.BytesIO(storage.read_bytes(next(iter(listed.values())).url)))
         for column in columns or []:
             if column not in schema.names:
                 known = ", ".join(name for name in schema.names if name not in IDENTITY)
                 raise UserError(f"no column {column!r} in {self.table}: there are {known}")
-        parts = []
-        for shard in shards:
-            part = tables.parse_table(storage.read_bytes(shard.url), columns)
+
+        def read(item: storage.Object) -> pa.Table:
+            return tables.parse_table(storage.read_bytes(item.url), columns)
+
+        for shard, part in zip(listed, storage.in_threads(read, listed.values()), strict=True):
             if tables.run_of(part.schema)[0] != tables.run_of(schema)[0]:
                 raise RunError(f"{self.table}: columns of two runs; wait until the run that writes them has finished")
-            parts.append(part)
-        return pa.concat_tables(parts)
+            yield shard, part
 
 
 def open_run(folder: str) -> Finished:
@@ -88,9 +100,37 @@ def open_run(folder: str) -> Finished:
         raise UserError(f"{folder}: made by an older version of ecif; `ecif run` computes it anew beside what is there")
     try:
         config = Config.model_validate(facts["config"] | {"run": folder})
-        return Finished(folder, config, facts["id"], [Checkpoint(**one) for one in facts["checkpoints"]])
+        checkpoints = [Checkpoint(**one) for one in facts["checkpoints"]]
+        return Finished(folder, config, facts["id"], checkpoints, Uids(**facts.get("uids", {})))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{url} is of no run of version {__version__}: {' '.join(str(error).split())[:200]}") from None
+
+
+def count_uids(finished: Finished, done: dict[str, Accounting]) -> Uids:
+    """What there is to know about the uids of a finished run's pairs. A record of the same columns has it already.
+
+    Args:
+        finished: the run.
+        done: accounting of the shards of its corpus.
+    """
+    with suppress(UserError):
+        before = open_run(finished.folder)
+        if before.id == finished.id and before.uids.pairs:
+            return before.uids
+    packed = np.empty(sum(a.embedded for a in done.values()), PACKED)
+    start = 0
+    for _, part in finished.of_shards(["uid"]):
+        packed[start : start + len(part)] = pack(part["uid"].to_pylist())
+        start += len(part)
+    again = repeats(packed)
+    return Uids(
+        pairs=len(packed),
+        without=sum(a.without_uid for a in done.values()),
+        other=sum(a.other_uid for a in done.values()),
+        example=next((a.other_uid_example for a in done.values() if a.other_uid), ""),
+        repeated=len(again),
+        shared=unpack(again[:1])[0] if len(again) else "",
+    )
 
 
 def write_finished(finished: Finished) -> None:
@@ -100,5 +140,6 @@ def write_finished(finished: Finished) -> None:
         "config": finished.config.model_dump(mode="json"),
         "id": finished.id,
         "checkpoints": [one._asdict() for one in finished.checkpoints],
+        "uids": finished.uids._asdict(),
     }
     storage.write_bytes(storage.join(finished.folder, "run.json"), tables.json_bytes(facts))

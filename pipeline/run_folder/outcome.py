@@ -20,6 +20,8 @@ class Outcome(NamedTuple):
     lost: int  # pairs that a shard's _stats.json counts and its tar does not hold
     seconds: dict[str, float]  # wall time of each stage in this call
     seconds_a_pair: dict[str, float | None]  # computing time of one actor, by work; None if there was none
+    small_shards: int  # shards with fewer usable pairs than a batch
+    swallowed: int = 0  # members of pairs that were lost to a key that ends at the first dot
 
     def scores(self, columns: list[str] | None = None) -> pa.Table:
         """The columns of every pair, see `Finished.scores`."""
@@ -54,4 +56,6 @@ def account(
     if len(done) != len(corpus.shards) or pairs != scored + quarantined.total():
         raise RunError(f"{pairs} pairs, but {scored} scored and {quarantined.total()} quarantined: the run lost count")
     lost = sum(a.lost for a in done.values())
-    return Outcome(finished, pairs, scored, dict(sorted(quarantined.items())), lost, seconds, seconds_a_pair)
+    small = sum(0 < a.embedded < finished.config.batch_size for a in done.values())
+    swallowed = sum(a.swallowed for a in done.values())
+    return Outcome(finished, pairs, scored, dict(sorted(quarantined.items())), lost, seconds, seconds_a_pair, small, swallowed)

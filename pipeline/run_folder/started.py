@@ -34,17 +34,17 @@ class Started(NamedTuple):
             UserError: the corpus or a target has no shards where the configuration says.
         """
         config = self.config
-        corpus = shards.find(config.corpus.shards, "corpus.shards", config.corpus.root)
+        corpus = shards.find(config.corpus.shards, "corpus.shards", config.corpus.root, config.corpus.missing)
         beside = sidecar.find(corpus, config.corpus.sidecar, config.corpus.uid == "sidecar")
-        clean = {name: shards.find(pairs.shards, f"targets.{name}.shards") for name, pairs in config.targets.items()}
+        clean = {name: shards.find(p.shards, f"targets.{name}.shards", missing=p.missing) for name, p in config.targets.items()}
         return [
-            {"corpus": Dataset(config.run, features["corpus"], corpus, config.corpus.caption, sidecars=beside)}
+            {"corpus": Dataset(config.run, features["corpus"], corpus, config.corpus.reading, sidecars=beside)}
             | {
                 f"target {name}": Dataset(
                     storage.join(config.run, "targets", name),
                     features[f"target {name}"],
                     found,
-                    config.targets[name].caption,
+                    config.targets[name].reading,
                 )
                 for name, found in clean.items()
             }

@@ -62,6 +62,11 @@ class Accounting(NamedTuple):
     successes: int | None = None  # number of pairs in the shard's _stats.json, if there is one
     sidecar: list[str] | None = None  # etag and sha256 of the sidecar that holds the uids
     unusable: str = ""  # sha256 of the indices and reasons of its quarantined pairs; empty if there are none
+    without_uid: int = 0  # pairs that were read and have no uid; theirs is a hash of shard and key
+    other_uid: int = 0  # pairs that were read and whose uid is not 32 hex digits; theirs is that hash, too
+    other_uid_example: str = ""
+    swallowed: int = 0  # members in pairs that the first dot put under the key of another pair
+    remarks: dict[str, str] | None = None  # what is odd about the shard, by the kind of oddity
 
     @property
     def content(self) -> str:

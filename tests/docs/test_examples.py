@@ -40,7 +40,7 @@ def corpus_run(local_ray, tmp_path_factory):
 
 def test_a_corpus_is_scored_and_a_subset_of_it_written(corpus_run):
     folder, kept = corpus_run
-    assert len(np.load(folder / "run" / "subset.npy")) == len(set(kept)) > 500
+    assert len(np.load(folder / "run" / "subset.npy")) == kept > 500
 
 
 def test_the_readme_s_ways_in_run_as_they_stand(corpus_run, monkeypatch):

@@ -63,7 +63,8 @@ def test_a_wrong_caption_key_ends_the_run_with_the_reason_and_the_place(shards, 
 
 def test_what_fails_in_a_worker_is_one_line(shards, configure, local_ray, tmp_path, capfd):
     shutil.copytree(shards, tmp_path / "shards")
-    (tmp_path / "shards" / "00001_stats.json").write_text("")
-    with pytest.raises(RunError, match=r"^\S*/00001_stats\.json has no count of successes \(.*\); mend it, or remove it$"):
-        run(configure(tmp_path / "run", corpus={"shards": str(tmp_path / "shards")}))
+    table = pa.table({"key": ["elsewhere"], "uid": ["0" * 32]})
+    (tmp_path / "shards" / "00001.parquet").write_bytes(parquet_bytes(table))
+    with pytest.raises(RunError, match=r"^00001: no key of its \.parquet is in the tar, which has '\S+' last$"):
+        run(configure(tmp_path / "run", corpus={"shards": str(tmp_path / "shards"), "uid": "sidecar"}))
     assert "Traceback" not in capfd.readouterr().err

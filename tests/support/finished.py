@@ -15,7 +15,7 @@ from pipeline.corpus.shards import find
 from pipeline.corpus.tar import Contents, read_groups
 from pipeline.run_folder import tables
 from pipeline.run_folder.finished import LATEST, Checkpoint, Finished, write_finished
-from pipeline.sections import Embed
+from pipeline.sections import Embed, Reading
 
 MODEL = {"name": "local-dir:nowhere"}
 PREPROCESS = {"size": (8, 8), "mode": "RGB", "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
@@ -47,13 +47,13 @@ def write_scores(folder: Path, shards: dict[str, dict[str, list]]) -> Run:
     return run
 
 
-def write_run(folder: Path, corpus: str) -> Run:
-    """A run that has scored every pair of a corpus that can be read."""
+def write_run(folder: Path, corpus: str, caption: str = "txt") -> Run:
+    """A run that has scored every pair of a corpus that can be read, with its captions in some place."""
     columns = {}
     for shard in find(corpus):
         contents = Contents()
         file = io.BytesIO(storage.read_bytes(shard.source.url))
-        rules = ReadingRules(shard.name, "txt", Embed(), RESIZE)
+        rules = ReadingRules(shard.name, Reading(caption), Embed(), RESIZE)
         read = [read_pair(file, group, rules) for group in read_groups(file, contents)]
         good = [pair for pair in read if isinstance(pair, Pair)]
         columns[shard.name] = {name: [getattr(pair, name) for pair in good] for name in ("index", "key", "uid")}

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pipeline import storage
+from pipeline import sections, storage
 from pipeline.corpus.reasons import REASONS
 from pipeline.run_folder.tables import Accounting
 from pipeline.sections import Embed
@@ -26,9 +26,9 @@ class Reading(NamedTuple):
         return {q["key"]: q["reason"] for q in self.quarantined}
 
 
-def row_of(source: storage.Object, shard: str = "00000", caption: str = "txt", sidecar: storage.Object | None = None) -> dict:
+def row_of(source: storage.Object, shard: str = "00000", sidecar: storage.Object | None = None, **reading) -> dict:
     """What the driver asks a reading task to do."""
-    return ToRead(0, shard, source, caption, [], sidecar).to_row()
+    return ToRead(0, shard, source, sections.Reading(**reading), [], sidecar).to_row()
 
 
 def read_shard(url: str, limits: Embed | None = None, **options) -> Reading:

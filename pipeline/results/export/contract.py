@@ -6,7 +6,9 @@ it, given that every worker can import `my_package`.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+import pyarrow as pa
 
 from ecif.registry import Kind
 
@@ -50,6 +52,13 @@ class Writer(ABC, Kind):
     def close(self) -> int:
         """Write the object and return how many pairs are in it. An export fails if that is not how many were kept."""
 
+    def describe(self, rows: pa.Table) -> None:
+        """Write which pairs are in the object, beside it. Called after `close`; by default it does nothing.
+
+        Args:
+            rows: of the score table, with shard, index, key, uid and every column; one for each pair in the order of `add`.
+        """
+
     @classmethod
     def names(cls, shards: list[str]) -> list[str]:
         """The name below `out` of the object for each shard, by default the shard's own name.
@@ -60,13 +69,14 @@ class Writer(ABC, Kind):
         return [f"{shard}{cls.suffix}" for shard in shards]
 
     @classmethod
-    def finish(cls, out: str, sizes: dict[str, int], origin: dict[str, str]) -> str:
+    def finish(cls, out: str, sizes: dict[str, int], origin: dict[str, Any]) -> str:
         """Write what describes the export as a whole. Called once, on the driver, after every object is written.
 
         Args:
             out: folder of the export.
             sizes: number of pairs of each object, by its name below `out`.
-            origin: `run` and `subset`, as the user named them.
+            origin: `run` and `subset`, as the user named them; `model`, `loss` and `batch_size` of the run's
+                configuration.
 
         Returns:
             A command that uses the export, to show to the user; empty by default.

@@ -78,7 +78,7 @@ def _embed(model: Model, prompts: list[str]) -> NDArray[np.float16]:
 def _lines(url: str, what: str) -> list[str]:
     """The lines of a text file. The number of a line is the number of its class, so an empty line is an error."""
     try:
-        lines = [line.strip() for line in storage.read_bytes(url).decode().splitlines()]
+        lines = [line.strip() for line in storage.read_bytes(url).decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise UserError(f"{what}: {url} is not UTF-8") from None
     except Exception as error:  # noqa: BLE001  (each store has errors of its own)

@@ -10,8 +10,11 @@ import torch
 from ecif import towers
 from pipeline import storage
 from pipeline.corpus import sidecar
+from pipeline.corpus.captions import find_pairs
 from pipeline.corpus.pairs import Pair, Quarantined, ReadingRules, read_pair
+from pipeline.corpus.remarks import Seen, remarks
 from pipeline.corpus.tar import Contents, read_groups
+from pipeline.corpus.uids import UidCounter
 from pipeline.errors import RunError
 from pipeline.run_folder.tables import Accounting
 from pipeline.sections import Embed
@@ -50,12 +53,13 @@ class ReadParts:
     def _parts(self, asked: ToRead) -> Iterator[Part]:
         source = asked.source
         resize = towers.resize_transform(self.preprocess)
-        contents, pairs, in_pairs, number = Contents(), 0, 0, 0
+        contents, pairs, further, in_pairs, number = Contents(), 0, 0, 0, 0
         good: list[Pair] = []
         bad: list[Refused] = []
         position, key, joined = 0, "", False
         uids, of_uids = _uids(asked.uids)
-        rules = ReadingRules(asked.shard, asked.caption, self.limits, resize, asked.classes, uids)
+        rules, seen = ReadingRules(asked.shard, asked.reading, self.limits, resize, asked.classes, uids), Seen()
+        replaced = UidCounter(asked.shard)
 
         def part(size: int, accounting: Accounting | None = None) -> Part:
             return Part(asked.dataset, asked.shard, number, size, good, bad, bool(asked.classes), accounting)
@@ -63,19 +67,22 @@ class ReadParts:
         with storage.local_copy(source) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             file.seek(0)
-            for group in read_groups(file, contents):
+            groups = read_groups(file, contents, asked.reading.key)
+            for group in find_pairs(file, groups, asked.reading, self.limits):
                 if pairs and pairs % self.limits.part_size == 0:
-                    at = min(m.offset for m in group.members.values())
-                    yield part(at - position)
-                    position, number, good, bad = at, number + 1, [], []
+                    yield part(group.start - position)
+                    position, number, good, bad = group.start, number + 1, [], []
                 pairs += 1
+                further += group.caption > 0
                 in_pairs += group.count
                 key, joined = group.key, joined or (uids is not None and group.key in uids)
                 pair = read_pair(file, group, rules)
-                if contents.broken:  # the last group before the break may be incomplete
-                    pair = Quarantined(group.index, pair.key, pair.uid, "truncated_shard", contents.broken)
+                if group.broken:  # the group at which the tar breaks off may be incomplete
+                    pair = Quarantined(group.index, pair.key, pair.uid, "truncated_shard", group.broken)
+                seen.add(pair)
                 if isinstance(pair, Pair):
                     good.append(pair)
+                    replaced.add(pair.key, pair.replaced)
                 else:
                     bad.append(Refused("read", pair))
             storage.expect_unchanged(source)
@@ -84,6 +91,7 @@ class ReadParts:
         if contents.broken and not pairs:  # not a tar at all: count one pair, so that the shard is not taken for an empty one
             pairs = 1
             bad.append(Refused("read", Quarantined(0, "", "", "truncated_shard", contents.broken)))
+        successes, of_stats = sidecar.successes(source)
         accounting = Accounting(
             shard=asked.shard,
             size=source.size,
@@ -97,13 +105,18 @@ class ReadParts:
             quarantined={},
             parts=number + 1,
             broken=contents.broken,
-            successes=sidecar.successes(source),
+            successes=None if successes is None else successes + further,  # it counts images
             sidecar=of_uids,
+            swallowed=contents.swallowed,
+            remarks=remarks(contents, seen, asked.reading, of_stats) or None,
+            without_uid=replaced.without,
+            other_uid=replaced.other,
+            other_uid_example=replaced.example,
         )
         yield part(source.size - position, accounting)
 
 
-def _uids(listed: storage.Object | None) -> tuple[dict[str, str] | None, list[str] | None]:
+def _uids(listed: storage.Object | None) -> tuple[dict[str, str | None] | None, list[str] | None]:
     """The uids of a sidecar by key, and the etag and sha256 of the sidecar; (None, None) if uids are from the JSON."""
     if listed is None:
         return None, None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.corpus.pairs import Pair, Quarantined
 from pipeline.run_folder.tables import Accounting
+from pipeline.sections import Reading
 
 
 class ToRead(NamedTuple):
@@ -21,7 +22,7 @@ class ToRead(NamedTuple):
     dataset: int  # position among the datasets of the stage
     shard: str
     source: storage.Object
-    caption: str  # `txt`, a preset, or the JSON field that holds the caption
+    reading: Reading
     classes: list[str]  # of a labelled dataset, a caption for each class
     uids: storage.Object | None  # the sidecar that holds the uids; None if the JSON does
 
@@ -32,8 +33,9 @@ class ToRead(NamedTuple):
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "ToRead":
         """The inverse of `to_row`."""
-        dataset, shard, source, caption, classes, uids = json.loads(row["facts"])
-        return cls(dataset, shard, storage.Object(*source), caption, classes, storage.Object(*uids) if uids else None)
+        dataset, shard, source, reading, classes, uids = json.loads(row["facts"])
+        beside = storage.Object(*uids) if uids else None
+        return cls(dataset, shard, storage.Object(*source), Reading(*reading), classes, beside)
 
 
 class Refused(NamedTuple):

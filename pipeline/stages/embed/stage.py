@@ -21,6 +21,7 @@ from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.tables import Accounting
 from pipeline.sections import Embed, Model
 from pipeline.stages.embed.budget import Budget
+from pipeline.stages.embed.oddities import Oddities
 from pipeline.stages.embed.read import ReadParts
 from pipeline.stages.embed.rows import Embedded, Part, Refused, ToRead
 from pipeline.workers.cluster import Resources, device
@@ -45,19 +46,21 @@ def embed(
         RunError: a shard can't be read, more pairs are unusable than the budget allows, or counts do not add up.
     """
     budgets = [Budget(dataset, limits) for dataset in datasets]
+    oddities = [Oddities(dataset) for dataset in datasets]
     todo, total = list[ToRead](), 0
     for i, dataset in enumerate(datasets):
         done = dataset.forget_changed()
         total += sum(shard.source.size for shard in dataset.shards)
         for accounting in done.values():
+            oddities[i].note(accounting)
             budgets[i].spend(accounting)
         for shard in (shard for shard in dataset.shards if shard.name not in done):
             uids = dataset.uids_from(shard.name)
-            todo.append(ToRead(i, shard.name, shard.source, dataset.caption, dataset.classes, uids))
+            todo.append(ToRead(i, shard.name, shard.source, dataset.reading, dataset.classes, uids))
     seconds, pairs = 0.0, 0
     with Stage("embed", total, total - sum(asked.source.size for asked in todo)) as progress:
         if not todo:
-            _settle(budgets)
+            _settle(oddities, budgets)
             return None
         parts = (
             as_tasks([asked.to_row() for asked in todo])
@@ -79,14 +82,18 @@ def embed(
             finished = next((part.accounting for part in of_shard if part.accounting), None)
             if finished and len(of_shard) == finished.parts:
                 parts_of_shard = waiting.pop((part.dataset, part.shard))
-                budgets[part.dataset].spend(finish_shard(datasets[part.dataset], finished, parts_of_shard))
+                accounting = finish_shard(datasets[part.dataset], finished, parts_of_shard)
+                oddities[part.dataset].note(accounting)
+                budgets[part.dataset].spend(accounting)
     if waiting:
         raise RunError(f"embed: shards ended without all of their parts: {sorted(waiting)[:5]}")
-    _settle(budgets)
+    _settle(oddities, budgets)
     return seconds / max(1, pairs)
 
 
-def _settle(budgets: list[Budget]) -> None:
+def _settle(oddities: list[Oddities], budgets: list[Budget]) -> None:
+    for of_dataset in oddities:
+        of_dataset.settle()
     for budget in budgets:
         budget.settle()
 
@@ -102,11 +109,13 @@ def finish_shard(dataset: Dataset, accounting: Accounting, parts: list[Embedded]
     Raises:
         RunError: a pair or a member is not accounted for.
     """
-    refused = sorted((r for part in parts for r in part.refused), key=lambda r: (r.pair.index, r.pair.reason))
+    embedded = sum(part.pairs for part in parts)
+    alone = [_set_aside(dataset, accounting)] if dataset.batched and embedded == 1 else []
+    refused = sorted([*alone, *(r for part in parts for r in part.refused)], key=lambda r: (r.pair.index, r.pair.reason))
     reasons = dict(Counter[str](r.pair.reason for r in refused))
     listed = json.dumps([[r.pair.index, r.pair.reason] for r in refused])
     done = accounting._replace(
-        embedded=sum(part.pairs for part in parts),
+        embedded=embedded - len(alone),
         quarantined=reasons,
         unusable=hashlib.sha256(listed.encode()).hexdigest() if refused else "",
     )
@@ -126,6 +135,18 @@ def finish_shard(dataset: Dataset, accounting: Accounting, parts: list[Embedded]
             storage.delete(part)
     dataset.record(done)
     return done
+
+
+def _set_aside(dataset: Dataset, accounting: Accounting) -> Refused:
+    """Take the only usable pair of a shard out of its features: no other pair is there to contrast it with."""
+    for i in range(accounting.parts):
+        url = storage.join(dataset.features_folder(accounting.shard), tables.part_name(i))
+        table = tables.read_table(url)
+        if len(table):
+            index, key, uid = (table[name][0].as_py() for name in ("index", "key", "uid"))
+            storage.write_bytes(url, tables.parquet_bytes(table.slice(0, 0)))
+            return Refused("embed", Quarantined(index, key, uid, "alone_in_shard", "no other pair to contrast it with"))
+    raise RunError(f"{accounting.shard}: its only embedded pair is in none of its parts")
 
 
 class EmbedPart:

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from ecif import towers
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.corpus.captions import find_pairs
 from pipeline.corpus.pairs import Pair, ReadingRules, read_pair
 from pipeline.corpus.shards import Shard
 from pipeline.corpus.tar import Contents, read_groups
 from pipeline.errors import RunError
 from pipeline.run_folder import tables
 from pipeline.run_folder.dataset import Dataset
+from pipeline.sections import Reading
 
 DECODERS = 4  # threads of an actor; they decode a batch while another one is in the model
 
@@ -46,12 +48,12 @@ def accepted(dataset: Dataset, shard: Shard, parts: int) -> Members:
     return Members(shard, features.position, features.uid)
 
 
-def decode(batches: list[Members], caption: str, config: Config, preprocess: dict[str, Any]) -> Iterator[Decoded]:
+def decode(batches: list[Members], reading: Reading, config: Config, preprocess: dict[str, Any]) -> Iterator[Decoded]:
     """Decode batch after batch by the rules of `embed`. It holds a local copy of one shard and the pixels of two batches.
 
     Args:
         batches: each is within one shard. The batches of a shard follow each other.
-        caption: `txt`, or the JSON field that holds the caption.
+        reading: how members of the shards become pairs with captions.
         config: of the run. Its limits apply.
         preprocess: of the model.
 
@@ -59,15 +61,16 @@ def decode(batches: list[Members], caption: str, config: Config, preprocess: dic
         RunError: a pair is not what `embed` accepted, because its shard has changed since.
     """
     for shard, of_shard in groupby(batches, key=lambda batch: batch.shard):
-        yield from _decode(shard, list(of_shard), caption, config, towers.resize_transform(preprocess))
+        yield from _decode(shard, list(of_shard), reading, config, towers.resize_transform(preprocess))
 
 
-def _decode(shard: Shard, batches: list[Members], caption: str, config: Config, resize: Any) -> Iterator[Decoded]:
+def _decode(shard: Shard, batches: list[Members], reading: Reading, config: Config, resize: Any) -> Iterator[Decoded]:
     """Yield the batches of one shard. The next batch is decoded while the caller works on this one."""
     wanted = {i for batch in batches for i in batch.position.tolist()}
     with storage.local_copy(shard.source, storage.ATTEMPTS) as file, ThreadPoolExecutor(DECODERS) as pool:
-        rules = ReadingRules(shard.name, caption, config.embed, resize)
-        members = {group.index: group for group in read_groups(file, Contents()) if group.index in wanted}
+        rules = ReadingRules(shard.name, reading, config.embed, resize)
+        groups = find_pairs(file, read_groups(file, Contents(), reading.key), reading, config.embed)
+        members = {group.index: group for group in groups if group.index in wanted}
 
         def read(index: int, uid: str) -> Pair:
             with open(file.name, "rb") as own:  # threads share `file`, and each needs a position of its own

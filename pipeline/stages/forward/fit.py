@@ -10,6 +10,7 @@ from pipeline.config import Config
 from pipeline.errors import RunError
 from pipeline.run_folder import tensors
 from pipeline.run_folder.dataset import Dataset
+from pipeline.sections import Reading
 from pipeline.stages.forward.decode import Members
 from pipeline.stages.forward.model import Batches, ForwardModel, sample_batches
 from pipeline.workers.progress import Stage
@@ -31,19 +32,19 @@ def fit_parameters(run: Run, corpus: Dataset) -> None:
     def make() -> FittedParameters:
         with Stage("forward fit", 1) as progress:
             task: Any = ray.remote(**run.resources.actor, max_retries=2)(_fit)
-            found = ray.get(task.remote(sample_batches(corpus, run.config), corpus.caption, run.config))
+            found = ray.get(task.remote(sample_batches(corpus, run.config), corpus.reading, run.config))
             progress.advance(1)
         return found
 
     tensors.once(run.artifacts.url("parameters"), FittedParameters, make)
 
 
-def _fit(sample: list[Members], caption: str, config: Config) -> FittedParameters:
+def _fit(sample: list[Members], reading: Reading, config: Config) -> FittedParameters:
     model = ForwardModel(config, None)
     parameters = fit(
         model.logits,
         model.parameters,
-        Batches(model, model.read(sample, caption)),
+        Batches(model, model.read(sample, reading)),
         batch_size=config.batch_size,
         epochs=config.scoring.epochs,
         learning_rate=config.scoring.learning_rate,

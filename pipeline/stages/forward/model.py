@@ -13,6 +13,7 @@ from pipeline.corpus.batches import batches_of
 from pipeline.errors import UserError
 from pipeline.run_folder.contents import sampled
 from pipeline.run_folder.dataset import Dataset
+from pipeline.sections import Reading
 from pipeline.stages.forward.decode import Decoded, Members, accepted, decode
 from pipeline.workers.cluster import device
 
@@ -58,9 +59,9 @@ class ForwardModel:
         pixels = torch.tensor(decoded.pixels).to(self.device)
         return towers.normalised(pixels, self.preprocess), self.tokenizer(decoded.captions).to(self.device)
 
-    def read(self, batches: list[Members], caption: str) -> list[Decoded]:
+    def read(self, batches: list[Members], reading: Reading) -> list[Decoded]:
         """Decode batches to keep in memory. As uint8 they take a quarter of the memory of float32."""
-        return list(decode(batches, caption, self.config, self.preprocess))
+        return list(decode(batches, reading, self.config, self.preprocess))
 
 
 def sample_batches(corpus: Dataset, config: Config) -> list[Members]:

@@ -50,7 +50,7 @@ class ForwardScoreShard:
         urls = {target: artifacts.url(f"forward_directions/{target}") for target in config.targets}
         self.moves = {t: tensors.load(u, ForwardDirection).direction.to(self.model.device) for t, u in urls.items()}
         self.shards = {shard.name: shard for shard in corpus.shards}
-        self.config, self.artifacts, self.caption, self.batches = config, artifacts, corpus.caption, batches_of(config)
+        self.config, self.artifacts, self.reading, self.batches = config, artifacts, corpus.reading, batches_of(config)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Score and write the missing tables of one shard; returns what the driver counts."""
@@ -71,7 +71,7 @@ class ForwardScoreShard:
         model, moves = self.model, torch.stack([self.moves[target] for target in targets])
         influence = np.empty((len(moves), 2, len(pairs.uid)), np.float32)
         rows = [batch.numpy() for batch in self.batches.of(pairs.shard.name, len(pairs.uid))]
-        decoded = decode([pairs.take(r) for r in rows], self.caption, self.config, model.preprocess)
+        decoded = decode([pairs.take(r) for r in rows], self.reading, self.config, model.preprocess)
         for at, batch in zip(rows, decoded, strict=True):
             parts = scores(model.logits, model.parameters, model.batch(batch), moves, loss_of(self.config))
             influence[:, 0, at], influence[:, 1, at] = (part.cpu().numpy() for part in parts)

@@ -19,6 +19,7 @@ from pipeline.config import Config
 from pipeline.errors import RunError
 from pipeline.run_folder import tensors
 from pipeline.run_folder.dataset import Dataset
+from pipeline.sections import Reading
 from pipeline.stages.forward.decode import Decoded, Members, accepted
 from pipeline.stages.forward.fit import FittedParameters
 from pipeline.stages.forward.model import Batches, ForwardModel, sample_batches
@@ -90,7 +91,7 @@ def _solve(
     with Stage("forward solve", len(targets) * (1 + LANCZOS_STEPS + settings.iterations)) as progress:
         # The gradients come before the actors start: both need the CPUs.
         gradients = torch.from_numpy(np.stack([_gradient_of(run, fitted, t, clean[t.name], progress) for t in targets]))
-        with SliceActors(_Slices, (fitted, corpus.caption, run.config), sample, run.resources) as pool:
+        with SliceActors(_Slices, (fitted, corpus.reading, run.config), sample, run.resources) as pool:
 
             def product(vectors: Tensor) -> Tensor:
                 """H vectors, [k, P] -> [k, P], summed over the slices in their order."""
@@ -119,14 +120,14 @@ def _gradient_of(run: Run, fitted: list[Tensor] | None, target: TargetFeatures, 
     members = [accepted(dataset, shard, done[shard.name].parts) for shard in dataset.shards if done[shard.name].embedded]
     rows = [batch.numpy() for batch in target.question(run.config).batches]
     task: Any = ray.remote(**run.resources.actor, max_retries=2)(_gradient)
-    found = ray.get(task.remote(fitted, members, dataset.caption, rows, run.config))
+    found = ray.get(task.remote(fitted, members, dataset.reading, rows, run.config))
     progress.advance(1)
     return found
 
 
-def _gradient(fitted: list[Tensor] | None, members: list[Members], caption: str, rows: list[Any], config: Config) -> Any:
+def _gradient(fitted: list[Tensor] | None, members: list[Members], reading: Reading, rows: list[Any], config: Config) -> Any:
     model = ForwardModel(config, fitted)
-    shards = model.read(members, caption)
+    shards = model.read(members, reading)
     pixels, captions = np.concatenate([s.pixels for s in shards]), [text for s in shards for text in s.captions]
     batches = [Decoded(pixels[r], [captions[i] for i in r]) for r in rows]
     return loss_gradient(model.logits, model.parameters, Batches(model, batches)).cpu().numpy()
@@ -135,9 +136,9 @@ def _gradient(fitted: list[Tensor] | None, members: list[Members], caption: str,
 class _Slices:
     """Actor: some slices of the sample, decoded once and kept as uint8."""
 
-    def __init__(self, fitted: list[Tensor] | None, caption: str, config: Config, slices: list[list[Members]]):
+    def __init__(self, fitted: list[Tensor] | None, reading: Reading, config: Config, slices: list[list[Members]]):
         self.model = ForwardModel(config, fitted)
-        self.slices = [self.model.read(batches, caption) for batches in slices]
+        self.slices = [self.model.read(batches, reading) for batches in slices]
 
     def products(self, at: int, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Gauss-Newton products [k, P] of one slice."""

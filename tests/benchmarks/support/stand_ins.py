@@ -22,7 +22,7 @@ from pipeline.run_folder.artifacts import Artifacts
 from pipeline.run_folder.contents import contents
 from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.tables import Accounting
-from pipeline.sections import Embed, Model
+from pipeline.sections import Embed, Model, Reading
 from pipeline.stages.embed import stage as stage
 from pipeline.stages.embed.rows import Embedded, Part, ToRead
 from pipeline.workers.cluster import Resources, session
@@ -135,7 +135,7 @@ def main(asked: Asked) -> Found:
     shards = [Shard(f"{i:06d}", storage.Object(f"none/{i:06d}.tar", 10_240, f"10240-{i}")) for i in range(asked.shards)]
     with session(None) as resources:
         threading.Thread(target=look, daemon=True).start()
-        seconds = stages(Dataset(asked.run, "0" * 16, shards, "txt"), asked, resources)
+        seconds = stages(Dataset(asked.run, "0" * 16, shards, Reading()), asked, resources)
         end.set()
     took = time.perf_counter() - then
     parts = asked.shards * asked.parts

@@ -54,6 +54,28 @@ def test_a_half_is_dealt_into_batches_and_a_small_last_one_joins_the_one_before_
     assert [[len(rows) for rows in half] for half in question.halves] == sizes
 
 
+@pytest.mark.parametrize("image", [torch.arange(60) // 5, torch.arange(60) % 12, torch.arange(60) // 4])
+def test_captions_of_an_image_share_a_half_and_no_batch(image):
+    question = deal("a", of_size(len(image)), 8, 0, image)
+    halves = [torch.cat(half) for half in question.halves]
+    assert sorted(torch.cat(halves).tolist()) == list(range(len(image)))
+    assert not set(image[halves[0]].tolist()) & set(image[halves[1]].tolist())
+    assert all(len(rows) > 1 and len(image[rows].unique()) == len(rows) for rows in question.batches)
+
+
+@pytest.mark.parametrize("image", [None, torch.arange(23), 100 - torch.arange(23)])
+def test_images_with_one_caption_each_are_dealt_as_pairs(image):
+    dealt = [rows.tolist() for rows in deal("a", of_size(23), 5, 0, image).batches]
+    assert dealt == [rows.tolist() for rows in ask().batches]
+
+
+@pytest.mark.parametrize("image", [torch.zeros(9), torch.arange(9) % 3])
+def test_few_images_with_many_captions_can_still_be_asked(image):
+    question = deal("a", of_size(9), 5, 0, image.long())
+    assert all(len(rows) > 1 for rows in question.batches)
+    assert sorted(torch.cat(question.batches).tolist()) == list(range(9))
+
+
 def test_a_deal_depends_on_name_and_seed_alone():
     dealt = lambda question: [rows.tolist() for rows in question.batches]  # noqa: E731
     assert dealt(ask()) == dealt(ask(LOSSES["retrieval margin"]))

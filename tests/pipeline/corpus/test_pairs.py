@@ -11,10 +11,11 @@ from webdataset.autodecode import imagehandler as decoder
 
 from ecif.towers import resize_transform
 from pipeline.corpus.captions import MAX_CAPTION, PRESETS
-from pipeline.corpus.pairs import Pair, Quarantined, ReadingRules, identity, read_pair
+from pipeline.corpus.pairs import Pair, Quarantined, ReadingRules, read_pair
 from pipeline.corpus.reasons import REASONS, Reason
 from pipeline.corpus.tar import Contents, read_groups
-from pipeline.sections import Embed
+from pipeline.corpus.uids import uid_of
+from pipeline.sections import Embed, Reading
 from tests.support.tars import bomb, image, pair, tar_bytes
 
 RESIZE = resize_transform(
@@ -45,7 +46,11 @@ CLASSES = [f"a photo of a {name}." for name in ("cat", "dog", "axolotl")]
 def read(members, caption="txt", limits=LIMITS, resize=RESIZE, cut=None, shard="00000", classes=()):
     data = tar_bytes(members)
     return [
-        read_pair(io.BytesIO(data[:cut]), group, ReadingRules(shard, caption, limits, resize, classes))
+        read_pair(
+            io.BytesIO(data[:cut]),
+            group,
+            ReadingRules(shard, Reading(caption), limits, resize, classes),
+        )
         for group in read_groups(io.BytesIO(data), Contents())
     ]
 
@@ -106,10 +111,25 @@ def test_a_pair_is_refused_for_its_reason(members, caption, reason):
     assert outcome.reason == reason
     assert len(outcome.detail.encode()) <= 2000  # and both can be written to a table: nothing that UTF-8 can't say
     assert outcome.key.encode()
+    assert " at 0x" not in outcome.detail  # the address of an object: another one in each run
+
+
+@pytest.mark.parametrize(
+    ("data", "detail"),
+    [
+        (b"", "empty, not JPEG, PNG or WebP"),
+        (b"<html>404</html>", "HTML, not JPEG, PNG or WebP"),
+        (image("GIF"), "GIF, not JPEG, PNG or WebP"),
+        (b"\x89PNG\r\n\x1a\n" + b"IEND" * 9, "PNG: UnidentifiedImageError: cannot identify image file"),
+    ],
+)
+def test_what_is_no_image_is_said_in_the_same_words_each_time(data, detail):
+    (outcome,) = read([("0.jpg", data), TEXT])
+    assert (outcome.reason, outcome.detail) == ("undecodable_image", detail)
 
 
 def test_every_reason_has_its_example():
-    elsewhere = {"bad_label", "truncated_shard", "non_finite_features"}  # below, and where features are made
+    elsewhere = {"bad_label", "truncated_shard", "non_finite_features", "alone_in_shard"}  # below, and in other modules
     assert {case.values[2] for case in REFUSED} | elsewhere == set(REASONS) == set(get_args(Reason))
 
 
@@ -216,7 +236,7 @@ def test_the_caption_is_what_the_configured_place_says():
     assert [read(members, place)[0].caption for place in ("txt", "caption", "TEXT")] == ["  née\n", "from JSON", "in capitals"]
 
 
-@pytest.mark.parametrize(("label", "written"), [(0, b"0"), (2, b"2\n"), (1, b" 01 ")])
+@pytest.mark.parametrize(("label", "written"), [(0, b"0"), (2, b"2\n"), (1, b" 01 "), (1, b"\xef\xbb\xbf1\r\n")])
 def test_a_classification_pair_is_captioned_by_its_class(label, written):
     """The layout of clip_benchmark's WebDatasets: an image and a class index."""
     (outcome,) = read([PIXELS, ("0.cls", written)], classes=CLASSES)
@@ -234,15 +254,16 @@ def test_a_label_that_is_no_class_is_refused(written):
     assert too_large[0].reason == "too_large_member"
 
 
-def test_identity_is_the_uid_of_the_json():
-    assert identity("00000", "0", {"uid": UID}) == UID
-    assert read([PIXELS, TEXT, fields(uid=UID)])[0].uid == UID
+def test_the_uid_is_that_of_the_json():
+    (found,) = read([PIXELS, TEXT, fields(uid=UID)])
+    assert (found.uid, found.replaced) == (UID, None)
     assert read([TEXT, fields(uid=UID)])[0].uid == UID  # a refused pair can be found again too
 
 
-@pytest.mark.parametrize("uid", [None, 7, "", UID.upper(), UID[:-1], UID + "0", UID + "\n", " " + UID[1:], "x" * 32])
-def test_identity_is_otherwise_a_hash_of_shard_and_key(uid):
-    assert identity("00000", "0", {"uid": uid}) == identity("00000", "0", {}) == "611af6d833e57864f39588ec99d1ae4a"
+def test_a_uid_that_is_none_is_replaced_and_that_is_kept():
+    made_up = uid_of("00000", "0", None).text
+    assert [(p.uid, p.replaced) for p in read([PIXELS, TEXT, fields(uid=7)])] == [(made_up, "7")]
+    assert [(p.uid, p.replaced) for p in read([PIXELS, TEXT])] == [(made_up, "")]
 
 
 def test_equal_keys_of_different_shards_are_different_pairs():
@@ -283,7 +304,8 @@ def test_uids_of_a_sidecar_replace_those_of_the_json():
     data = tar_bytes([PIXELS, TEXT, fields(uid=UID), *pair("1", uid=UID)])
     uids = {"0": "f" * 32, "1": "no uid"}
     first, second = (
-        read_pair(io.BytesIO(data), group, ReadingRules("00000", "txt", LIMITS, RESIZE, uids=uids))
+        read_pair(io.BytesIO(data), group, ReadingRules("00000", Reading(), LIMITS, RESIZE, uids=uids))
         for group in read_groups(io.BytesIO(data), Contents())
     )
-    assert (first.uid, second.uid) == ("f" * 32, identity("00000", "1", {}))
+    assert (first.uid, second.uid) == ("f" * 32, uid_of("00000", "1", None).text)
+    assert (first.replaced, second.replaced) == (None, "no uid")

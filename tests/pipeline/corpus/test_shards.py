@@ -6,8 +6,9 @@ import pytest
 
 from pipeline import storage
 from pipeline.corpus.shards import find
+from pipeline.corpus.sidecar import successes
 from pipeline.errors import UserError
-from tests.support.tars import pair, write_tar
+from tests.support.tars import pair, tar_bytes, write_tar
 
 
 @pytest.fixture
@@ -148,6 +149,103 @@ def test_links_are_followed_to_the_shards(corpus):
         write_tar(corpus / "a" / "00000.tar", pair("0", caption=f"the same for {pattern}"))
         after = find(f"{corpus}/{pattern}".replace("{{", "{").replace("}}", "}"))
         assert [x == y for x, y in zip(before, after, strict=True)] == [False, True]
+
+
+NAMES = [
+    "set [v2]",
+    "[ab]",
+    "a*b",
+    "a?b",
+    "{0..1}",
+    "{x",
+    "back\\slash",
+    "a#b",
+    "a+b=c",
+    "50%",
+    "a%20b",
+    "$HOME",
+    "ä ö",
+    "[!x]",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("store", ["local", "s3"])
+def test_a_path_that_exists_is_that_path(tmp_path, request, store, name):
+    if store == "s3" and "\\" in name:
+        pytest.skip("this server takes a backslash for a slash")
+    base = str(tmp_path) if store == "local" else f"s3://{request.getfixturevalue('s3')}/names"
+    for shard in ("00000", "00001"):
+        storage.write_bytes(f"{base}/{name}/{shard}.tar", tar_bytes(pair("0")))
+    storage.write_bytes(f"{base}/other/00000.tar", tar_bytes(pair("0")))  # which no such name is a pattern for
+    for pattern, names in {
+        f"{base}/{name}": ["00000", "00001"],
+        f"{base}/{name}/": ["00000", "00001"],
+        f"{base}/{name}/00001.tar": ["00001"],
+        f"{base}/{name}/*1.tar": ["00001"],
+        f"{base}/{name}/0000[01].tar": ["00000", "00001"],
+        f"{base}/{name}/{{00000..00001}}.tar": ["00000", "00001"],
+    }.items():
+        found = find(pattern)
+        assert [shard.name for shard in found] == names, pattern
+        assert [shard.source.url for shard in found] == [f"{base}/{name}/{shard}.tar" for shard in names]
+
+
+def test_a_tar_that_has_the_name_of_a_pattern_is_that_tar(corpus):
+    for name in ("{00000,00002}", "0000?", "[0]"):
+        write_tar(corpus / "a" / f"{name}.tar", pair("0"))
+        assert places(corpus, [f"a/{name}.tar"]) == {name: f"a/{name}.tar"}
+
+
+def test_a_file_without_a_suffix_is_a_shard_when_it_is_named(corpus):
+    write_tar(corpus / "a" / "part", pair("0"))
+    assert places(corpus, ["a/part"]) == {"part": "a/part"}
+
+
+def test_suffixes_in_capitals_are_shards_and_what_macos_leaves_beside_them_is_none(corpus):
+    write_tar(corpus / "b" / "00007.TAR", pair("0"))
+    (corpus / "b" / "._00000.tar").write_bytes(b"resource fork")
+    assert list(places(corpus, ["b"])) == ["00000", "00007", "more/00001"]
+    (corpus / "b" / "00007_stats.json").write_text('{"successes": 7}')
+    assert successes(find(f"{corpus}/b/00007.TAR")[0].source) == (7, "")
+    assert list(places(corpus, ["b/*"])) == ["00000", "00007"]
+
+
+@pytest.mark.parametrize("store", ["local", "s3"])
+def test_gaps_of_a_brace_pattern_are_said_or_left_out(corpus, request, capsys, store):
+    base = f"{corpus}/a"
+    if store == "s3":
+        base = f"s3://{request.getfixturevalue('s3')}/gaps"
+        for name in ("00000", "00002", "00010"):
+            storage.write_bytes(f"{base}/{name}.tar", tar_bytes(pair("0")))
+    gaps = ", ".join(f"{base}/0000{i}.tar" for i in (1, 3, 4, 5, 6))
+    with pytest.raises(UserError) as caught:
+        find(f"{base}/{{00000..00010}}.tar", "targets.clean.shards")
+    asked = "targets.clean.missing: skip leaves out what is not there"
+    assert str(caught.value) == f"targets.clean.shards: no shard or folder {gaps}, ... (8 of 11); {asked}"
+    found = find(f"{base}/{{00000..00010}}.tar", missing="skip")
+    assert [shard.name for shard in found] == ["00000", "00002", "00010"]
+    assert f"corpus.shards: no shard or folder {gaps}, ... (8 of 11): left out" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"no \.tar shards at"):
+        find(f"{base}/{{00003..00005}}.tar", missing="skip")
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".tar.zst", ".TAR.BZ2", ".tar.xz"])
+def test_compressed_tars_are_refused_wherever_they_are(corpus, suffix):
+    (corpus / "a" / f"00003{suffix}").write_bytes(b"compressed")
+    (corpus / "only").mkdir()
+    (corpus / "only" / f"00000{suffix}").write_bytes(b"compressed")
+    for pattern, said in {
+        "a": "1 of 4 tars are compressed, such as",
+        "a/*": "1 of 4 tars are compressed, such as",
+        "only": "is a compressed tar; decompress it first",
+        "only/*": "is a compressed tar; decompress it first",
+        f"a/00003{suffix}": "is a compressed tar; decompress it first",
+    }.items():
+        with pytest.raises(UserError, match=said) as caught:
+            places(corpus, [pattern])
+        assert suffix in str(caught.value)
+    assert list(places(corpus, ["a/*.tar"])) == ["00000", "00002", "00010"]  # who names the others does not mean it
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ import tarfile
 
 import pytest
 
+from pipeline.corpus import tar
 from pipeline.corpus.tar import BLOCK, Contents, Group, read_groups, read_member
 from tests.support.tars import header, image, pair, tar_bytes
 
 
-def read(data: bytes, file: type[io.BytesIO] = io.BytesIO) -> tuple[list[Group], Contents]:
+def read(data: bytes, file: type[io.BytesIO] = io.BytesIO, key_rule: str = "first_dot") -> tuple[list[Group], Contents]:
     contents = Contents()
-    return list(read_groups(file(data), contents)), contents
+    return list(read_groups(file(data), contents, key_rule)), contents
 
 
 def shape(found: list[Group]) -> list[tuple[str, list[str]]]:
@@ -79,7 +80,7 @@ def test_members_that_belong_to_no_pair_are_counted():
     others += [header("d/2.jpg", tarfile.FIFOTYPE), ("README", b"no suffix"), (".hidden.jpg", b"no name before the dot")]
     found, contents = read(tar_bytes([*others, *pair("d/0")]))
     assert shape(found) == [("d/0", ["png", "txt", "json"])]
-    assert contents == Contents(members=9, ignored=6)
+    assert contents == Contents(members=9, ignored=6, strays=2, stray="README")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,8 @@ def test_members_that_belong_to_no_pair_are_counted():
     [
         (["0.jpg", "0.txt", "0.jpg"], [True]),
         (["0.jpg", "0.JPG"], [True]),
-        (["0.jpg", "1.jpg", "0.txt"], [False, False, True]),
+        (["0.jpg", "0.txt", "1.jpg", "0.jpg", "0.txt"], [False, False, True]),
+        (["0.jpg", "0.txt", "1.jpg", "0.TXT"], [False, False, True]),
         (["0.jpg", "d/0.jpg"], [False, False]),
         (["0.jpg", "0.jpeg"], [False]),
     ],
@@ -96,6 +98,89 @@ def test_repeated_keys_and_suffixes_are_flagged(names, repeated):
     found, contents = read(tar_bytes([(name, b"") for name in names]))
     assert [group.repeated for group in found] == repeated
     assert contents.members == len(names)
+
+
+def names_of(found: list[Group]) -> list[tuple[str, list[str]]]:
+    return [(group.key, sorted(group.members)) for group in found]
+
+
+ORDERS = {
+    "by suffix": lambda names: sorted(names, key=lambda name: name.rpartition(".")[2]),
+    "backwards": lambda names: names[::-1],
+    "shuffled": lambda names: random.Random(0).sample(names, len(names)),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_members_of_a_key_are_put_together_wherever_they_are(order):
+    names = [f"{i:03d}.{suffix}" for i in range(50) for suffix in ("jpg", "json", "txt")]
+    found, contents = read(tar_bytes([(name, b"") for name in ORDERS[order](names)]))
+    assert sorted(names_of(found)) == [(f"{i:03d}", ["jpg", "json", "txt"]) for i in range(50)]
+    assert [group.index for group in found] == list(range(50))
+    assert not any(group.repeated for group in found)
+    assert contents.members == 150
+    assert bool(contents.scattered) == (order != "backwards")
+    starts = [group.start for group in found]
+    assert starts == sorted(starts)
+
+
+def test_a_tar_that_is_written_twice_in_any_order_has_each_key_twice():
+    names = ["0.jpg", "1.jpg", "0.txt", "1.txt"] * 2
+    found = read(tar_bytes([(name, b"") for name in names]))[0]
+    assert names_of(found) == [(key, ["jpg", "txt"]) for key in "0101"]
+    assert [group.repeated for group in found] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 7, 100])
+def test_neighbours_stay_together_however_few_headers_are_held(monkeypatch, window):
+    data = tar_bytes([(f"{i}.{suffix}", b"") for i in range(20) for suffix in ("jpg", "txt", "json")])
+    whole = read(data)
+    monkeypatch.setattr(tar, "WINDOW", window)
+    assert read(data) == whole
+
+
+def test_what_is_too_far_apart_is_counted_and_never_a_second_pair(monkeypatch):
+    monkeypatch.setattr(tar, "WINDOW", 10)
+    names = [f"{i}.{suffix}" for suffix in ("jpg", "txt") for i in range(12)]
+    found, contents = read(tar_bytes([(name, b"") for name in names]))
+    assert contents.members == sum(group.count for group in found) == 24
+    assert contents.apart == sum(group.repeated for group in found) > 0
+
+
+def test_only_the_group_at_which_a_scattered_tar_breaks_off_is_in_doubt():
+    data = tar_bytes([(f"{i}.{suffix}", b"x" * 600) for suffix in ("jpg", "txt") for i in range(3)])
+    with tarfile.open(fileobj=io.BytesIO(data)) as whole:
+        cut = whole.getmembers()[4].offset_data + 100
+    found, contents = read(data[:cut])
+    assert [bool(group.broken) for group in found] == [False, True, False]
+    assert contents.broken == found[1].broken
+
+
+def test_at_the_last_dot_a_key_may_have_dots():
+    names = ["v1.0/img.v2.jpg", "v1.0/img.v2.TXT", "v1.0/img.jpg", "v1.0/img.txt", "a..jpg", "b.tar/c.txt"]
+    others = ["._img.jpg", "__MACOSX/._img.jpg", ".DS_Store", ".jpg", "d/.txt", "README"]
+    found, contents = read(tar_bytes([(name, b"") for name in names + others]), key_rule="last_dot")
+    assert names_of(found) == [
+        ("v1.0/img.v2", ["jpg", "txt"]),
+        ("v1.0/img", ["jpg", "txt"]),
+        ("a.", ["jpg"]),
+        ("b.tar/c", ["txt"]),
+    ]
+    assert (contents.members, contents.ignored, contents.swallowed) == (12, 6, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "swallowed", "example"),
+    [
+        (["photo.jpg", "photo.txt", "photo.1.jpg", "photo.1.txt", "photo.1.json"], 3, "photo.1"),
+        ([f"d/scan.{i:04d}.{suffix}" for i in range(5) for suffix in ("PNG", "json")], 10, "d/scan.0000"),
+        (["img.v2.jpg", "img.v2.cls"], 2, "img.v2"),
+        (["a.jpg", "a.txt", "a.seg.png", "a.caption.txt", "a.0.txt", "a.depth.npy", "v1.0/b.jpg", "v1.0/b.txt"], 0, ""),
+    ],
+)
+def test_pairs_that_the_first_dot_puts_under_another_key_are_counted(names, swallowed, example):
+    contents = read(tar_bytes([(name, b"") for name in names]))[1]
+    assert (contents.swallowed, contents.swallowed_key) == (swallowed, example)
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -175,7 +260,7 @@ def test_an_extension_header_that_is_too_large_is_not_read(kind, size):
 def test_extension_headers_of_extension_headers_end_the_reading():
     found, contents = read(extension(tarfile.GNUTYPE_LONGNAME, b"x\0") * 2000 + SMALL)
     assert not found
-    assert "recursion" in contents.broken
+    assert "extension headers of extension headers" in contents.broken
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"<html>Access Denied</html>" * 100, image(size=(64, 64)), bytes(BLOCK)])

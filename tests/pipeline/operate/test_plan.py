@@ -17,6 +17,7 @@ from pipeline.operate import plan as estimate
 from pipeline.operate.plan import plan, size
 from pipeline.run_folder.artifacts import KINDS
 from pipeline.run_folder.tables import Accounting, json_bytes
+from pipeline.sections import Embed, Reading
 from tests.support.tars import pair, tar_bytes
 
 EMBEDDED = Path(str(files("jobs.demo") / "corpus"))
@@ -43,11 +44,40 @@ def test_without_stats_pairs_are_counted_in_the_beginning_of_some_shards(tmp_pat
     data = tar_bytes([m for i in range(100) for m in pair(f"{i:03d}", f"caption {i}", n=i)])
     storage.write_bytes(str(tmp_path / "0.tar"), data)
     shard = Shard("0", storage.describe(str(tmp_path / "0.tar")))
-    assert estimate.count_pairs(shard) == (100, len(data))
+    assert estimate.count_pairs(shard, Reading(), Embed()) == (100, len(data), [])
     monkeypatch.setattr(estimate, "HEAD", len(data) // 3)
-    pairs, count = estimate.count_pairs(shard)
+    pairs, count, _ = estimate.count_pairs(shard, Reading(), Embed())
     assert 25 < pairs < 40
     assert pairs * len(data) / count == pytest.approx(100, rel=0.1)
+
+
+def test_what_is_odd_about_a_shard_is_said_before_a_run(tmp_path, tiny_model, capsys):
+    members = [m for i in range(9) for m in pair(f"scan.{i}")]
+    storage.write_bytes(str(tmp_path / "corpus" / "0.tar"), tar_bytes(members))
+    storage.write_bytes(str(tmp_path / "corpus" / "1.tar"), tar_bytes(sorted(pair("0") + pair("1"), key=lambda m: m[0][-3:])))
+    storage.write_bytes(str(tmp_path / "corpus" / "1_stats.json"), b"[]")
+    plan(configure(tmp_path, tiny_model, tmp_path / "corpus"))
+    lines = [line.removeprefix(f"{tmp_path}/corpus/") for line in capsys.readouterr().err.splitlines()]
+    assert [line[:35] for line in lines] == [
+        "0.tar: 27 members are swallowed by ",
+        "1.tar: its _stats.json has no numbe",
+        "1.tar: 4 members are not next to ot",
+    ]
+
+
+@pytest.mark.parametrize("folder", ["", "s3"])
+def test_a_shard_without_bytes_is_no_pair_on_any_storage(tmp_path, s3, folder):
+    url = f"s3://{s3}/none/0.tar" if folder else str(tmp_path / "0.tar")
+    storage.write_bytes(url, b"")
+    assert estimate.count_pairs(Shard("0", storage.describe(url)), Reading(), Embed()) == (0, 0, [])
+
+
+def test_each_caption_that_is_a_pair_is_counted(tmp_path):
+    storage.write_bytes(str(tmp_path / "0.tar"), tar_bytes([m for i in range(9) for m in pair(str(i), "one\ntwo\nthree")]))
+    storage.write_bytes(str(tmp_path / "0_stats.json"), b'{"successes": 9}')
+    shard = Shard("0", storage.describe(str(tmp_path / "0.tar")))
+    counts = [estimate.count_pairs(shard, Reading(pick=pick), Embed()).pairs for pick in (None, "first", "all")]
+    assert counts == [9, 9, 27]
 
 
 def test_what_is_done_is_not_estimated(tmp_path, tiny_model):

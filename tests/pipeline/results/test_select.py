@@ -1,20 +1,29 @@
 """Exactly the best share is selected, and a subset file is what DataComp takes."""
 
-import io
 import math
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline import storage
-from pipeline.errors import UserError
-from pipeline.results.select import SUBSET, chosen_filter, read_subset, select, write_subset
+from pipeline.corpus.uids import pack, unpack
+from pipeline.errors import RunError, UserError
+from pipeline.results import select as selecting
+from pipeline.results.select import SUBSET, chosen_filter, unambiguous_uids, write_keys
 from pipeline.run_folder.finished import open_run
 from tests.support.finished import finish, write_scores
-from tests.support.tars import npy
 
 UIDS = [f"{i:032x}" for i in range(10)]
+
+
+def select(scores: pa.Table, by: str, keep: float) -> list[str]:
+    """The uids that are kept, in the order of the pairs."""
+    return unpack(selecting.select([scores], by, keep).uids)
+
+
+def write_subset(url: str, uids: list[str]) -> None:
+    selecting.write_subset(url, pack(uids))
 
 
 def table(scores: list[float | None], by: str = "clip_score", uids: list[str] = UIDS, good: str = "high") -> pa.Table:
@@ -31,27 +40,26 @@ def test_exactly_the_rounded_share_is_kept(pairs, keep, count):
 
 
 def test_the_schema_says_which_end_is_good():
-    assert select(table([-3, 5, math.inf, -1], "score", good="high"), "score", 0.5) == [UIDS[2], UIDS[1]]
-    assert select(table([-3, 5, -math.inf, -1], "score", good="low"), "score", 0.5) == [UIDS[2], UIDS[0]]
+    assert select(table([-3, 5, math.inf, -1], "score", good="high"), "score", 0.5) == [UIDS[1], UIDS[2]]
+    assert select(table([-3, 5, -math.inf, -1], "score", good="low"), "score", 0.5) == [UIDS[0], UIDS[2]]
 
 
 def test_of_a_column_that_does_not_say_so_high_is_good():
     plain = pa.table({"uid": UIDS[:4], "sidecar_width": [3, 1, 4, 2]})
-    assert select(plain, "sidecar_width", 0.5) == [UIDS[2], UIDS[0]]
+    assert select(plain, "sidecar_width", 0.5) == [UIDS[0], UIDS[2]]
 
 
 @pytest.mark.parametrize("good", ["high", "low"])
 def test_ties_are_broken_by_uid_whatever_the_order_of_the_rows(good):
     for uids in (UIDS, UIDS[::-1]):
-        assert select(table([1.0] * 10, "score", uids, good), "score", 0.3) == UIDS[:3]
+        assert sorted(select(table([1.0] * 10, "score", uids, good), "score", 0.3)) == UIDS[:3]
 
 
 def test_the_order_of_the_rows_does_not_matter():
     rows = table([3, 1, 1, 2, math.nan, 1, 0, 2, 2, 1])
     for seed in range(5):
-        assert select(rows.take(np.random.default_rng(seed).permutation(10)), "clip_score", 0.5) == [
-            UIDS[i] for i in (0, 3, 7, 8, 1)
-        ]
+        kept = select(rows.take(np.random.default_rng(seed).permutation(10)), "clip_score", 0.5)
+        assert sorted(kept) == [UIDS[i] for i in (0, 1, 3, 7, 8)]
 
 
 @pytest.mark.parametrize("good", ["high", "low"])
@@ -103,40 +111,50 @@ def test_datacomp_finds_every_uid_in_a_subset(tmp_path):
     assert [there(uid) for uid in uids] == [True, False] * 250
 
 
-def test_a_subset_comes_back_with_how_often_each_uid_is_in_it(tmp_path):
-    for uids in ([UIDS[3], UIDS[1], UIDS[3], UIDS[3]], [], ["f" * 32]):
-        write_subset(str(tmp_path / "s.npy"), uids)
-        assert read_subset(str(tmp_path / "s.npy")) == {uid: uids.count(uid) for uid in uids}
+TWICE = [UIDS[0], UIDS[1], UIDS[0], UIDS[2], UIDS[1], UIDS[3]]  # the uids of six pairs
 
 
-def npz() -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, np.zeros(3, SUBSET))
-    return buffer.getvalue()
+def test_of_pairs_with_one_uid_those_are_kept_that_are_best():
+    scores = pa.table({"uid": TWICE, "score": [6.0, 1.0, 2.0, 5.0, 4.0, 3.0]})
+    selected = selecting.select([scores.slice(0, 2), scores.slice(2)], "score", 0.5)
+    assert selected.kept.tolist() == [True, False, False, True, True, False]
+    with pytest.raises(UserError, match=f"2 uids belong to pairs that are kept and to pairs that are not, such as {UIDS[0]}"):
+        unambiguous_uids(selected)
 
 
-@pytest.mark.parametrize(
-    ("data", "says"),
-    [
-        (b"", "is no .npy file"),
-        (b"uid\n0\n", "is no .npy file"),
-        (npz(), "is no .npy file"),
-        (npy(np.zeros(9, SUBSET))[:-1], "is no .npy file"),
-        (npy(np.array([None])), "is no .npy file"),
-        (npy(np.zeros(3)), "holds float64"),
-        (npy(np.zeros(3, "u8")), "holds uint64"),
-        (npy(np.zeros(3, "<i8,<i8")), "a DataComp subset holds"),
-    ],
-)
-def test_another_file_is_no_subset(tmp_path, data, says):
-    storage.write_bytes(str(tmp_path / "s.npy"), data)
-    with pytest.raises(UserError, match=says):
-        read_subset(str(tmp_path / "s.npy"))
+def test_a_uid_whose_pairs_are_all_kept_is_in_the_subset_once():
+    scores = pa.table({"uid": TWICE, "score": [6.0, 1.0, 5.0, 4.0, 2.0, 3.0]})
+    assert unpack(unambiguous_uids(selecting.select([scores], "score", 0.5))) == [UIDS[0], UIDS[2]]
+    assert unpack(unambiguous_uids(selecting.select([scores], "score", 0.01))) == []
 
 
-def test_a_subset_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="no subset"):
-        read_subset(str(tmp_path / "s.npy"))
+def test_ties_of_pairs_with_one_uid_go_by_their_order():
+    scores = pa.table({"uid": [UIDS[1], *[UIDS[0]] * 4], "score": [1.0] * 5})
+    assert selecting.select([scores], "score", 0.4).kept.tolist() == [False, True, True, False, False]
+
+
+def test_keys_are_those_of_the_kept_pairs(tmp_path, monkeypatch):
+    shards = {name: {"uid": TWICE, "index": [0, 1, 3, 4, 5, 7], "score": np.arange(6) + i} for i, name in enumerate("ba")}
+    run = open_run(write_scores(tmp_path, shards).folder)
+    selected = selecting.select((part for _, part in run.of_shards(["uid", "score"])), "score", 0.5)
+    for rows in (1, 100):
+        monkeypatch.setattr(selecting, "ROW_GROUP", rows)
+        write_keys(str(tmp_path / "keys.parquet"), run, selected)
+        written = pq.read_table(tmp_path / "keys.parquet").to_pydict()
+        assert written["shard"] == ["a"] * 4 + ["b"] * 2
+        assert written["index"] == [3, 4, 5, 7, 5, 7]
+        assert written["key"] == ["0002", "0003", "0004", "0005", "0004", "0005"]
+        assert written["uid"] == [TWICE[i] for i in (2, 3, 4, 5, 4, 5)]
+
+
+def test_keys_are_of_the_columns_that_were_selected_from(tmp_path):
+    run = open_run(write_scores(tmp_path, {"a": {"uid": UIDS[:3], "score": [1, 2, 3]}}).folder)
+    selected = selecting.select((part for _, part in run.of_shards(["uid", "score"])), "score", 0.5)
+    for uids in (UIDS[:2], UIDS[:4]):
+        write_scores(tmp_path, {"a": {"uid": uids, "score": range(len(uids))}})
+        with pytest.raises(RunError, match="its columns have changed meanwhile"):
+            write_keys(str(tmp_path / "keys.parquet"), run, selected)
+    assert not (tmp_path / "keys.parquet").exists()
 
 
 def filters(**keeps: float | None) -> dict[str, dict]:

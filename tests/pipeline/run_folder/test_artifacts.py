@@ -13,6 +13,7 @@ from ecif.losses import Clip
 from ecif.targets import RetrievalMargin
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.inputs import as_dataset
 from pipeline.run_folder.artifacts import KINDS, Artifacts, fingerprint, instances
 from pipeline.run_folder.contents import find_artifacts
 from pipeline.sections import Model
@@ -48,6 +49,12 @@ KEYS_OF_HEADS = [
     ("embed.max_member_bytes", 1000, f"{FEATURES} {EVERYTHING}"),
     ("embed.part_size", 7, f"{FEATURES} {EVERYTHING}"),
     ("corpus.caption", "laion", f"features {EVERYTHING}"),
+    ("corpus.caption", {"field": "txt", "pick": None}, NOTHING),  # what `txt` is short for
+    ("corpus.caption", {"field": "txt", "pick": "first"}, f"features {EVERYTHING}"),
+    ("corpus.caption", {"field": "txt", "pick": "all"}, f"features {EVERYTHING}"),
+    ("corpus.key", "first_dot", NOTHING),  # what it is by default
+    ("corpus.key", "last_dot", f"features {EVERYTHING}"),
+    ("corpus.missing", "skip", NOTHING),  # the shards that are there matter
     ("corpus.root", "/", NOTHING),  # the shards' names matter, and not how they came to have them
     ("corpus.sidecar", ["width"], "scores"),
     ("targets.b.caption", "laion", f"features/b {OF_B} column/normsim_2_b misalignment scores"),
@@ -257,6 +264,12 @@ def test_a_kind_is_made_of_kinds_before_it_and_reads_keys_that_exist():
         for key in what.reads:
             section, _, last = key.partition(".")
             assert hasattr(getattr(config, section), last) if last else hasattr(config, section)
+
+
+def test_keys_that_came_later_leave_the_names_of_features_at_their_defaults():
+    config = Config.model_validate(changed(HEADS, "corpus.caption", "laion"))
+    found = as_dataset("run", config.corpus, [], ["made by"]).fingerprint
+    assert found == fingerprint([KINDS["features"].version], ["made by"], "laion", [])
 
 
 @pytest.mark.parametrize(

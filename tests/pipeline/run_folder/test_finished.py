@@ -1,11 +1,13 @@
 """A folder opens as the run that finished last in it, or says in one line why not."""
 
+import pyarrow as pa
 import pytest
 
 from pipeline import storage
 from pipeline.errors import RunError, UserError
 from pipeline.run_folder import tables
-from pipeline.run_folder.finished import Checkpoint, open_run
+from pipeline.run_folder.finished import Checkpoint, Finished, count_uids, open_run, write_finished
+from pipeline.run_folder.tables import Accounting
 from tests.support.finished import finish, write_scores
 
 UIDS = [f"{i:032x}" for i in range(4)]
@@ -60,3 +62,31 @@ def test_columns_that_are_gone_are_said_to_be(tmp_path):
         storage.delete(item.url)
     with pytest.raises(UserError, match="holds no columns: the same `ecif run` writes them"):
         run.scores()
+
+
+def accounting(shard: str, **uids) -> Accounting:
+    """Of a shard with two embedded pairs."""
+    return Accounting(shard, 1, "", "", 6, 6, 0, 2, 2, {}, 1, None, **uids)
+
+
+def test_what_is_known_about_uids_is_counted_once_and_recorded(tmp_path, monkeypatch):
+    shards = {"00000": {"uid": [UIDS[0], UIDS[1]]}, "a/00001": {"uid": [UIDS[2], UIDS[0]]}}
+    run = open_run(write_scores(tmp_path, shards).folder)
+    odd = {"without_uid": 1, "other_uid": 1, "other_uid_example": "'7' (a/00001, 0)"}
+    done = {"00000": accounting("00000"), "a/00001": accounting("a/00001", **odd)}
+    found = count_uids(run, done)
+    assert found == (4, 1, 1, "'7' (a/00001, 0)", 2, UIDS[0])
+    write_finished(run._replace(uids=found))
+    assert open_run(str(tmp_path)).uids == found
+    monkeypatch.setattr(Finished, "of_shards", None)
+    assert count_uids(run, done) == found, "of the same columns"
+    with pytest.raises(TypeError):
+        count_uids(run._replace(id="other columns"), done)
+
+
+def test_columns_of_one_name_and_several_types_are_read_together(tmp_path):
+    run = open_run(write_scores(tmp_path, SHARDS).folder)
+    for item, values in zip(storage.listing(run.table, ".parquet"), ([1, 2], [0.5, None]), strict=True):
+        table = tables.read_table(item.url)
+        storage.write_bytes(item.url, tables.parquet_bytes(table.append_column("sidecar_n", pa.array(values))))
+    assert run.scores(["sidecar_n"])["sidecar_n"].to_pylist() == [1, 2, 0.5, None]

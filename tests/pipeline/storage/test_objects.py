@@ -38,6 +38,19 @@ def test_what_is_written_is_read_listed_and_described(base):
     assert [item.size for item in storage.glob(storage.join(base, "d/*.json"))] == [2]
 
 
+def test_an_object_without_bytes_has_a_start_and_an_end(base, s3):
+    for folder in (base, f"s3://{s3}/empty"):
+        for data in (b"", b"abc"):
+            url = storage.join(folder, f"{len(data)}")
+            storage.write_bytes(url, data)
+            for count in (1, 100):
+                assert storage.read_start(url, count) == data[:count]
+                assert storage.read_end(url, count) == data[-count:]
+            assert storage.read_end(url, None) == data
+        with pytest.raises(FileNotFoundError):
+            storage.read_start(storage.join(folder, "none"), 1)
+
+
 def test_writing_again_replaces(base):
     url = storage.join(base, "a")
     for data in (b"long before", b"short", b""):

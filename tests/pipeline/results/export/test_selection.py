@@ -2,36 +2,65 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
+from pipeline.corpus.uids import pack
 from pipeline.errors import RunError, UserError
 from pipeline.results.export import export
-from pipeline.results.select import write_subset
+from pipeline.results.select import Selected, write_keys, write_subset
+from pipeline.run_folder.finished import open_run
 from tests.support.exports import SELECTED, SHARDS, UID, make_corpus, write_selected
-from tests.support.finished import write_run
+from tests.support.finished import Run, write_run
 from tests.support.tars import pair, read_tar, write_tar
 
 
-def test_a_uid_that_the_corpus_holds_twice_is_one_pair_its_first(tmp_path, local_ray):
+@pytest.fixture
+def twice(tmp_path, local_ray) -> Run:
+    """A run of two shards with the same keys and one uid."""
     for name in ("00000", "00001"):
-        write_tar(tmp_path / "corpus" / f"{name}.tar", [*pair("0", name), *pair("1", name, uid=UID)])
-    run = write_run(tmp_path / "run", str(tmp_path / "corpus"))
-    write_subset(str(tmp_path / "s.npy"), [UID, UID, run.uids["00001", "0"]])
-    done = export(run.folder, str(tmp_path / "s.npy"), str(tmp_path / "out"))
-    assert (done.shards, done.pairs) == (2, 3)
-    written = [[m for m in read_tar(tmp_path / "out" / f"0000{i}.tar") if m[0].endswith(".txt")] for i in range(2)]
-    assert written == [[("1.txt", b"00000"), ("1-1.txt", b"00000")], [("0.txt", b"00001")]]
+        write_tar(tmp_path / "corpus" / f"{name}.tar", [*pair("0", name), *pair("1", f"{name} again", uid=UID)])
+    return write_run(tmp_path / "run", str(tmp_path / "corpus"))
+
+
+def captions(out) -> list[list[str]]:
+    """The captions of each exported shard."""
+    return [[data.decode() for name, data in read_tar(path) if name.endswith(".txt")] for path in sorted(out.glob("*.tar"))]
+
+
+def test_a_uid_of_a_subset_is_every_pair_that_has_it_as_for_datacomp(twice, tmp_path, capsys):
+    write_subset(str(tmp_path / "s.npy"), pack([UID, UID, twice.uids["00001", "0"]]))
+    done = export(twice.folder, str(tmp_path / "s.npy"), str(tmp_path / "out"))
+    assert (done.shards, done.pairs) == (2, 5)
+    assert captions(tmp_path / "out") == [["00000 again"] * 2, ["00001", *["00001 again"] * 2]]
+    assert f"1 uids of {tmp_path}/s.npy belong to several pairs each, such as {UID}" in capsys.readouterr().err
+
+
+def test_of_pairs_with_one_uid_exactly_those_are_exported_that_were_selected(twice, tmp_path):
+    finished = open_run(twice.folder)
+    write_keys(str(tmp_path / "keys.parquet"), finished, Selected(np.empty(4, "S16"), np.array([True, False, False, True])))
+    done = export(twice.folder, str(tmp_path / "keys.parquet"), str(tmp_path / "out"))
+    assert (done.shards, done.pairs) == (2, 2)
+    assert captions(tmp_path / "out") == [["00000"], ["00001 again"]]
+
+
+def test_pairs_whose_caption_trainers_do_not_find_are_counted(tmp_path, local_ray):
+    members = [m for m in [*pair("0", title="a"), *pair("1", title="b")] if m[0] != "1.txt"]
+    write_tar(tmp_path / "corpus" / "00000.tar", members)
+    run = write_run(tmp_path / "run", str(tmp_path / "corpus"), "title")
+    done = export(run.folder, write_selected(run, tmp_path, Counter(list(run.uids))), str(tmp_path / "out"))
+    assert (done.pairs, done.without_txt) == (2, 1)
 
 
 def test_uids_that_the_run_does_not_know_are_named(run, tmp_path):
-    write_subset(str(tmp_path / "s.npy"), [UID, "f" * 32, "e" * 32])
-    with pytest.raises(UserError, match=f"2 uids of the subset are not in the run, such as {'e' * 32}"):
+    write_subset(str(tmp_path / "s.npy"), pack([UID, "f" * 32, "e" * 32]))
+    with pytest.raises(UserError, match=f"2 pairs of the subset are not in the run, such as {'e' * 32}"):
         export(run.folder, str(tmp_path / "s.npy"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_nothing_to_export(run, tmp_path):
-    write_subset(str(tmp_path / "s.npy"), [])
+    write_subset(str(tmp_path / "s.npy"), pack([]))
     with pytest.raises(UserError, match="empty"):
         export(run.folder, str(tmp_path / "s.npy"), str(tmp_path / "out"))
     with pytest.raises(UserError, match="no subset"):

@@ -7,7 +7,7 @@ from pipeline.errors import RunError
 from pipeline.inputs import as_dataset, made_by
 from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.tables import Accounting
-from pipeline.sections import Embed
+from pipeline.sections import Embed, Reading
 from pipeline.stages.embed.budget import ENOUGH, Budget
 
 
@@ -17,7 +17,7 @@ def shard(name="a/0", pairs=100, successes=None, **quarantined) -> Accounting:
 
 
 def budget(**limits) -> Budget:
-    return Budget(Dataset("run", "id", [], "txt"), Embed(**limits))
+    return Budget(Dataset("run", "id", [], Reading()), Embed(**limits))
 
 
 def test_the_share_of_the_run_is_judged_at_its_end():

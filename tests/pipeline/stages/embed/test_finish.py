@@ -1,13 +1,15 @@
 """What is written last of a shard, and what later stages take it to be a function of."""
 
+import numpy as np
 import pytest
 
 from pipeline import storage
-from pipeline.corpus.pairs import Quarantined
+from pipeline.corpus.pairs import Pair, Quarantined
 from pipeline.corpus.shards import Shard
 from pipeline.errors import RunError
 from pipeline.run_folder.dataset import Dataset
-from pipeline.run_folder.tables import Accounting, part_name, read_table
+from pipeline.run_folder.tables import Accounting, features_table, parquet_bytes, part_name, read_features, read_table
+from pipeline.sections import Reading
 from pipeline.stages.embed.rows import Embedded, Refused
 from pipeline.stages.embed.stage import finish_shard
 
@@ -24,9 +26,9 @@ def part(count: int, bad: list[tuple[int, str]]) -> Embedded:
 
 def finished(folder, bad: list[tuple[int, str]], parts: int = 1) -> Accounting:
     """Of a shard of four pairs, some of them quarantined."""
-    dataset = Dataset(str(folder), "fingerprint", [SHARD], "txt")
+    dataset = Dataset(str(folder), "fingerprint", [SHARD], Reading())
     done = finish_shard(dataset, READ._replace(parts=parts), [part(4 - len(bad), bad)])
-    assert dataset.accounting() == Dataset(str(folder), "fingerprint", [SHARD], "txt").accounting() == {"00000": done}
+    assert dataset.accounting() == Dataset(str(folder), "fingerprint", [SHARD], Reading()).accounting() == {"00000": done}
     return done
 
 
@@ -44,7 +46,7 @@ def test_the_content_is_of_the_pairs_that_can_be_used_and_of_which_they_are(tmp_
 
 
 def test_the_parts_of_a_shard_are_counted_together_in_whatever_order_they_come(tmp_path):
-    dataset = Dataset(str(tmp_path), "fingerprint", [SHARD], "txt")
+    dataset = Dataset(str(tmp_path), "fingerprint", [SHARD], Reading())
     parts = [part(1, [(2, "bad_json")]), part(0, [(0, "non_finite_features"), (1, "bad_json")])]
     both = [finish_shard(dataset, READ._replace(parts=2), order) for order in (parts, parts[::-1])]
     assert both[0] == both[1]
@@ -67,7 +69,7 @@ def test_a_shard_that_was_mended_has_an_empty_quarantine_table_and_one_without_b
 
 @pytest.mark.parametrize(("wrong", "said"), [({"pairs": 5}, "5 pairs, 4 embedded"), ({"ignored": 1}, "8 members, 8 in pairs")])
 def test_a_shard_whose_counts_do_not_add_up_is_not_done(tmp_path, wrong, said):
-    dataset = Dataset(str(tmp_path), "fingerprint", [SHARD], "txt")
+    dataset = Dataset(str(tmp_path), "fingerprint", [SHARD], Reading())
     with pytest.raises(RunError, match=said):
         finish_shard(dataset, READ._replace(**wrong), [part(4, [])])
     assert not list(tmp_path.iterdir())
@@ -80,3 +82,23 @@ def test_parts_of_what_the_shard_was_before_are_gone(tmp_path, parts):
         storage.write_bytes(str(folder / part_name(i)), b"part")
     finished(tmp_path, [], parts)
     assert sorted(path.name for path in folder.iterdir()) == [part_name(i) for i in range(parts)]
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_the_only_usable_pair_of_a_shard_of_the_corpus_is_quarantined(tmp_path, batched):
+    dataset = Dataset(str(tmp_path), "fingerprint", [SHARD], "txt")
+    dataset.batched = batched
+    one = Pair(3, "key", "f" * 32, "a caption", np.zeros((3, 1, 1), np.uint8))
+    for i, pairs in enumerate(([], [one])):
+        features = np.ones((len(pairs), 2), np.float16)
+        url = f"{dataset.features_folder('00000')}/{part_name(i)}"
+        storage.write_bytes(url, parquet_bytes(features_table(pairs, features, features)))
+    parts = [part(0, [(0, "bad_json"), (1, "bad_json")]), part(1, [(2, "bad_json")])]
+    done = finish_shard(dataset, READ._replace(parts=2), parts)
+    if not batched:
+        assert (done.embedded, done.quarantined) == (1, {"bad_json": 3})
+        return
+    assert (done.embedded, done.quarantined) == (0, {"bad_json": 3, "alone_in_shard": 1})
+    row = read_table(dataset.quarantine_url("00000")).to_pylist()[-1]
+    assert (row["index"], row["key"], row["uid"], row["reason"]) == (3, "key", "f" * 32, "alone_in_shard")
+    assert read_features(dataset.features_folder("00000"), 2).uid == []

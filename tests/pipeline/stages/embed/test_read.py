@@ -1,5 +1,6 @@
 """The reader: a shard in, its parts out, every member and pair counted, a failed read begun anew."""
 
+import codecs
 import json
 import os
 import tarfile
@@ -134,12 +135,25 @@ def test_what_img2dataset_counted_is_compared(tmp_path, successes, lost):
     assert (accounting.successes, accounting.lost) == (successes, lost)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"successes": "many"}', '{"successes": null}', "[" * 100_000, "\ufffe"])
-def test_a_count_that_says_nothing_is_an_error(tmp_path, text):
+VALUES = ["null", "NaN", "Infinity", "-1", "1.5", "true", "[3]", "{}", '"3"', '"many"', "9" * 5000]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "3", "NaN", "[" * 100_000, "\ufffe", *VALUES])
+def test_a_count_that_says_nothing_counts_as_absent_and_is_said(tmp_path, text):
     url = str(write_tar(tmp_path / "0.tar", pair("0")))
-    (tmp_path / "0_stats.json").write_text(text)
-    with pytest.raises(RunError, match=r"0_stats\.json has no count of successes .*; mend it, or remove it"):
-        read_shard(url)
+    (tmp_path / "0_stats.json").write_text(f'{{"successes": {text}}}' if text in VALUES else text)
+    accounting = read_shard(url).accounting
+    assert (accounting.successes, accounting.lost) == (None, 0)
+    assert accounting.remarks["stats"].startswith("its _stats.json ")
+
+
+@pytest.mark.parametrize("count", ["3", "3.0"])
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+def test_a_count_is_read_as_editors_and_spreadsheets_write_it(tmp_path, mark, count):
+    url = str(write_tar(tmp_path / "0.tar", pair("0")))
+    (tmp_path / "0_stats.json").write_bytes(mark + b'{"successes": %s}' % count.encode())
+    accounting = read_shard(url).accounting
+    assert (accounting.successes, accounting.remarks) == (3, None)
 
 
 def test_uids_are_those_of_the_sidecar_where_they_are_asked_for(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from pipeline import storage
 from pipeline.corpus.pairs import Pair, Quarantined
 from pipeline.run_folder.tables import Accounting
+from pipeline.sections import Reading
 from pipeline.stages.embed.rows import Embedded, Part, Refused, ToRead
 
 SOURCE = storage.Object("s3://bucket/é/00000.tar", 2**40, "etag", 1.5)
@@ -28,7 +29,7 @@ def pairs(count: int, label: int | None) -> list[Pair]:
 @pytest.mark.parametrize("uids", [None, storage.Object("s3://bucket/00000.parquet", 7, "etag")])
 @pytest.mark.parametrize("classes", [[], ["a cat", "a dog"]])
 def test_what_is_to_be_read(uids, classes):
-    asked = ToRead(1, "a/00000", SOURCE, "laion", classes, uids)
+    asked = ToRead(1, "a/00000", SOURCE, Reading("laion", "first", "last_dot"), classes, uids)
     assert ToRead.from_row(asked.to_row()) == asked
     assert asked.to_row()["size"] == SOURCE.size
 

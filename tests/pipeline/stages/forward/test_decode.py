@@ -13,7 +13,9 @@ from pipeline.corpus.pairs import Pair, ReadingRules, read_pair
 from pipeline.corpus.shards import find
 from pipeline.corpus.tar import Contents, read_groups
 from pipeline.errors import RunError
+from pipeline.sections import Reading
 from pipeline.stages.forward.decode import Members, decode
+from tests.support.reading import read_shard
 from tests.support.tars import image, pair, write_tar
 
 PREPROCESS = {"size": (32, 32), "mode": "RGB", "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
@@ -29,7 +31,7 @@ def config(tmp_path):
 def read(path: Path, config) -> list[Pair]:
     """The pairs that `embed`'s reader accepts."""
     resize, file = resize_transform(PREPROCESS), io.BytesIO(path.read_bytes())
-    rules = ReadingRules(path.stem, "txt", config.embed, resize)
+    rules = ReadingRules(path.stem, Reading(), config.embed, resize)
     everything = [read_pair(file, group, rules) for group in read_groups(file, Contents())]
     return [p for p in everything if isinstance(p, Pair)]
 
@@ -56,7 +58,7 @@ def test_batches_of_several_shards_are_the_accepted_pairs_in_the_order_asked(tmp
             storage.write_bytes(places[member.shard.name], storage.read_bytes(member.shard.source.url))
         first, second = (m._replace(shard=s) for m, s in zip((first, second), find("memory://decode"), strict=True))
     batches = [first.take(np.array([2, 0])), first.take(np.array([1, 3])), second]
-    decoded = list(decode(batches, "txt", config, PREPROCESS))
+    decoded = list(decode(batches, Reading(), config, PREPROCESS))
     wanted = [[pairs["0"][i] for i in (2, 0)], [pairs["0"][i] for i in (1, 3)], pairs["1"]]
     assert [d.captions for d in decoded] == [[p.caption for p in w] for w in wanted]
     assert all(np.array_equal(d.pixels, np.stack([p.pixels for p in w])) for d, w in zip(decoded, wanted, strict=True))
@@ -70,13 +72,28 @@ def test_a_pair_that_is_not_what_was_embedded_ends_the_run(tmp_path, config):
         first._replace(uid=[*first.uid[:3], "0" * 32]),  # another one
     ):
         with pytest.raises(RunError, match="the shard has changed"):
-            list(decode([wrong], "txt", config, PREPROCESS))
+            list(decode([wrong], Reading(), config, PREPROCESS))
     with pytest.raises(OSError, match="bytes"):
         list(
             decode(
                 [first._replace(shard=first.shard._replace(source=first.shard.source._replace(size=1)))],
-                "txt",
+                Reading(),
                 config,
                 PREPROCESS,
             )
         )
+
+
+@pytest.mark.parametrize("reading", [Reading(key="last_dot"), Reading(pick="first"), Reading(pick="all")])
+def test_pairs_are_told_apart_as_embed_does_it(tmp_path, config, reading):
+    members = [m for i in range(4) for m in pair(f"scan.{i}", f"one of {i}\ntwo of {i}")]
+    if reading.key == "first_dot":
+        members = [(name.replace("scan.", ""), data) for name, data in members]
+    url = str(write_tar(tmp_path / "0.tar", sorted(members, key=lambda member: member[0][-3:])))
+    (shard,) = find(url)
+    known = read_shard(url, shard="0", **reading._asdict()).pairs
+    assert len(known) == (8 if reading.pick == "all" else 4)
+    wanted = [known[i] for i in (3, 0, 2)]
+    batch = Members(shard, np.array([p[0] for p in wanted]), [p[2] for p in wanted])
+    (decoded,) = decode([batch], reading, config, PREPROCESS)
+    assert decoded.captions == [p[3] for p in wanted]

@@ -49,6 +49,12 @@ KINDS = [
 ]
 
 
+def test_several_captions_of_an_image_are_no_wrong_ones():
+    image = np.arange(23) // 2
+    for rows in ask(TARGET._replace(image=image)).batches:
+        assert len(set(image[rows.numpy()])) == len(rows)
+
+
 @pytest.mark.parametrize(("settings", "kind", "options"), KINDS)
 def test_settings_say_what_is_asked(settings, kind, options):
     question = ask(**settings)
