@@ -2,5 +2,6 @@
 
 from ecif.towers.load import LoadedModel, load, load_uncut, weights_file
 from ecif.towers.split import Towers, normalised, resize_transform
+from ecif.towers.trained import activation
 
-__all__ = ["LoadedModel", "Towers", "load", "load_uncut", "normalised", "resize_transform", "weights_file"]
+__all__ = ["LoadedModel", "Towers", "activation", "load", "load_uncut", "normalised", "resize_transform", "weights_file"]
