@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ecif.checkpoint import wrappers
+from ecif.checkpoint.architectures import architectures_of
 from ecif.checkpoint.error import ModelError
 from ecif.checkpoint.formats import Content
 from ecif.checkpoint.wrappers import Found
@@ -147,8 +148,13 @@ def _check_names(content: Content, found: Found, name: str, wanted: dict[str, Te
     foreign = next(
         (f" (these are names of {what})" for start, what in FOREIGN.items() if any(k.startswith(start) for k in unexpected)), ""
     )
-    advice = "give the name of the architecture that it was trained with, or the weights of this one"
+    advice = _advice(tensors) if unexpected or shapes or kinds else "save the state_dict of the whole model"
     raise ModelError(f"{content.path} ({content.kind}{where}) does not fit {name}: {said}{foreign}; {advice}")
+
+
+def _advice(tensors: dict[str, Tensor]) -> str:
+    near = architectures_of(tensors)
+    return f"these look like weights of {' or '.join(near)}" if near else "name the architecture that they were trained as"
 
 
 def _is_coded(tensor: Tensor, wanted: Tensor) -> bool:

@@ -83,7 +83,7 @@ def load_uncut(
             force_quick_gelu=trained.quick_gelu,
             force_preprocess_cfg=trained.preprocess,
         )
-    notes = [*assumed, *files.load_into(model, content, name)]
+    notes = [*assumed, *files.load_into(model, content, name.replace(FOLDER, "the model_cfg of "))]
     prepared = open_clip.get_model_preprocess_cfg(model)
     _check_size(size, prepared["size"])
     architecture = config | ({"quick_gelu": True} if trained.quick_gelu else {})
@@ -127,6 +127,10 @@ def weights_file(name: str, checkpoint: str | None) -> Path:
     name = full_name(name)
     if checkpoint is None and not name.startswith(FOLDER):
         raise ModelError(f"model {name!r} needs a checkpoint: give model.checkpoint, or a local-dir: model folder")
+    if checkpoint is not None and "://" in checkpoint:
+        raise ModelError(
+            "the checkpoint is a URL: download it, and give its path; a run's configuration may have the URL itself"
+        )
     if checkpoint is not None:
         file = Path(checkpoint).expanduser()
         if file.is_dir():

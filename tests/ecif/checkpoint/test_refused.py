@@ -6,6 +6,7 @@ import tarfile
 import zipfile
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -160,3 +161,12 @@ def test_quantised_weights(tmp_path, weights):
 def test_a_file_that_may_not_be_read(tmp_path):
     with pytest.raises(ModelError, match="can't be read"):
         read(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["ViT-S-32", "ViT-B-32-256"])
+def test_weights_of_another_architecture_name_it(tmp_path, name):
+    config = open_clip.get_model_config(name)
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in open_clip.CLIP(**config).state_dict().items()}
+    torch.save({key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}, tmp_path / "other.pt")
+    assert why(tmp_path / "other.pt").endswith(f"these look like weights of {name}")
