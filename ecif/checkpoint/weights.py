@@ -73,7 +73,7 @@ def _find(model: Any, content: Content, name: str) -> Found:
         tensors = dict(content.tree) if isinstance(content.tree, dict) else {}
         for key in ("state_dict", "model"):
             tensors = tensors[key] if isinstance(tensors.get(key), dict) else tensors
-        tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+        tensors = {key: value for key, value in tensors.items() if isinstance(key, str) and isinstance(value, Tensor)}
         if not tensors:
             raise ModelError(f"{content.path} ({content.kind}) holds no tensors with names of {name}: save model.state_dict()")
         return Found("", tensors, [], [])
@@ -136,11 +136,16 @@ def _check_names(content: Content, found: Found, name: str, wanted: dict[str, Te
         if key in tensors and tensors[key].shape != wanted[key].shape
     ]
     kinds = [
-        f"{key} ({tensors[key].dtype})".replace("torch.", "")
+        f"{key} ({tensors[key].dtype}, {tensors[key].layout})".replace("torch.", "")
         for key in wanted
         if key in tensors and _is_coded(tensors[key], wanted[key])
     ]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes, "no floating-point numbers": kinds}
+    faults = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": shapes,
+        "not plain floating-point numbers": kinds,
+    }
     if not any(faults.values()):
         return
     said = "; ".join(f"{len(keys)} {what}: {_first(keys)}" for what, keys in faults.items() if keys)
@@ -154,12 +159,15 @@ def _check_names(content: Content, found: Found, name: str, wanted: dict[str, Te
 
 def _advice(tensors: dict[str, Tensor]) -> str:
     near = architectures_of(tensors)
-    return f"these look like weights of {' or '.join(near)}" if near else "name the architecture that they were trained as"
+    return (
+        f"these look like weights of {' or '.join(near)}" if near else "name the architecture that the weights were trained as"
+    )
 
 
 def _is_coded(tensor: Tensor, wanted: Tensor) -> bool:
-    """Whether weights are integers, as quantised ones are: they would load as large numbers."""
-    return wanted.is_floating_point() and not tensor.is_floating_point()
+    """Whether weights are no plain numbers: quantised to integers, which would load as large numbers, sparse, or left out."""
+    plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+    return not plain or (wanted.is_floating_point() and not tensor.is_floating_point())
 
 
 def _first(keys: list[str]) -> str:
@@ -167,11 +175,15 @@ def _first(keys: list[str]) -> str:
 
 
 def _check_values(content: Content, tensors: dict[str, Tensor]) -> None:
-    """Refuse weights that would give NaN. An overflow when they become float32 counts."""
+    """Refuse weights that would give NaN: not finite also when they become float32, or matrices of zeros only."""
     bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.float().isfinite().all()]
     if bad:
         what = f"{len(bad)} of {len(tensors)} tensors with NaN or infinity: {_first(bad)}"
         raise ModelError(f"{content.path} holds {what}; the training diverged, or the file is damaged: take an earlier one")
+    zeros = [key for key, tensor in tensors.items() if tensor.dim() > 1 and min(tensor.shape[:2]) > 1 and not tensor.any()]
+    if zeros:
+        what = f"{len(zeros)} of {len(tensors)} tensors with zeros only: {_first(zeros)}"
+        raise ModelError(f"{content.path} holds {what}; the file was not fetched to its end, or not trained: fetch it again")
     log_scale = float(tensors["logit_scale"].detach().float().reshape(-1)[0])
     scale = float(torch.tensor(log_scale).exp())
     if not math.isfinite(scale) or scale == 0:
@@ -186,8 +198,8 @@ def _notes(content: Content, found: Found) -> list[str]:
     if found.beside:
         beside = ", ".join(f"`{place}`" for place in found.beside)
         notes.append(f"{content.path}: the weights under `{found.place}` are taken, and not those under {beside}")
-    if found.left:
-        notes.append(f"{content.path}: {len(found.left)} tensors beside the weights are left out: {_first(found.left)}")
+    if left := [key for key in found.left if key not in NO_PARAMETERS]:
+        notes.append(f"{content.path}: {len(left)} tensors beside the weights are left out: {_first(left)}")
     return notes
 
 

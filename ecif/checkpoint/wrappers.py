@@ -89,12 +89,14 @@ def _prefixes(name: str, names: set[str]) -> Iterator[str]:
 
 
 def _dictionaries(tree: Any, path: list[str]) -> Iterator[tuple[list[str], dict[str, Tensor]]]:
-    """Every dictionary with tensors, and the keys that lead to it."""
-    if not isinstance(tree, dict) or len(path) > DEPTH:
+    """Every dictionary with tensors, and the keys or places in lists that lead to it."""
+    if len(path) > DEPTH:
         return
-    tensors = {name: value for name, value in tree.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    inside = dict(enumerate(tree)) if isinstance(tree, list | tuple) else tree
+    if not isinstance(inside, dict):
+        return
+    tensors = {name: value for name, value in inside.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if tensors:
         yield path, tensors
-    for key, value in tree.items():
-        if isinstance(key, str):
-            yield from _dictionaries(value, [*path, key])
+    for key, value in inside.items():
+        yield from _dictionaries(value, [*path, str(key)])

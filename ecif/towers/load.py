@@ -140,6 +140,8 @@ def weights_file(name: str, checkpoint: str | None) -> Path:
             if not name.startswith(FOLDER) and _has_tag(name, file.name):
                 hint = f"; nothing is downloaded: fetch the weights of {file.name}, and say model.pretrained_cfg: {file.name}"
             raise ModelError(f"model.checkpoint: no file {file}{hint}")
+        if not file.is_file():
+            raise ModelError(f"model.checkpoint: {file} is no regular file, but a pipe or a device")
         return file
     folder = Path(name.removeprefix(FOLDER)).expanduser()
     if not folder.is_dir():

@@ -153,9 +153,17 @@ def test_a_logit_scale_that_gives_no_finite_logits(tmp_path, weights, value, say
     assert says in why(tmp_path / "scale.pt")
 
 
+def test_a_download_that_reserved_its_space_and_was_not_finished(tmp_path, weights):
+    path = tmp_path / "sparse.safetensors"
+    save_file({key: value.contiguous() for key, value in weights.items()}, path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    assert re.search(rf"\d+ of {len(weights)} tensors with zeros only: ", why(path))
+
+
 def test_quantised_weights(tmp_path, weights):
     torch.save(weights | {"visual.proj": torch.zeros(64, 16, dtype=torch.int8)}, tmp_path / "int8.pt")
-    assert "1 no floating-point numbers: visual.proj (int8)" in why(tmp_path / "int8.pt")
+    assert "1 not plain floating-point numbers: visual.proj (int8, strided)" in why(tmp_path / "int8.pt")
 
 
 def test_a_file_that_may_not_be_read(tmp_path):

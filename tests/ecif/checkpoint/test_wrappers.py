@@ -63,6 +63,8 @@ FORMS = {
     "DeepSpeed": lambda w: {"module": w, "optimizer": None, "ds_version": "0.15"},
     "deep": lambda w: {"checkpoint": {"model": {"state_dict": prefixed("module.", w)}}},
     "any word": lambda w: {"my_clip": w, "step": 100},
+    "in a list": lambda w: (w, {"epoch": 1}),
+    "random states": lambda w: {"rng": np.random.get_state(), "torch": torch.get_rng_state(), "state_dict": w},
     "parameters": lambda w: {key: torch.nn.Parameter(value) for key, value in w.items()},
     "numpy scalar": lambda w: {"best": np.float64(0.7), "step": np.int64(3), "state_dict": w},
     "numpy array": lambda w: {"history": np.arange(5.0), "name": np.str_("run"), "state_dict": w},
