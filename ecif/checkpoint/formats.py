@@ -73,7 +73,7 @@ ALLOWED: dict[str, Any] = {
     **dict.fromkeys([f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata")], StandIn),
     **dict.fromkeys([f"omegaconf.nodes.{t}Node" for t in ("Any", "String", "Integer", "Float", "Boolean", "Path")], StandIn),
     **dict.fromkeys(["omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"], StandIn),
-    **dict.fromkeys(["torch.torch_version.TorchVersion", "torch.serialization.StorageType"], StandIn),
+    "torch.torch_version.TorchVersion": StandIn,
     "collections.defaultdict": _empty_dict,
     **dict.fromkeys(["lightning.fabric.utilities.data.AttributeDict", "lightning_fabric.utilities.data.AttributeDict"], dict),
     **dict.fromkeys(["pytorch_lightning.utilities.parsing.AttributeDict", "addict.addict.Dict", "yacs.config.CfgNode"], dict),

@@ -35,6 +35,19 @@ class LoadedModel(NamedTuple):
     notes: list[str]  # lines about what was taken from the file of weights where that is not obvious
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what open_clip logs, such as a warning that the weights are random before they are loaded."""
+    before, nothing = logging.root.manager.disable, logging.NullHandler()
+    logging.root.addHandler(nothing)  # or logging's functions install a handler of their own
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        logging.root.removeHandler(nothing)
+
+
 def load(
     name: str, checkpoint: str | None = None, pretrained_cfg: str | None = None, preprocess: Mapping[str, Any] | None = None
 ) -> Towers:
@@ -57,6 +70,7 @@ def load(
     return Towers(loaded.model, loaded.architecture, loaded.tokenizer, loaded.preprocess, loaded.notes)
 
 
+@_quiet()
 def load_uncut(
     name: str, checkpoint: str | None = None, pretrained_cfg: str | None = None, preprocess: Mapping[str, Any] | None = None
 ) -> LoadedModel:
@@ -75,7 +89,7 @@ def load_uncut(
     if not name.startswith(FOLDER):
         tag = pretrained_cfg or ("openai" if content.is_openai and _has_tag(name, "openai") else None)
         trained, assumed = how_trained(name, config, tag, said, content.is_training)
-    with _quiet(), _there(name, config["text_cfg"].get("hf_model_name")):
+    with _there(name, config["text_cfg"].get("hf_model_name")):
         model = open_clip.create_model(
             name,
             load_weights=False,
@@ -192,19 +206,6 @@ def _check_size(said: Any, size: Any) -> None:
     pair = lambda value: tuple(value) if isinstance(value, list | tuple) else (value, value)  # noqa: E731
     if said is not None and pair(said) != pair(size):
         raise ModelError(f"model.preprocess.size {said} is not the model's, {size}: leave it out")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without open_clip's warning that the weights are random: they are loaded next."""
-    before, nothing = logging.root.manager.disable, logging.NullHandler()
-    logging.root.addHandler(nothing)  # or logging's functions install a handler of their own
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-        logging.root.removeHandler(nothing)
 
 
 @contextmanager

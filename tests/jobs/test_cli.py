@@ -100,6 +100,13 @@ def test_a_model_that_cannot_be_had(ecif, model, line, corpus_of_one):
     assert line.format(here=Path.cwd()) in errors[0]
 
 
+def test_model_says_what_was_loaded(ecif, tiny_model):
+    code, errors, out = ecif("model", configure(model={"name": tiny_model}))
+    assert code == 0
+    assert [line.split("  ")[0] for line in out.splitlines()][:3] == ["architecture", "weights", "images"]
+    assert len(errors) == 1 and errors[0].startswith("self-check: a right pair does not score above the wrong ones")
+
+
 @pytest.fixture
 def corpus_of_one(tmp_path):
     (tmp_path / "one.tar").write_bytes(bytes(10240))
