@@ -15,7 +15,7 @@ from torch import nn
 from ecif import checkpoint as files
 from ecif.checkpoint import ModelError
 from ecif.towers.split import Towers
-from ecif.towers.trained import Trained, how_trained
+from ecif.towers.trained import KEYS, Trained, how_trained
 
 FOLDER = "local-dir:"
 CONFIG = "open_clip_config.json"
@@ -62,6 +62,9 @@ def load(
         preprocess: parts of open_clip's preprocessing that are known by themselves: `mean`, `std`, `interpolation`,
             `resize_mode`, `fill_color`.
 
+    Returns:
+        The model. Its `notes` are lines about what was assumed, or taken from the file where that is not obvious.
+
     Raises:
         ModelError: the name is unknown, the weights do not fit, or how they were trained can't be told. It is a ValueError.
         Exception: of open_clip or transformers, such as a tokenizer that is not on this machine.
@@ -80,13 +83,17 @@ def load_uncut(
     name, said = full_name(name), dict(preprocess or {})
     file = weights_file(name, checkpoint)
     config = _config(name)
+    if unknown := said.keys() - {*KEYS, "size", "mode"}:
+        raise ModelError(f"model.preprocess: no such key {sorted(unknown)[0]!r}: there are {', '.join(KEYS)}")
     size = said.pop("size", None)
     said.pop("mode", None)  # RGB, as every model's
     if name.startswith(FOLDER) and pretrained_cfg is not None:
         raise ModelError(f"model.pretrained_cfg: the folder {name.removeprefix(FOLDER)} says itself how it was trained")
     content = files.read(str(file))
     trained, assumed = Trained(said, bool(config.get("quick_gelu"))), list[str]()
-    if not name.startswith(FOLDER):
+    if name.startswith(FOLDER):
+        assumed += _of_folder(name, said)
+    else:
         tag = pretrained_cfg or ("openai" if content.is_openai and _has_tag(name, "openai") else None)
         trained, assumed = how_trained(name, config, tag, said, content.is_training)
     with _there(name, config["text_cfg"].get("hf_model_name")):
@@ -184,6 +191,14 @@ def _config(name: str) -> dict[str, Any]:
             f"model {name!r}: {file} is not open_clip's: it needs model_cfg with vision_cfg and text_cfg"
         ) from None
     return config
+
+
+def _of_folder(name: str, said: dict[str, Any]) -> list[str]:
+    """What a folder leaves open about its preprocessing."""
+    file = Path(name.removeprefix(FOLDER)) / CONFIG
+    if json.loads(file.read_text(encoding="utf-8")).get("preprocess_cfg") or said:
+        return []
+    return [f"{file} has no preprocess_cfg: images are prepared by open_clip's default; model.preprocess states another"]
 
 
 def _has_tag(name: str, tag: str) -> bool:

@@ -15,7 +15,7 @@ from ecif import towers
 from ecif.checkpoint import ModelError
 from ecif.heads import embed
 from ecif.towers.load import full_name
-from tests.support.small_models import TINY, tiny_clip
+from tests.support.small_models import TINY, tiny_clip, write_model
 
 CAPTIONS = ["a red square", "two cats"]
 TIMM = {"timm_model_pretrained": False, "timm_proj": "linear"}
@@ -176,6 +176,17 @@ def test_parts_of_a_preprocessing(register, tmp_path, tiny_model):
     with pytest.raises(ModelError, match=r"preprocess.size 64 is not the model's"):
         towers.load(name, file, "webli", {"size": 64})
     assert towers.load(tiny_model, preprocess={"resize_mode": "squash"}).preprocess["resize_mode"] == "squash"
+
+
+def test_a_folder_without_a_preprocessing_has_open_clips_default_and_says_so(tmp_path):
+    name = write_model(tmp_path / "m", copy.deepcopy(TINY))
+    (tmp_path / "m" / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
+    loaded = towers.load(name)
+    assert loaded.preprocess["mean"] == open_clip.OPENAI_DATASET_MEAN
+    assert "open_clip_config.json has no preprocess_cfg" in loaded.notes[0]
+    assert towers.load(name, preprocess={"mean": (0.5,) * 3}).notes == []
+    with pytest.raises(ModelError, match="no such key 'men': there are mean, std"):
+        towers.load(name, preprocess={"men": (0.5,) * 3})
 
 
 def test_tags_that_are_not_there(register, tmp_path, tiny_model):
