@@ -66,6 +66,18 @@ def plan(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML fil
 
 
 @app.command()
+def model(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see `ecif config`")]) -> None:
+    """What a run would load as its model, and whether it tells drawn images apart."""
+    from pipeline.operate.model import describe
+
+    for one in Config.from_yaml(config).model.each():
+        described = describe(one)
+        typer.echo("\n".join(f"{fact:<15} {text}" for fact, text in described.facts.items()))
+        if described.warning:
+            say(described.warning)
+
+
+@app.command()
 def status(run: RunFolder) -> None:
     """How far a run is, also while it goes on elsewhere."""
     from pipeline.operate import status

@@ -1,10 +1,12 @@
 """The inputs of a run: model, corpus and targets. They are checked before anything starts."""
 
-import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from ecif import towers
+from ecif.checkpoint import ModelError
+from ecif.towers import Towers
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.console import say
@@ -16,9 +18,11 @@ from pipeline.run_folder.artifacts import KINDS, fingerprint
 from pipeline.run_folder.dataset import Dataset
 from pipeline.sections import Model, Pairs
 from pipeline.stages.embed.prompts import read_prompts
+from pipeline.urls import masked
+from pipeline.workers.model import load, pin
 
 
-def load_model(model: Model) -> towers.Towers:
+def load_model(model: Model) -> Towers:
     """Load the model on the CPU of this machine, for its fingerprint, heads and preprocessing.
 
     Raises:
@@ -26,19 +30,38 @@ def load_model(model: Model) -> towers.Towers:
     """
     if model.checkpoints:
         raise UserError("model.checkpoints: `ecif plan` and judging know one only: use a run with one checkpoint")
-    if model.checkpoint is not None and not os.path.isfile(model.checkpoint):
-        raise UserError(f"model.checkpoint: no file {model.checkpoint}")
+    with _said_to_the_user(model):
+        loaded = load(pin(model))
+    for note in loaded.notes:
+        say(note)
+    return loaded
+
+
+@contextmanager
+def _said_to_the_user(model: Model) -> Iterator[None]:
+    """Turn whatever the loading of a model raises into one line, without what is internal or secret."""
     try:
-        return towers.load(model.name, model.checkpoint)
-    except Exception as error:  # noqa: BLE001  (open_clip raises whatever its parts raise)
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model {model.name!r} can't be loaded: {first[:300]}") from None
+        yield
+    except ModelError as error:
+        raise UserError(_without_cache(str(error), model)) from None
+    except OSError as error:
+        raise UserError(f"model.checkpoint: {error}") from None
+    except Exception as error:  # noqa: BLE001  (open_clip and transformers raise whatever their parts raise)
+        text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
+        raise UserError(f"model {model.name!r} can't be loaded: {text.splitlines()[0][:300]}") from None
+
+
+def _without_cache(text: str, model: Model) -> str:
+    """A file that was fetched is known by its URL."""
+    if model.checkpoint is None or "://" not in model.checkpoint:
+        return text
+    return re.sub(r"\S*/checkpoints/[0-9a-f]{64}/\S*?(?=[:;,]? |$)", masked(model.checkpoint), text)
 
 
 class Inputs(NamedTuple):
     """Everything that a run reads."""
 
-    model: towers.Towers
+    model: Towers
     corpus: Dataset
     targets: dict[str, Dataset]
 
@@ -98,7 +121,7 @@ def as_dataset(folder: str, pairs: Pairs, found: list[Shard], made_by: list[Any]
     return Dataset(folder, name, found, pairs.reading, prompts)
 
 
-def made_by(model: towers.Towers, config: Config) -> list[Any]:
+def made_by(model: Towers, config: Config) -> list[Any]:
     """What the features of any pairs depend on: the model, and the limits within which pairs are read."""
     budgets = {"max_bad_fraction", "max_bad_fraction_of_shard"}  # these may end a run, and change no bytes
     return [model.fingerprint, config.embed.model_dump(exclude=budgets)]

@@ -48,6 +48,9 @@ def run(config: Config, again: Sequence[str] = ()) -> Outcome:
     """
     each = [config.model_copy(update={"model": model}) for model in config.model.each()]
     inputs = [load_inputs(one) for one in each]
+    each = [
+        one.model_copy(update={"model": one.model.pinned(read.model.sha256)}) for one, read in zip(each, inputs, strict=True)
+    ]
     for one in each:
         check_parameters(one)
     look_into(inputs[0].corpus, config)

@@ -9,14 +9,17 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     field_validator,
     model_serializer,
     model_validator,
 )
 
 from pipeline.kinds import OfKind, find_kind, keys, path_of, refuse
+from pipeline.urls import masked
 
 if TYPE_CHECKING:
     from ecif.targets import TargetLoss
@@ -27,10 +30,12 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 def _absolute(place: str) -> str:
     """Make a local path absolute, because workers and later commands have other working directories. URLs stay unchanged."""
     scheme, colon, path = place.rpartition("local-dir:")
-    return place if "://" in place else f"{scheme}{colon}{os.path.abspath(path)}"
+    return place if "://" in place else f"{scheme}{colon}{os.path.abspath(os.path.expanduser(path))}"
 
 
 Place = Annotated[str, AfterValidator(_absolute)]
+Weights = Annotated[Place, PlainSerializer(masked)]  # a URL may hold credentials, which no file gets
+Channels = tuple[float, float, float]
 
 
 class Section(BaseModel):
@@ -176,12 +181,48 @@ class Target(Pairs, OfKind):
         return self
 
 
+class Preprocess(Section):
+    """How images are prepared, as `preprocess_cfg` of an open_clip model folder says it; what is left out is the tag's."""
+
+    mean: Channels | None = Field(None, description="of red, green and blue, which is subtracted")
+    std: Channels | None = Field(None, description="of red, green and blue, which is divided by")
+    interpolation: Literal["bicubic", "bilinear"] | None = Field(None, description="of resizing")
+    resize_mode: Literal["shortest", "longest", "squash"] | None = Field(
+        None, description="shortest edge and crop, longest edge and fill, or squash"
+    )
+    fill_color: int | None = Field(None, ge=0, le=255, description="of what longest fills")
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(None, description="has to be the model's own")
+    mode: Literal["RGB"] | None = Field(None, description="every model's")
+
+
 class Model(Section):
     """Which open_clip model scores the corpus."""
 
     name: str = Field(description="an open_clip architecture (ViT-B-32), or local-dir:PATH of an open_clip model folder")
-    checkpoint: Place | None = Field(None, description="local .pt (weights only) or .safetensors state dict for it")
-    checkpoints: list[Place] = Field([], description="instead: several of this architecture; columns are their mean")
+    checkpoint: Weights | None = Field(
+        None, repr=False, description="its weights, a path or an fsspec URL: .pt (weights only), .safetensors or TorchScript"
+    )
+    checkpoints: list[Weights] = Field(
+        [], repr=False, description="instead: several of this architecture; columns are their mean"
+    )
+    pretrained_cfg: str | None = Field(
+        None,
+        description="open_clip's tag that says how an architecture's weights were trained (preprocessing, activation), or "
+        "`default` for your own trained with open_clip's defaults; needed where the tags of the architecture differ",
+    )
+    preprocess: Preprocess | None = Field(None, description="parts of the preprocessing that differ from the tag's")
+    _sha256: str | None = PrivateAttr(None)
+
+    @property
+    def sha256(self) -> str | None:
+        """The hash that the file of weights has to have. Only a process that was given the model has one."""
+        return self._sha256
+
+    def pinned(self, sha256: str | None) -> "Model":
+        """The model with weights of this hash and no others: processes that get it refuse them."""
+        same = self.model_copy()
+        same._sha256 = sha256
+        return same
 
     @field_validator("name")
     @classmethod
@@ -196,7 +237,7 @@ class Model(Section):
 
     def each(self) -> list["Model"]:
         """The model with each of its checkpoints."""
-        return [Model(name=self.name, checkpoint=checkpoint) for checkpoint in self.checkpoints] or [self]
+        return [self.model_copy(update={"checkpoint": one, "checkpoints": []}) for one in self.checkpoints] or [self]
 
 
 class Embed(Section):

@@ -4,7 +4,7 @@
 
 The features here are made up: 400 pairs of 50 concepts. One caption in ten belongs to another image. With your own data,
 `images` and `texts` are the unit-norm outputs of the model's two trunks, before the final projections. `heads` are those
-projections: `ecif.load("ViT-B-32", "/models/vit_b_32.safetensors").heads`.
+projections: `ecif.load("ViT-B-32", "/models/vit_b_32.safetensors", "laion2b_s34b_b79k").heads`.
 """
 
 import torch

@@ -48,7 +48,7 @@ def test_the_readme_s_ways_in_run_as_they_stand(corpus_run, monkeypatch):
     shared = torch.randn(60, 12, generator=random)
     images, texts = (normalize(shared + 0.3 * torch.randn(60, 12, generator=random), dim=1) for _ in range(2))
     heads = ecif.Heads(torch.randn(12, 6, generator=random), torch.randn(12, 6, generator=random), 10.0)
-    monkeypatch.setattr(ecif, "load", lambda name, path: SimpleNamespace(heads=heads))
+    monkeypatch.setattr(ecif, "load", lambda name, path, tag: SimpleNamespace(heads=heads))
     monkeypatch.chdir(corpus_run[0])  # where config.yaml is
     names = {"images": images[20:], "texts": texts[20:], "coco_images": images[:20], "coco_texts": texts[:20]}
     for block in blocks("README.md", "python"):

@@ -81,17 +81,30 @@ def test_a_wrong_configuration(ecif, changes, line):
 @pytest.mark.parametrize(
     ("model", "line"),
     [
-        ({"name": "ViT-B-33", "checkpoint": "weights.pt"}, "model.checkpoint: no file {here}/weights.pt"),
-        ({"name": "ViT-B-33", "checkpoint": "config.yaml"}, "model 'ViT-B-33' can't be loaded"),
+        ({"name": "ViT-B-32", "checkpoint": "weights.pt"}, "model.checkpoint: no file {here}/weights.pt"),
+        ({"name": "ViT-B/32", "checkpoint": "config.yaml"}, "config.yaml is no file of weights (text"),
+        ({"name": "ViT-B-32", "checkpoint": "openai"}, "nothing is downloaded"),
+        ({"name": "ViT-B-32", "checkpoint": "~"}, "is a folder"),
+        (
+            {"name": "ViT-B-33", "checkpoint": "config.yaml"},
+            "open_clip has no architecture 'ViT-B-33': did you mean ViT-B-32, ",
+        ),
         ({"name": "ViT-B-32"}, "needs a checkpoint"),
-        ({"name": "hf-hub:laion/CLIP"}, "can't be loaded"),
-        ({"name": "local-dir:nowhere"}, "can't be loaded"),
+        ({"name": "hf-hub:laion/CLIP"}, "download it first"),
+        ({"name": "local-dir:nowhere"}, "no folder {here}/nowhere"),
     ],
 )
 def test_a_model_that_cannot_be_had(ecif, model, line, corpus_of_one):
     code, errors, _ = ecif("run", configure(model=model, corpus=corpus_of_one, targets={"clean": corpus_of_one}))
     assert (code, len(errors)) == (2, 1)
     assert line.format(here=Path.cwd()) in errors[0]
+
+
+def test_model_says_what_was_loaded(ecif, tiny_model):
+    code, errors, out = ecif("model", configure(model={"name": tiny_model}))
+    assert code == 0
+    assert [line.split("  ")[0] for line in out.splitlines()][:3] == ["architecture", "weights", "images"]
+    assert len(errors) == 1 and errors[0].startswith("self-check: a right pair does not score above the wrong ones")
 
 
 @pytest.fixture

@@ -24,3 +24,12 @@ def write_model(folder: Path, model_cfg: dict) -> str:
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": PREPROCESS}))
     return f"local-dir:{folder}"
+
+
+def tiny_clip(seed: int, **changes):
+    """A small CLIP of open_clip with seeded random weights."""
+    import torch
+    from open_clip.model import CLIP
+
+    torch.manual_seed(seed)
+    return CLIP(**(TINY | changes))

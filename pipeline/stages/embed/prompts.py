@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecif import towers
 from pipeline import storage
 from pipeline.errors import RunError, UserError
 from pipeline.run_folder import tensors
 from pipeline.run_folder.dataset import Dataset
 from pipeline.sections import Model, Target
 from pipeline.workers.cluster import Resources, device
+from pipeline.workers.model import load
 
 TEMPLATE = "a photo of a {c}."
 FORWARD_BATCH = {"cpu": 32, "cuda": 256}
@@ -69,7 +69,7 @@ def read_prompt_features(dataset: Dataset) -> NDArray[np.float16]:
 
 def _embed(model: Model, prompts: list[str]) -> NDArray[np.float16]:
     to = device()
-    tower = towers.load(model.name, model.checkpoint).to(to)
+    tower = load(model).to(to)
     size = FORWARD_BATCH[to.type]
     parts = [tower.text_features(prompts[i : i + size]).half().cpu() for i in range(0, len(prompts), size)]
     return torch.cat(parts).numpy()

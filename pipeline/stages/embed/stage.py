@@ -11,7 +11,6 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from ecif import towers
 from pipeline import storage
 from pipeline.console import say
 from pipeline.corpus.pairs import Quarantined
@@ -25,6 +24,7 @@ from pipeline.stages.embed.oddities import Oddities
 from pipeline.stages.embed.read import ReadParts
 from pipeline.stages.embed.rows import Embedded, Part, Refused, ToRead
 from pipeline.workers.cluster import Resources, device
+from pipeline.workers.model import load
 from pipeline.workers.progress import Stage
 from pipeline.workers.shards import as_tasks
 
@@ -154,7 +154,7 @@ class EmbedPart:
 
     def __init__(self, folders: list[str], model: Model):
         self.device = device()
-        self.towers = towers.load(model.name, model.checkpoint).to(self.device)
+        self.towers = load(model).to(self.device)
         self.folders = folders
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pipeline.run_folder.dataset import Dataset
 from pipeline.sections import Reading
 from pipeline.stages.forward.decode import Decoded, Members, accepted, decode
 from pipeline.workers.cluster import device
+from pipeline.workers.model import load_uncut
 
 CHUNK = 32  # pairs whose activations are in memory at once, some 60 MB each for ViT-B/32; the order of sums depends on it
 
@@ -29,7 +30,7 @@ def check_parameters(config: Config) -> int:
     if config.scoring.mode == "heads":
         return 0
     try:
-        model = towers.load_uncut(config.model.name, config.model.checkpoint).model
+        model = load_uncut(config.model).model
         chosen = choose_parameters(model, config.scoring.parameters)
     except ValueError as error:
         raise UserError(f"scoring.parameters: {error}") from None
@@ -47,8 +48,8 @@ class ForwardModel:
     def __init__(self, config: Config, fitted: list[Tensor] | None):
         self.device = device()
         self.config = config
-        model, self.tokenizer, self.preprocess = towers.load_uncut(config.model.name, config.model.checkpoint)
-        model = model.to(self.device)
+        loaded = load_uncut(config.model)
+        self.tokenizer, self.preprocess, model = loaded.tokenizer, loaded.preprocess, loaded.model.to(self.device)
         self.parameters = choose_parameters(model, config.scoring.parameters)
         if fitted is not None:
             self.parameters = {name: p.to(self.device) for name, p in zip(self.parameters, fitted, strict=True)}

@@ -8,7 +8,7 @@ after the heads.
 
 import hashlib
 import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,19 +19,20 @@ from ecif.heads import Heads, standardised
 PROBE = "A photo of 2 cats (déjà vu!), 漢字 and \U0001f642 " + "word " * 100  # its tokens tell tokenizers apart
 
 
-class LoadedModel(NamedTuple):
-    """A whole open_clip model, with its heads. Its parameters have open_clip's names."""
-
-    model: nn.Module  # float32, evaluation mode
-    tokenizer: Any  # captions -> tokens [B, L]
-    preprocess: dict[str, Any]  # open_clip's preprocessing configuration
-
-
 class Towers(nn.Module):
     """Frozen trunks with their preprocessing. `heads` holds the projections that were cut off."""
 
-    def __init__(self, model: nn.Module, architecture: dict[str, Any], tokenizer: Any, preprocess: dict[str, Any]):
+    def __init__(
+        self,
+        model: nn.Module,
+        architecture: dict[str, Any],
+        tokenizer: Any,
+        preprocess: dict[str, Any],
+        notes: Sequence[str] = (),
+    ):
         super().__init__()
+        self.architecture, self.notes = architecture, list(notes)
+        self.sha256: str | None = None  # of the file of weights, where a caller has it
         self.fingerprint = _fingerprint(model, architecture, tokenizer, preprocess)
         logit_scale = float(model.logit_scale.detach().exp().reshape(-1)[0])  # type: ignore[operator, union-attr]
         embed_dim = _embed_dim(model)
@@ -65,38 +66,6 @@ class Towers(nn.Module):
         """Unit-norm trunk features [B, d_t] of captions, cut to the model's context length."""
         tokens = self.tokenizer(captions).to(next(self.model.parameters()).device)
         return _unit(self.model.encode_text(tokens), self.text_biased)  # type: ignore[operator]
-
-
-def load(name: str, checkpoint: str | None = None) -> Towers:
-    """Load an open_clip model from local files only.
-
-    Args:
-        name: an open_clip architecture, or `local-dir:PATH` of a folder with `open_clip_config.json` and weights.
-        checkpoint: path of a `.pt` (weights only) or `.safetensors` state dict. With `local-dir:`, it replaces the weights in
-            the folder.
-
-    Raises:
-        ValueError: an architecture is given without a checkpoint, or the model would have to be downloaded.
-        Exception: open_clip's own errors for an unknown name or a checkpoint that does not fit.
-    """
-    model, tokenizer, preprocess = load_uncut(name, checkpoint)
-    return Towers(model, _architecture(name), tokenizer, preprocess)
-
-
-def load_uncut(name: str, checkpoint: str | None = None) -> LoadedModel:
-    """The model of `load` before its heads are cut off; arguments and errors are those of `load`."""
-    if not name.startswith("local-dir:") and checkpoint is None:
-        raise ValueError(f"model {name!r} needs a checkpoint: give model.checkpoint, or a local-dir: model folder")
-    if name.startswith("hf-hub:"):
-        raise ValueError(f"model {name!r}: download it first and name the folder with local-dir:PATH")
-    import open_clip  # takes seconds, which the many processes that only score features are spared
-
-    if name.startswith("local-dir:") and checkpoint is not None:  # create_model would silently ignore the checkpoint
-        model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
-        open_clip.load_checkpoint(model, checkpoint, strict=True, weights_only=True)
-    else:
-        model = open_clip.create_model(name, pretrained=checkpoint, weights_only=True, require_pretrained=True)
-    return LoadedModel(model.eval(), open_clip.get_tokenizer(name), open_clip.get_model_preprocess_cfg(model))
 
 
 def normalised(pixels: Tensor, preprocess: dict[str, Any]) -> Tensor:
@@ -163,18 +132,6 @@ def _cut_linear(owner: Any, name: str, instead: nn.Module | None) -> _Projection
     setattr(owner, name, instead)
     rows = [linear.weight.T] if linear.bias is None else [linear.weight.T, linear.bias[None]]
     return _Projection(torch.cat(rows).detach().float(), linear.bias is not None)
-
-
-def _architecture(name: str) -> dict[str, Any]:
-    """The model's configuration, without the paths that its parts were loaded from."""
-    if name.startswith("local-dir:"):
-        config = json.loads((Path(name.removeprefix("local-dir:")) / "open_clip_config.json").read_text())["model_cfg"]
-    else:
-        import open_clip
-
-        config = open_clip.get_model_config(name)
-    text = {k: v for k, v in config["text_cfg"].items() if k not in ("hf_model_name", "hf_tokenizer_name")}
-    return config | {"text_cfg": text}
 
 
 def _fingerprint(model: nn.Module, architecture: dict[str, Any], tokenizer: Any, preprocess: dict[str, Any]) -> str:

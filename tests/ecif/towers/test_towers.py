@@ -108,7 +108,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 
     open_clip.add_model_config(_config_file(tmp_path))
     torch.save({"state_dict": Bomb()}, tmp_path / "bomb.pt")
-    with pytest.raises(Exception, match=r"(?i)weights.only|unsupported"):
+    with pytest.raises(Exception, match="without running code"):
         towers.load("tiny", str(tmp_path / "bomb.pt"))
     assert not (tmp_path / "executed").exists()
 

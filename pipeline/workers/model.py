@@ -1,0 +1,49 @@
+"""The model in a process: its file of weights on this node, the same bytes everywhere, and loaded."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ecif import towers
+from ecif.towers import LoadedModel, Towers
+from pipeline.sections import Model
+from pipeline.storage.cache import fetch, sha256_of
+
+
+def load(model: Model) -> Towers:
+    """Load the model on the CPU of this machine, split into trunks and heads.
+
+    Raises:
+        ModelError: it can't be loaded as the configuration says.
+        OSError: the weights can't be fetched, or are others than the driver has.
+    """
+    loaded = towers.load(*_arguments(model))
+    loaded.sha256 = model.sha256
+    return loaded
+
+
+def load_uncut(model: Model) -> LoadedModel:
+    """The whole model; errors are those of `load`."""
+    return towers.load_uncut(*_arguments(model))
+
+
+def pin(model: Model) -> Model:
+    """The model with the weights that this process finds now and no others. Errors are those of `load`."""
+    return model.pinned(sha256_of(weights_of(model)))
+
+
+def weights_of(model: Model) -> Path:
+    """The local file with the weights. Behind a URL, it is fetched."""
+    if model.checkpoint is not None and "://" in model.checkpoint:
+        return fetch(model.checkpoint, model.sha256)
+    path = towers.weights_file(model.name, model.checkpoint)
+    if model.sha256 is not None and (found := sha256_of(path)) != model.sha256:
+        where = f"{path} on {os.uname().nodename}"
+        raise OSError(f"{where} is another file than the driver has (sha256 {found[:12]}, not {model.sha256[:12]})")
+    return path
+
+
+def _arguments(model: Model) -> tuple[str, str | None, str | None, dict[str, Any]]:
+    path = weights_of(model)
+    preprocess = {} if model.preprocess is None else model.preprocess.model_dump(exclude_none=True)
+    return model.name, None if model.checkpoint is None else str(path), model.pretrained_cfg, preprocess
