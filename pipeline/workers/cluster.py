@@ -19,6 +19,7 @@ from pipeline.errors import RunError, UserError
 from pipeline.workers.address import why_not
 from pipeline.workers.modules import SameModules, search_path
 from pipeline.workers.process import as_found
+from pipeline.workers.token import provide_token
 
 STARTS = 3  # tries to start Ray; each gives up after 30 s, too early on a busy machine
 
@@ -116,6 +117,7 @@ def _resumable(what: object) -> str:
 
 def _start() -> None:
     """Start Ray on this machine."""
+    provide_token()
     for left in reversed(range(STARTS)):
         try:
             with _quiet():
