@@ -127,7 +127,8 @@ def _start() -> None:
         except Exception as error:  # noqa: BLE001  (Ray has no kind of its own for a machine too busy, full or small)
             ray.shutdown()
             if not left:
-                raise RunError(_resumable(f"Ray can't be started on this machine: {error}")) from None
+                where = "its files go to a short path on a disk with room: RAY_TMPDIR, or TMPDIR"
+                raise RunError(_resumable(f"Ray can't be started on this machine: {str(error)[:400]}; {where}")) from None
 
 
 def _join(address: str) -> None:
