@@ -1,9 +1,12 @@
 """The command line: one function for each command of `ecif`. Each calls the pipeline and prints the result."""
 
 import os
+import platform
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
@@ -16,6 +19,7 @@ from pipeline.config import Config
 from pipeline.console import aligned, say, show_on_terminal
 from pipeline.errors import RunError, UserError
 from pipeline.kinds import OfKind
+from pipeline.places import at_home
 
 if TYPE_CHECKING:
     from pipeline.run_folder.outcome import Outcome
@@ -27,23 +31,40 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="folder of a run, path or URL")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", parser=at_home, help="folder of a run, path or URL")]
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, path or URL; see `ecif config`")]
+
+
+def _print_versions(asked: bool) -> None:
+    if asked:
+        libraries = ", ".join(f"{name} {version(name)}" for name in ("ray", "torch", "open_clip_torch"))
+        typer.echo(f"ecif {version('ecif')} (Python {platform.python_version()}, {libraries})")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_any_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_versions, is_eager=True, help="Show versions and exit.")
+    ] = False,
+) -> None:
+    """Options of `ecif` itself."""
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="where everything goes")] = Path("runs/demo"),
+    out: Annotated[str, typer.Option(metavar="PATH", parser=at_home, help="where everything goes")] = "runs/demo",
     noise: Annotated[float, typer.Option(min=0.01, max=0.9, help="share of captions to swap")] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="of the swaps")] = 0,
 ) -> None:
     """The whole story on the embedded corpus: plant swapped captions, run, filter, refit, judge."""
     from jobs.demo.story import run_demo
 
-    run_demo(out, noise, seed)
+    run_demo(Path(out), noise, seed)
 
 
 @app.command()
-def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see `ecif config`")]) -> None:
+def run(config: ConfigFile) -> None:
     """Embed, fit, solve, filter, score, publish. The same command resumes."""
     from pipeline.run import run as run_pipeline
 
@@ -53,7 +74,7 @@ def run(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file
 
 
 @app.command()
-def plan(config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see `ecif config`")]) -> None:
+def plan(config: ConfigFile) -> None:
     """What a run would read, do and store; nothing is started."""
     from pipeline.operate import plan as estimate
 
@@ -126,7 +147,7 @@ def retry(run: RunFolder) -> None:
 @app.command()
 def select(
     run: RunFolder,
-    out: Annotated[str, typer.Option(help="the file to write, .npy or .parquet")],
+    out: Annotated[str, typer.Option(metavar="PATH", parser=at_home, help="the file to write, .npy or .parquet")],
     keep: Annotated[float | None, typer.Option(help="share of the pairs to keep; by default what the run chose")] = None,
     by: Annotated[str | None, typer.Option(help="the column to rank by; by default the run's filter")] = None,
     written: Annotated[
@@ -153,8 +174,13 @@ def select(
 @app.command()
 def export(
     run: RunFolder,
-    subset: Annotated[str, typer.Option(help="what `ecif select` wrote: a DataComp subset, or a table of shard and key")],
-    out: Annotated[str, typer.Option(help="folder for the new shards")],
+    subset: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH", parser=at_home, help="what `ecif select` wrote: a DataComp subset, or a table of shard and key"
+        ),
+    ],
+    out: Annotated[str, typer.Option(metavar="PATH", parser=at_home, help="folder for the new shards")],
     writer: Annotated[
         str, typer.Option("--format", help="webdataset, or package.module:Class for a Writer of your own")
     ] = "webdataset",
@@ -179,6 +205,7 @@ def main() -> None:
     """Entry point: one clear line for a user's mistake (exit code 2) or a failed run (exit code 1)."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from local files, so nothing is looked up online
     show_on_terminal()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is answered as Ctrl-C is
     try:
         app()
     except UserError as error:

@@ -7,6 +7,7 @@ from typing import Self
 import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from pipeline import places, storage
 from pipeline.errors import UserError
 from pipeline.kinds import TrainingLoss, find_kind, path_of
 from pipeline.sections import Corpus, Embed, Filter, Fit, Index, Model, Name, Place, Score, Scoring, Section, Solve, Target
@@ -34,19 +35,27 @@ class Config(Section):
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Self:
-        """The validated configuration of a file.
+        """The validated configuration of a file. Its relative paths are relative to the file's folder.
+
+        Args:
+            path: a path or a URL.
 
         Raises:
             UserError: the file is wrong; one line about the first fault.
         """
         try:
-            text = Path(path).read_text()
+            place = places.at_home(os.fspath(path))
+            text = (storage.read_bytes(place) if places.is_url(place) else Path(place).read_bytes()).decode()
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
+            raise UserError(f"{path}: {error.strerror or str(error).removeprefix(f'{path}: ')}") from None
         except UnicodeDecodeError:
             raise UserError(f"{path} is not UTF-8 text") from None
+        except ValueError as error:  # a path with a NUL, or a home that nobody has
+            raise UserError(f"{path}: {error}") from None
         try:
-            return cls.model_validate(yaml.safe_load(text) or {})
+            return cls.model_validate(yaml.safe_load(text) or {}, context={"folder": places.folder_of(place)})
         except yaml.YAMLError as error:
             raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         except ValidationError as error:

@@ -9,7 +9,7 @@ from dataclasses import MISSING
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class OfKind(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_the_keys_of_its_kind(cls, given: Any) -> Any:
+    def _with_the_keys_of_its_kind(cls, given: Any, info: ValidationInfo) -> Any:
         """Fill in every key of the kind, so that the record of a run does not depend on later defaults."""
         short = isinstance(given, str)
         given = {cls.named_by: given} if short else given
@@ -71,7 +71,8 @@ class OfKind(BaseModel):
         if not isinstance(given, Mapping) or not isinstance(name := given.get(cls.named_by, field.default), str):
             return given
         kind = find_kind(cls.contract(), name, *([] if short else [cls.named_by]))
-        own = cls.further_keys(kind).model_validate({key: value for key, value in given.items() if key not in cls.model_fields})
+        further = {key: value for key, value in given.items() if key not in cls.model_fields}
+        own = cls.further_keys(kind).model_validate(further, context=info.context)
         return {**given, cls.named_by: path_of(kind), **own.model_dump(mode="json")}
 
 

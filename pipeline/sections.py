@@ -1,6 +1,5 @@
 """The sections of the configuration: the keys, what they mean, and their allowed values."""
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
@@ -13,11 +12,13 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     PrivateAttr,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
 
+from pipeline import places
 from pipeline.kinds import OfKind, find_kind, keys, path_of, refuse
 from pipeline.urls import masked
 
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 
 
-def _absolute(place: str) -> str:
-    """Make a local path absolute, because workers and later commands have other working directories. URLs stay unchanged."""
-    scheme, colon, path = place.rpartition("local-dir:")
-    return place if "://" in place else f"{scheme}{colon}{os.path.abspath(os.path.expanduser(path))}"
+def _absolute(place: str, info: ValidationInfo) -> str:
+    """A path of a file is relative to the file's folder, which is the context; one from Python to the working directory."""
+    return places.absolute(place, (info.context or {}).get("folder", ""))
 
 
 Place = Annotated[str, AfterValidator(_absolute)]
@@ -226,8 +226,8 @@ class Model(Section):
 
     @field_validator("name")
     @classmethod
-    def _absolute_folder(cls, name: str) -> str:
-        return _absolute(name) if name.startswith("local-dir:") else name
+    def _absolute_folder(cls, name: str, info: ValidationInfo) -> str:
+        return _absolute(name, info) if name.startswith(places.MODEL_FOLDER) else name
 
     @model_validator(mode="after")
     def _one_or_several(self) -> "Model":

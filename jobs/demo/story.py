@@ -70,7 +70,8 @@ def run_demo(out: Path, noise: float, seed: int) -> None:
 
 
 def _config(out: Path, embedded: Path) -> Config:
-    """The demo's configuration, written where `ecif run` can take it up."""
+    """The demo's configuration, written where `ecif run` can take it up from any directory."""
+    out = out.absolute()
     try:
         name = model.build_model(out / "model")
     except ImportError as error:

@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
 from pipeline.console import say
 from pipeline.errors import RunError, UserError
+from pipeline.workers.address import why_not
+from pipeline.workers.modules import SameModules, search_path
 from pipeline.workers.process import as_found
+from pipeline.workers.token import provide_token
 
 STARTS = 3  # tries to start Ray; each gives up after 30 s, too early on a busy machine
 
@@ -41,6 +44,7 @@ def session(workers: int | None) -> Iterator[Resources]:
     with as_found():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # silences warnings about Ray Data's own actors
         started = not ray.is_initialized()
         try:
             if started:
@@ -63,12 +67,22 @@ def session(workers: int | None) -> Iterator[Resources]:
 
 
 def _start_or_join() -> None:
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    _answer_sigterm()
     try:
-        _join(os.environ["RAY_ADDRESS"]) if "RAY_ADDRESS" in os.environ else _start()
+        if address in ("", "local"):
+            _start()
+        else:
+            _join(address)
     except SystemExit:  # Ray turns a SIGTERM that arrives meanwhile into this
         raise KeyboardInterrupt from None
+    _answer_sigterm()
+
+
+def _answer_sigterm() -> None:
+    """Treat SIGTERM as Ctrl-C. By default it ends the process without a word; Ray's own handler prints a native trace."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler prints a native trace and dies at once
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _configure() -> None:
@@ -103,26 +117,36 @@ def _resumable(what: object) -> str:
 
 def _start() -> None:
     """Start Ray on this machine."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # silences warnings about Ray Data's own actors
+    provide_token()
     for left in reversed(range(STARTS)):
         try:
             with _quiet():
-                ray.init("local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+                job = SameModules(search_path(own=True))
+                ray.init("local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, job_config=job)
             return
         except Exception as error:  # noqa: BLE001  (Ray has no kind of its own for a machine too busy, full or small)
             ray.shutdown()
             if not left:
-                raise RunError(_resumable(f"Ray can't be started on this machine: {error}")) from None
+                where = "its files go to a short path on a disk with room: RAY_TMPDIR, or TMPDIR"
+                raise RunError(_resumable(f"Ray can't be started on this machine: {str(error)[:400]}; {where}")) from None
 
 
 def _join(address: str) -> None:
-    """Join the cluster at `address`. If nothing answers there, Ray gives up only after minutes."""
+    """Join the cluster at `address`."""
     say(f"joining the Ray cluster at {address}")
-    try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
-    except (ValueError, ConnectionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"no Ray at {address} ({reason}); RAY_ADDRESS is host:6379, or auto on one of its nodes") from None
+    reason = why_not(address)
+    if reason is None:
+        os.environ["RAY_ADDRESS"] = address
+        try:
+            with _quiet():
+                ray.init(logging_level=logging.ERROR, log_to_driver=False, job_config=SameModules(search_path(own=False)))
+            return
+        except (ValueError, ConnectionError, RuntimeError, AuthenticationError) as error:  # such as another version of Ray
+            reason = " ".join(str(error).split())[:300]
+    raise UserError(
+        f"RAY_ADDRESS={address}: {reason} (it is host:6379 of a running cluster, or auto on one of its nodes; "
+        "without it Ray is started on this machine)"
+    )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A user's mistake gets one clear line and exit code 2, before any work starts."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 
 from jobs.cli import main
+from jobs.demo import story
 from pipeline.config import Config
 
 GOOD = {
@@ -187,6 +189,42 @@ def test_targets_are_in_one_order_and_local_paths_absolute(tmp_path, monkeypatch
     assert config.targets["a"].shards == ["s3://bucket/a", f"{tmp_path}/a/{{0..3}}.tar"]
     assert (config.run, config.model.name) == (f"{tmp_path}/run", f"local-dir:{tmp_path}/model")
     assert Config.model_validate(config.model_dump()) == config
+
+
+def test_versions_are_shown(ecif):
+    code, errors, text = ecif("--version")
+    assert (code, errors) == (0, [])
+    assert re.fullmatch(r"ecif \S+ \(Python \S+, ray \S+, torch \S+, open_clip_torch \S+\)\n", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("run", "~/config.yaml"), "ecif: ~/config.yaml: no such file"),
+        (("status", "~/run"), "ecif: {home}/run: no run there"),
+        (("verify", "~/run"), "ecif: {home}/run: no run there"),
+        (("select", "~/run", "--out", "~/s.npy"), "ecif: {home}/run: no finished run there"),
+        (("export", "~/run", "--subset", "~/s.npy", "--out", "~/out"), "ecif: {home}/run: no "),
+        (("demo", "--out", "~/demo"), "ecif: {home}/demo holds a demo with other settings"),
+    ],
+)
+def test_a_tilde_is_the_home_in_every_argument(ecif, tmp_path, monkeypatch, arguments, line):
+    home = tmp_path / "home"
+    (home / "demo" / "truth").mkdir(parents=True)
+    (home / "demo" / "truth" / "settings.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(home))
+    code, errors, _ = ecif(*arguments)
+    assert (code, len(errors)) == (2, 1)
+    assert errors[0].startswith(line.format(home=home))
+
+
+def test_the_configuration_of_the_demo_works_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(story.model, "build_model", lambda folder: f"local-dir:{folder.resolve()}")
+    written = story._config(Path("runs/demo"), Path("/embedded"))
+    monkeypatch.chdir("/")
+    assert Config.from_yaml(tmp_path / "runs" / "demo" / "config.yaml") == written
+    assert written.run == f"{tmp_path}/runs/demo/run"
 
 
 def test_a_configuration_that_is_no_text(ecif):
