@@ -1,0 +1,27 @@
+"""The sections of the configuration: the keys, what they mean, and their allowed values."""
+
+from pipeline.sections.method import Filter, Fit, Index, Score, Scoring, Solve
+from pipeline.sections.model import Model, Preprocess
+from pipeline.sections.pairs import Caption, Corpus, Embed, Pairs, Prompts, Reading, Target
+from pipeline.sections.section import Name, Place, Section
+
+__all__ = [
+    "Caption",
+    "Corpus",
+    "Embed",
+    "Filter",
+    "Fit",
+    "Index",
+    "Model",
+    "Name",
+    "Pairs",
+    "Place",
+    "Preprocess",
+    "Prompts",
+    "Reading",
+    "Score",
+    "Scoring",
+    "Section",
+    "Solve",
+    "Target",
+]
