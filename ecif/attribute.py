@@ -95,6 +95,11 @@ def attribute(
         ValueError: a target whose loss has no gradient in the heads, captions that are all alike, a shard of one pair, or an
             unknown column.
     """
+    for side, features in (("image", images), ("text", texts)):
+        if not (finite := features.isfinite().all(1)).all():
+            raise ValueError(
+                f"{side} features of {int((~finite).sum())} pairs are not finite, the first in row {finite.int().argmin()}"
+            )
     corpus = _Corpus.of(images, texts, uids or [str(row) for row in range(len(images))], shards, settings)
     bias = settings.loss.has_bias  # a softmax is invariant to a bias of all logits; the sigmoid loss needs it fitted
     start = standardised(heads)._replace(train_logit_scale=settings.train_logit_scale, train_logit_bias=bias)
