@@ -207,6 +207,11 @@ def main() -> None:
     show_on_terminal()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is answered as Ctrl-C is
     try:
+        os.getcwd()
+    except FileNotFoundError:  # native libraries end the process with words of their own there
+        say("ecif: the working directory does not exist any more: change to one that does")
+        sys.exit(2)
+    try:
         app()
     except UserError as error:
         say(f"ecif: {error}")

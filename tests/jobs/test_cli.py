@@ -218,6 +218,14 @@ def test_a_tilde_is_the_home_in_every_argument(ecif, tmp_path, monkeypatch, argu
     assert errors[0].startswith(line.format(home=home))
 
 
+def test_a_working_directory_that_is_gone(ecif, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, errors, _ = ecif("status", "run")
+    assert (code, errors) == (2, ["ecif: the working directory does not exist any more: change to one that does"])
+
+
 def test_the_configuration_of_the_demo_works_from_any_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(story.model, "build_model", lambda folder: f"local-dir:{folder.resolve()}")
