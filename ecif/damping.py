@@ -9,14 +9,17 @@ from ecif.evaluation import linear_datamodeling_score
 SOLVED = 0.05  # a direction with a larger relative residual is not solved, and its damping is no candidate
 
 
-def choose_damping(influence: Tensor, removed: Tensor, losses: Tensor, residuals: list[float]) -> tuple[int, list[float]]:
+def choose_damping(
+    influence: Tensor, removed: Tensor, losses: Tensor, dampings: list[float], residuals: list[float]
+) -> tuple[int, list[float]]:
     """The best of a grid of dampings.
 
     Args:
         influence: [D, G, N] influence of every pair on each of G parts of a target, for D dampings.
         removed: [R, N] bool, the pairs that each refit left out.
         losses: [R, G] losses of the parts after each refit.
-        residuals: the largest relative residual of the directions at each of the D dampings.
+        dampings: the D dampings.
+        residuals: the largest relative residual of the directions at each damping.
 
     Returns:
         The position of the best damping in the grid, and the agreement (LDS) of every damping. If no damping is solved, the
@@ -28,4 +31,6 @@ def choose_damping(influence: Tensor, removed: Tensor, losses: Tensor, residuals
     known = [i for i in solved if math.isfinite(lds[i])]
     if known:
         return max(known, key=lds.__getitem__), lds
+    if solved:
+        return max(solved, key=dampings.__getitem__), lds
     return min(range(len(lds)), key=residuals.__getitem__), lds

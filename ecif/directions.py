@@ -5,6 +5,7 @@ with the heads that were fitted on all of the sample. Pairs are scored with cros
 heads that were fitted without its fold.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ class Calibration(NamedTuple):
     """The chosen damping, and how well its predictions agree with refits."""
 
     damping: float  # in units of the curvature's largest eigenvalue
-    lds: float | None  # linear datamodeling score of the chosen damping; None without refits
+    lds: float | None  # linear datamodeling score of the chosen damping; None without refits that differ
     refits: int  # number of refits compared with
     lds_of_dampings: list[float]  # of every candidate, in the order of `HowToSolve.dampings`; empty without refits
     residuals: list[float]  # the largest relative residual at every candidate, see `ecif.damping.SOLVED`
@@ -108,8 +109,8 @@ def _calibrate(
     best, lds = 0, list[float]()
     if refitted.heads:
         losses = torch.stack([question.group_losses(heads) for heads in refitted.heads])
-        best, lds = choose_damping(influence, refitted.removed, losses, residuals.tolist())
-    reached = lds[best] if lds else None
+        best, lds = choose_damping(influence, refitted.removed, losses, how.dampings, residuals.tolist())
+    reached = lds[best] if lds and math.isfinite(lds[best]) else None
     return influence[best], Calibration(how.dampings[best], reached, len(refitted.heads), lds, residuals.tolist())
 
 

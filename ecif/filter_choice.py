@@ -72,7 +72,8 @@ def choose_filter(
     halves = [torch.cat(half) for half in question.halves]
     losses = [[question.mean_loss(path[-1], rows) for rows in halves] for path in refit(jobs)]
     judged = torch.tensor(losses, dtype=torch.float64).view(2, len(tried), how.seeds, 2).mean((0, 2, 3))
-    choice = choose_candidate(how.weights, how.keep, judged, 1 - misalignment.share.item())
+    share = misalignment.known_share
+    choice = choose_candidate(how.weights, how.keep, judged, None if share is None else 1 - share)
     table = [c._asdict() | {"loss": loss} for c, loss in zip(tried[1:], judged[1:].tolist(), strict=True)]
     facts = choice._asdict() | {"loss_of_everything": judged[0].item(), "tried": table}
     probability = misalignment.probability(evidence.of(directions.influence[None]))

@@ -7,11 +7,12 @@ candidate without a fold, or without several in turn where the sample is small, 
 - by `ecif.matching`, which wrong pairs do not rule. The candidate with the smallest loss is taken;
 - by the plain mean of the training loss. A candidate that raises it above that of the start is out.
 
-The start itself is a candidate: if every fit is worse, the heads stay what they are. The strongest pull is nearly that, and
-still has fits without some pairs to compare predictions with.
+If every fit is worse than the start by more than TIE, the heads stay what they are. A fit that is as good is preferred, because
+refits without some pairs then have something to say. The strongest pull is nearly the start.
 
-The pull adds strength / 2 |W - W_start|^2 to the loss of a pair. Cosine heads have no minimum under weight decay towards 0.
-With a pull towards the start they have one near it, the same at any learning rate, and influence is about a minimum.
+The pull adds strength / 2 |W - W_start|^2 to the loss of every step. Cosine heads have no minimum under weight decay towards 0.
+With a pull towards the start they have one near it, the same at any learning rate, and influence is about a minimum. The
+damping of `solve` stands in for the pull's own curvature: both are in the same unit, and refits choose it.
 
 Larger learning rates are left out on purpose. On the demo, 3e-3 matches held-out pairs better than 1e-3, but influence predicts
 its refits worse (LDS 0.80 instead of 0.92): the heads are further from a minimum.
@@ -40,7 +41,7 @@ EPOCHS = (2, 8)
 PULLS = (0.0, 0.1, 1.0, 10.0)  # in units of the largest eigenvalue of the curvature at the start, as dampings are
 TIE = 1e-3  # nats a pair by which matching losses may differ and count as equal; other held-out pairs would change as much
 ENOUGH = 1024  # folds are held out in turn until so many pairs are judged
-MOST = 2048  # of a fold, the first batches with so many pairs are judged; the curvature is that of so many pairs
+MOST = 2048  # of a fold, so many pairs are judged, in batches of at most as many; the curvature is that of so many pairs
 UNTRAINED = 0.98  # heads whose matching loss is above this share of chance tell nothing
 
 
@@ -84,6 +85,15 @@ class HeldOut(NamedTuple):
     matching_loss: float  # see `ecif.matching`; wrong pairs do not rule it
     wrong: float  # share of wrong pairs, as the matching loss estimates it
     chance: float  # the matching loss of heads that know nothing
+    pairs: int  # how many were judged
+
+    def told(self) -> dict[str, float]:
+        """For run.json."""
+        return {"held_out_loss": self.held_out_loss, "matching_loss": self.matching_loss, "wrong": self.wrong}
+
+    def no_worse(self, start: "HeldOut") -> bool:
+        """Whether these heads match held-out pairs as well as the start, and have no larger training loss on them."""
+        return self.held_out_loss <= start.held_out_loss and self.matching_loss <= start.matching_loss + TIE
 
 
 class FitChoice(NamedTuple):
@@ -113,10 +123,12 @@ class FitChoice(NamedTuple):
                 "the checkpoint's projections match held-out images and captions hardly better than chance: they look "
                 "untrained, and clip_score says nothing; use held_out_cosine, or another checkpoint"
             )
-        if after["matching_loss"] > before["matching_loss"] + TIE:
+        if self.facts["worse"]:
             found.append(
-                f"the fit matches held-out pairs worse than the checkpoint (loss {before['matching_loss']:.4g} before, "
-                f"{after['matching_loss']:.4g} after): leave out fit.learning_rate, fit.epochs and fit.pull to have them chosen"
+                f"the fit matches held-out pairs worse than the checkpoint (loss {before['held_out_loss']:.3g} before, "
+                f"{after['held_out_loss']:.3g} after; matching loss {before['matching_loss']:.4g}, "
+                f"{after['matching_loss']:.4g}): "
+                "leave out fit.learning_rate, fit.epochs and fit.pull to have them chosen"
             )
         if not self.hyperparameters.epochs:
             found.append(
@@ -138,21 +150,27 @@ def choose_fit(how: HowToFit, sample: Sample, grid: Grid, run: Fits, seed: int) 
         grid: the candidates.
         run: runs fits on parts of the sample.
         seed: of the order of the fits' batches, and of the batches that held-out pairs are judged in.
+
+    Raises:
+        ValueError: no fold has two pairs.
     """
     unit = largest_curvature(how, sample)
     candidates = grid.candidates()
     settings = [Hyperparameters(c.learning_rate, c.epochs, c.pull * unit) for c in candidates]
     folds = _held_out_folds(sample.fold)
+    if not folds:
+        raise ValueError(f"{len(sample.fold)} pairs are too few for the folds: no fold has two pairs")
     ends = iter([path[-1] for path in run([(setting, Refit(sample.fold != f, seed)) for setting in settings for f in folds])])
     start = judge(how, sample, {f: how.start for f in folds}, seed)
     held = [judge(how, sample, {f: next(ends) for f in folds}, seed) for _ in candidates]
     chosen = 0 if grid.fixed else _best(start, held)
-    tried = [c._asdict() | loss._asdict() for c, loss in zip(candidates, held, strict=True)]
+    tried = [c._asdict() | loss.told() for c, loss in zip(candidates, held, strict=True)]
     facts = {
-        "start": start._asdict(),
-        "chosen": Candidate(0.0, 0, 0.0)._asdict() | start._asdict() if chosen is None else tried[chosen],
+        "start": start.told(),
+        "chosen": Candidate(0.0, 0, 0.0)._asdict() | start.told() if chosen is None else tried[chosen],
         "tried": tried,
-        "held_out_pairs": sum(int((sample.fold == f).sum()) for f in folds),
+        "held_out_pairs": start.pairs,
+        "worse": chosen is not None and not held[chosen].no_worse(start),
         "untrained": start.matching_loss > UNTRAINED * start.chance,
     }
     return FitChoice(Hyperparameters(0.0, 0, 0.0) if chosen is None else settings[chosen], facts)
@@ -170,32 +188,29 @@ def judge(how: HowToFit, sample: Sample, heads: dict[int, Heads], seed: int) -> 
     similarities = []
     for f, of_fold in heads.items():
         mine = (sample.fold == f).nonzero()[:, 0]
-        batches = cut(mine[permutation(len(mine), "held out", seed, f)], how.batch_size)
+        batches = cut(mine[permutation(len(mine), "held out", seed, f)], min(how.batch_size, MOST))
         pairs = [embed(of_fold, *sample.features(rows, rows, of_fold.image.device)) for rows in batches[: _enough(batches)]]
         best = with_best_bias(of_fold, pairs, how.loss) if how.start.train_logit_bias else of_fold
         similarities += [logits(best, batch) for batch in pairs]
     count = sum(map(len, similarities))
     loss = sum(how.loss.batch_loss(s).double().item() for s in similarities) / (2 * count)
     found = matching(similarities)
-    return HeldOut(loss, found.loss, found.wrong, found.chance)
+    return HeldOut(loss, found.loss, found.wrong, found.chance, count)
 
 
 def largest_curvature(how: HowToFit, sample: Sample) -> float:
-    """Largest eigenvalue of the curvature of the mean loss of a pair, at the start, over the first batches of the sample."""
+    """Largest eigenvalue of the curvature of a step's mean loss, at the start, over the first batches of the sample."""
     to, batches = how.start.image.device, sample.batches()
     pairs = [embed(how.start, *sample.features(rows, rows, to)) for rows in batches[: _enough(batches)]]
     random = torch.randn(1, how.start.size, generator=torch.Generator().manual_seed(0)).to(to)
-    top = largest_eigenvalue(lambda v: gauss_newton_product(how.start, pairs, v, how.loss), random).item()
-    return top / (2 * sum(len(batch.u) for batch in pairs))
+    heads = with_best_bias(how.start, pairs, how.loss) if how.start.train_logit_bias else how.start
+    top = largest_eigenvalue(lambda v: gauss_newton_product(heads, pairs, v, how.loss), random).item()
+    return top / (2 * how.batch_size * len(pairs))
 
 
 def _best(start: HeldOut, held: list[HeldOut]) -> int | None:
     """The candidate with the smallest matching loss, among those that do not raise the held-out loss; None for the start."""
-    better = [
-        (loss.matching_loss, i)
-        for i, loss in enumerate(held)
-        if loss.held_out_loss <= start.held_out_loss and loss.matching_loss <= start.matching_loss + TIE
-    ]
+    better = [(loss.matching_loss, i) for i, loss in enumerate(held) if loss.no_worse(start)]
     return min(better)[1] if better else None
 
 

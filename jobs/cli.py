@@ -237,9 +237,9 @@ def _report(outcome: "Outcome") -> None:
             for line in _of_target(facts):
                 say(f"target {name}{which}: {line}")
     facts = next(iter(checkpoints[0].targets.values()))
-    share, (low, high) = facts["misaligned"], facts["misaligned_interval"]
-    told = f"unknown, at most {high:.1%}" if share is None else f"{share:.1%} ({low:.1%} to {high:.1%})"
-    say(f"misaligned, as far as swaps tell: {told} of the pairs")
+    share = facts["misaligned"]
+    told = "unknown" if share is None else f"{share:.1%} of the pairs"
+    say(f"misaligned, as far as swaps tell: {told}, at most {facts['misaligned_at_most']:.1%}")
     bad = ", ".join(f"{count} {reason}" for reason, count in outcome.quarantined.items())
     lost = sum(outcome.quarantined.values())
     say(f"{outcome.scored} of {outcome.pairs} pairs scored, {lost} quarantined" + (f": {bad}" if bad else ""))

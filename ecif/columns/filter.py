@@ -102,21 +102,23 @@ def keep_mask(misalignment: Tensor, influence: Tensor, candidate: Candidate) -> 
     return mask
 
 
-def choose_candidate(weights: list[float], keep: list[float], losses: Tensor, aligned: float) -> Choice:
+def choose_candidate(weights: list[float], keep: list[float], losses: Tensor, aligned: float | None) -> Choice:
     """Choose the share to keep by its mean loss over all weights, then the weight at that share.
 
     The ranking half overrates the pairs that it ranked high, so losses within OVERRATED of the best count as equal. Among equal
-    shares, the one nearest to the estimated share of aligned pairs is taken. Among equal weights, the smallest is taken,
+    shares, the one nearest to the estimated share of aligned pairs is taken, or the
+    largest if that share is unknown. Among equal weights, the smallest is taken,
     because it trusts influence the least.
 
     Args:
         weights: W candidate weights of influence.
         keep: K candidate shares of pairs to keep.
         losses: [1 + W K] loss of the target after each refit, in the order of `candidates`, mean over halves and seeds.
-        aligned: estimated share of the pairs that are aligned.
+        aligned: estimated share of the pairs that are aligned; None if it is unknown.
     """
     everything, table = losses[0].item(), losses[1:].view(len(weights), len(keep))
-    k = min(_equally_good(table.mean(0)), key=lambda i: abs(keep[i] - aligned))
+    expected = 1.0 if aligned is None else aligned
+    k = min(_equally_good(table.mean(0)), key=lambda i: abs(keep[i] - expected))
     w = min(_equally_good(table[:, k]), key=lambda i: weights[i])
     if table[:, k].min() < (1 - ENOUGH_GAIN) * everything:
         return Choice(weights[w], keep[k], table[w, k].item())

@@ -15,10 +15,12 @@ Bayes' rule,
 The probability is calibrated as far as real misalignment looks like a swap. Captions that merely say little are milder cases.
 
 The ranking by this probability needs no share. The share itself is known only where the evidence tells planted swaps from the
-corpus's own pairs: without that, the iteration ends about where it began. So it is checked against a bound that assumes nothing
-of the good pairs: above any threshold there are at least share x (those of the swaps) among the real pairs,
+good pairs: without that, the iteration ends about where it began. So it is checked against a bound that assumes nothing of the
+good pairs: above any threshold there are at least share x (those of the swaps) among the real pairs,
 
     share <= p_real(e > t) / p_planted(e > t)        at every t
+
+A share far below the bound means that many good pairs look like swaps, and it can't be told how many are.
 """
 
 import math
@@ -38,7 +40,7 @@ MISALIGNMENT = Column(
 )
 SHARE = 0.2  # the misaligned share at the start of the iteration
 ITERATIONS = 200
-SEPARATED = 0.65  # AUROC of planted swaps against the corpus's own pairs below which the share is unknown
+SEPARATED = 0.65  # AUROC of planted swaps against good pairs below which the share is unknown
 THRESHOLDS = 19  # the bound is taken at as many quantiles of the planted swaps
 DEVIATIONS = 3.0  # standard errors on both sides of the bound; the smallest of several is too small
 NONE = 0.01  # a share smaller than this is as good as none
@@ -52,7 +54,7 @@ class Misalignment(NamedTuple):
     spread: Tensor  # [E] half the range between the 1st and the 99th percentile
     weights: Tensor  # [E + 1] of the log-odds of misalignment in the corpus; the last is the intercept
     share: Tensor  # [] estimated share of the corpus's pairs that are misaligned
-    separation: Tensor  # [] AUROC of the planted swaps against the corpus's own pairs
+    separation: Tensor  # [] AUROC of the planted swaps against the good pairs, whose share is taken as estimated
     bound: Tensor  # [2] the smallest upper bound of the share, less and plus its error
 
     def probability(self, evidence: Tensor) -> Tensor:
@@ -61,17 +63,15 @@ class Misalignment(NamedTuple):
 
     @property
     def known_share(self) -> float | None:
-        """The share, or None if the evidence does not tell swaps from the corpus's pairs, or the bound contradicts it."""
+        """The share, or None if the evidence does not tell swaps from good pairs, or the share is far from the bound."""
         low, high = self.bound.tolist()
         fits = low / 2 - NONE <= self.share.item() <= 1.5 * high
         return self.share.item() if fits and self.separation >= SEPARATED else None
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """Between what the share is. Where it is unknown, it may be as small as 0."""
-        low, high = self.bound.tolist()
-        known = self.known_share
-        return (0.0, high) if known is None else (min(low, known), max(high, known))
+    def at_most(self) -> float:
+        """The share is hardly larger than this, whatever the good pairs are like."""
+        return max(self.bound[1].item(), self.known_share or 0.0)
 
     def standardise(self, evidence: Tensor) -> Tensor:
         """Evidence [N, E], centred and scaled to about -1 to 1, float64. Outliers beyond that grow by their logarithm only."""
@@ -107,7 +107,8 @@ def learn_misalignment(real: Tensor, planted: Tensor) -> Misalignment:
     weights = model.weights + shift * torch.eye(len(model.weights), dtype=torch.float64)[-1]
     of_real, of_planted = _log_odds(z, weights), _log_odds(bad, weights)
     is_planted = torch.arange(len(of_planted) + len(of_real)) < len(of_planted)
-    separation = auroc(torch.cat([of_planted, of_real]), is_planted)
+    against_all = auroc(torch.cat([of_planted, of_real]), is_planted)
+    separation = (against_all - model.share.item() / 2) / (1 - model.share.item())  # swaps against swaps are at 1/2
     return model._replace(weights=weights, separation=torch.tensor(separation).double(), bound=_bound(of_real, of_planted))
 
 

@@ -68,11 +68,12 @@ def fit(
         epoch: `fixed_batches` or `reshuffled`.
         batch_size: the nominal batch size. Losses are divided by 2 * batch_size even if a batch holds fewer or more pairs, so
             that removing a pair from a fixed batch takes out the pair's own terms and reweights no other.
-        epochs: passes over the pairs. Over all of them, the learning rate falls to 0 on a half cosine. With 0, the heads stay.
+        epochs: passes over the pairs. Over all of them, the learning rate falls to 0 on a half cosine. With 0, the heads stay,
+            but for a trained bias, which is the best for the first batches.
         learning_rate: Adam's, at the start.
         seed: of the order of the batches. Nothing else is random.
-        pull: strength of the pull towards the start: pull / 2 |W - W_start|^2 is added to the loss of a pair. It does not act
-            on logit scale and bias.
+        pull: strength of the pull towards the start: pull / 2 |W - W_start|^2 is added to the loss of every step. It does not
+            act on logit scale and bias.
         loss: the loss to minimise.
         checkpoints: how many sets of heads to return: one after the first epoch, one after the last, the others evenly between.
             With 1, only the heads after the last epoch.
@@ -95,7 +96,7 @@ def fit(
         return with_best_bias(heads, pairs, loss) if start.train_logit_bias else heads, pairs
 
     if not epochs:
-        return [start] * checkpoints
+        return [at(epoch(order)[:BIAS_BATCHES])[0]] * checkpoints
     path, kept = [], {1 + round(i * (epochs - 1) / (checkpoints - 1)) for i in range(checkpoints - 1)} | {epochs}
     for done, batches in enumerate(schedule, 1):
         for rows in batches:

@@ -92,7 +92,7 @@ def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
         lds = _lds(finished, how, read_sample(corpus, config), questions, resources)
     gain = rows[0]["test_loss"] - rows[1]["test_loss"]
     for row in rows:
-        row["share_of_oracle_gain"] = (rows[0]["test_loss"] - row["test_loss"]) / gain
+        row["share_of_oracle_gain"] = (rows[0]["test_loss"] - row["test_loss"]) / gain if gain else 0.0
     detection = _detection(config, table, swapped)
     return {"rules": rows, "scores": detection, "lds": lds, "swapped": len(swapped), "pairs": len(uids)}
 

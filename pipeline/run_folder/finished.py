@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -139,7 +140,16 @@ def write_finished(finished: Finished) -> None:
         "version": __version__,
         "config": finished.config.model_dump(mode="json"),
         "id": finished.id,
-        "checkpoints": [one._asdict() for one in finished.checkpoints],
+        "checkpoints": [_finite(one._asdict()) for one in finished.checkpoints],
         "uids": finished.uids._asdict(),
     }
     storage.write_bytes(storage.join(finished.folder, "run.json"), tables.json_bytes(facts))
+
+
+def _finite(facts: Any) -> Any:
+    """Facts with None for numbers that are not finite, which JSON does not have."""
+    if isinstance(facts, dict):
+        return {key: _finite(value) for key, value in facts.items()}
+    if isinstance(facts, list | tuple):
+        return [_finite(value) for value in facts]
+    return None if isinstance(facts, float) and not math.isfinite(facts) else facts

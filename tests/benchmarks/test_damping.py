@@ -37,8 +37,8 @@ SETTINGS = {  # what differs from the demo's configuration
     "the demo's": {},
     "half the corpus": {"fit": {"sample": 1100}},
     "a quarter of the corpus": {"fit": {"sample": 600}},
-    "4 epochs": {"fit": {"epochs": 4}},
-    "16 epochs": {"fit": {"epochs": 16}},
+    "4 epochs": {"fit": {"epochs": 4, "learning_rate": 1e-3, "pull": 0.0}},
+    "16 epochs": {"fit": {"epochs": 16, "learning_rate": 1e-3, "pull": 0.0}},
     "siglip": {"loss": "siglip"},
     "dcl": {"loss": "dcl"},
     "soft_infonce": {"loss": "soft_infonce"},
@@ -113,14 +113,14 @@ def test_the_chosen_damping_is_near_the_best(demo, name):
             found = score(heads, pairs, batches, direction, loss)
             influence[i] += (found.positive + found.negative) / len(path)
     few = config.solve.refits
-    chosen, _ = choose_damping(influence[:-1], removed[:few], losses[:few], residuals)
-    best, lds = choose_damping(influence[:-1], removed[few:], losses[few:], residuals)
+    chosen, _ = choose_damping(influence[:-1], removed[:few], losses[:few], grid, residuals)
+    best, lds = choose_damping(influence[:-1], removed[few:], losses[few:], grid, residuals)
     whole, plain = (
         linear_datamodeling_score(influence[i].sum(0, keepdim=True), removed[few:], losses[few:].sum(1, keepdim=True))
         for i in (best, -1)
     )
     of_parts = linear_datamodeling_score(influence[-1], removed[few:], losses[few:])
-    print(f"\n{name}: {len(sample.fold)} pairs, {config.fit.epochs} epochs; LDS over {JUDGES} refits, {losses.shape[1]} parts")
+    print(f"\n{name}: {len(sample.fold)} pairs; LDS over {JUDGES} refits, {losses.shape[1]} parts")
     print("  " + ", ".join(f"{d:g}: {value:.2f}" for d, value in zip(grid, lds, strict=True)), end="")
     print(f"; no curvature: {of_parts:.2f}; of the whole target at the best {whole:.2f}, without curvature {plain:.2f}")
     print(

@@ -85,14 +85,15 @@ def test_the_loss_can_be_fitted_and_gives_other_influence_than_clip_s():
     assert not torch.allclose(attribute(target, loss=loss)["influence_clean"], attribute()["influence_clean"])
 
 
-def test_the_column_is_the_cosine_of_the_checkpoint():
-    score = own("my_package.checkpoint_score:CheckpointScore")
+def test_the_column_says_how_far_a_caption_is_from_the_others():
+    score = own("my_package.caption_novelty:CaptionNovelty")
     pairs = held_out_pairs()
-    values = held_out_values(score(), pairs, [])
+    values, bank = held_out_values(score(), pairs, []), pairs.bank
     for n in range(len(values)):
-        x, t = pairs.images[n] @ pairs.checkpoint.image, pairs.texts[n] @ pairs.checkpoint.text
-        assert torch.isclose(values[n], (x @ t) / (x.norm() * t.norm()))
-    assert "checkpoint_score" in attribute(columns=["my_package.checkpoint_score:CheckpointScore"])
+        text = pairs.texts[n] - bank.text_centre
+        others = [bank.texts[m].to(text) for m in range(len(bank.fold)) if bank.fold[m] != pairs.fold[n]]
+        assert torch.isclose(values[n], 1 - max((text / text.norm()) @ other for other in others))
+    assert "caption_novelty" in attribute(columns=["my_package.caption_novelty:CaptionNovelty"])
 
 
 def test_the_target_asks_for_the_image_of_a_caption_alone():

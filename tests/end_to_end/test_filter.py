@@ -7,7 +7,8 @@ import pytest
 import webdataset
 
 from jobs.cli import main
-from pipeline.results.select import read_subset
+from pipeline.corpus.uids import unpack
+from pipeline.results.subset import Uids, read_subset
 from pipeline.run_folder.finished import open_run
 from tests.support.tars import read_tar
 
@@ -54,7 +55,9 @@ def test_what_the_user_leaves_open_is_what_the_run_chose(finished, tmp_path, mon
     chosen, table = found.checkpoints[0].targets["clean"]["filter"], found.scores()
     count = round(chosen["keep"] * len(table))
     ranked = sorted(zip((-table["filter_clean"].to_numpy()).tolist(), table["uid"].to_pylist(), strict=True))
-    assert read_subset(str(tmp_path / "subset.npy")).keys() == {uid for _, uid in ranked[:count]}
+    kept = read_subset(str(tmp_path / "subset.npy"))
+    assert isinstance(kept, Uids)
+    assert unpack(kept.uids) == sorted(uid for _, uid in ranked[:count])
     assert f"{count} pairs kept by filter_clean" in capsys.readouterr().err
 
 

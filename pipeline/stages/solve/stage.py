@@ -42,7 +42,7 @@ class Solved(NamedTuple):
 
         The share is None where it is unknown.
         """
-        share = {"misaligned": self.misalignment.known_share, "misaligned_interval": self.misalignment.interval}
+        share = {"misaligned": self.misalignment.known_share, "misaligned_at_most": self.misalignment.at_most}
         return {
             name: found.calibration._asdict() | {"residual": found.residual, "coverage": found.coverage} | share
             for name, found in self.directions.items()
