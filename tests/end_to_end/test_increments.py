@@ -18,7 +18,8 @@ from tests.support.tars import read_tar, write_tar
 
 SAMPLE = 40  # of batches of 16 and of 20 pairs: two of them, and no third one fits
 PARTS = 4  # of a shard's 36 pairs, 10 each
-OF_EVERY_RUN = {"heads": 1, "evidence": 1, "directions/clean": 1, "misalignment": 1, "filter/clean": 1}  # no shard has one
+FROM_HEADS = {"heads": 1, "evidence": 1, "directions/clean": 1, "misalignment": 1, "filter/clean": 1}
+OF_EVERY_RUN = {"fit_choice": 1, **FROM_HEADS}  # no shard has one
 OF_A_SHARD = {"pairs": 1, "influence/clean": 1}
 
 
@@ -95,7 +96,8 @@ def test_a_second_target_costs_its_own_objects(everything, configure, corpus, tm
     assert (rewritten, gone) == ({f"latest/0000{i}.parquet" for i in range(3)}, set())
     # What is asked about the first target, and what is asked about none, is what it was.
     was, now = first.scores(), outcome.scores()
-    assert [name for name in was.column_names if not was[name].equals(now[name])] == ["misalignment", "leverage"]
+    changed = {name for name in was.column_names if not was[name].equals(now[name])}
+    assert {"misalignment"} <= changed <= {"misalignment", "leverage"}  # leverage is the largest over targets
 
 
 @pytest.fixture(scope="module")
@@ -167,13 +169,14 @@ def test_the_rows_of_a_removed_shard_leave_latest(sampled, corpus, tmp_path):
     [
         ("influence", {"influence/clean": 3}),
         ("directions", {"directions/clean": 1, "misalignment": 1, "filter/clean": 1, "influence/clean": 3}),
-        ("heads", {**OF_EVERY_RUN, **times(3, OF_A_SHARD)}),
+        ("heads", {**FROM_HEADS, **times(3, OF_A_SHARD)}),
+        ("fit_choice", {"fit_choice": 1, **FROM_HEADS, **times(3, OF_A_SHARD)}),
     ],
 )
 def test_another_version_of_a_kind_redoes_it_and_what_follows(finished, configure, tmp_path, monkeypatch, kind, redone):
     folder = copied(finished[0].run, tmp_path)
     before = state_of(folder)
-    monkeypatch.setitem(KINDS, kind, KINDS[kind]._replace(version=2))
+    monkeypatch.setitem(KINDS, kind, KINDS[kind]._replace(version=KINDS[kind].version + 1))
     outcome = run(configure(folder))
     assert change_since(before, folder) == (Counter(redone), {f"latest/0000{i}.parquet" for i in range(3)}, set())
     assert outcome.scores() == finished[1].scores(), "the same inputs gave the same bytes, as the version alone has changed"

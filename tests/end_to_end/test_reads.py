@@ -11,7 +11,7 @@ from pipeline.run_folder.contents import find_artifacts
 from pipeline.stages.embed.stage import embed
 from pipeline.stages.filter import choose_filters
 from pipeline.stages.fit.sample import read_sample
-from pipeline.stages.fit.stage import fit_heads
+from pipeline.stages.fit.stage import choose_how_to_fit, fit_heads, how_to_fit
 from pipeline.stages.forward.fit import fit_parameters
 from pipeline.stages.forward.score import score_forward
 from pipeline.stages.forward.solve import solve_forward
@@ -35,7 +35,8 @@ BEHIND = {
 }
 NO_MATTER = {"run", "workers", "targets"}  # the targets' names are part of every key
 ASKED = {"score.columns", "score.order", "scoring.mode"}  # say which objects there are, and so what is made of which
-FEATURES = {"model.name", "model.checkpoint", "embed", "corpus"}  # how pairs are read: part of every content
+MODEL = {f"model.{key}" for key in ("name", "checkpoint", "sha256", "pretrained_cfg", "preprocess")}
+FEATURES = MODEL | {"embed", "corpus"}  # how pairs are read: part of every content
 
 
 class Recorder:
@@ -90,10 +91,12 @@ def test_a_stage_reads_what_its_names_depend_on_and_nothing_else(local_ray, conf
 
     sample = read_sample(corpus, config)
     targets = [read_target(name, dataset) for name, dataset in clean.items()]
-    fitted = fit_heads(by["fit"], model.heads, sample)
-    solved = solve(by["solve"], model.heads, fitted, sample, targets)
+    choice = choose_how_to_fit(by["fit"], model.heads, sample)
+    how = how_to_fit(by["fit"].config, model.heads, choice.hyperparameters)
+    fitted = fit_heads(by["fit"], how, sample)
+    solved = solve(by["solve"], how, fitted, sample, targets)
     prepare(by["order 2"], fitted, sample, targets, solved)
-    choose_filters(by["filter"], by["filter"].config.filter, model.heads, sample, targets, solved)
+    choose_filters(by["filter"], by["filter"].config.filter, how, sample, targets, solved)
     score(by["score"], model.heads, corpus, clean)
     fit_parameters(by["forward fit"], corpus)
     solve_forward(by["forward solve"], corpus, targets, clean, solved)
