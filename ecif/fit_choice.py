@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ecif.batching import cut
 from ecif.heads import Heads, embed, logits
-from ecif.heads.cross_fit import HowToFit, Hyperparameters, Refit
+from ecif.heads.cross_fit import NO_FIT, HowToFit, Hyperparameters, Refit
 from ecif.heads.curvature import gauss_newton_product
 from ecif.heads.fit import with_best_bias
 from ecif.matching import matching
@@ -173,7 +173,7 @@ def choose_fit(how: HowToFit, sample: Sample, grid: Grid, run: Fits, seed: int) 
         "worse": chosen is not None and not held[chosen].no_worse(start),
         "untrained": start.matching_loss > UNTRAINED * start.chance,
     }
-    return FitChoice(Hyperparameters(0.0, 0, 0.0) if chosen is None else settings[chosen], facts)
+    return FitChoice(NO_FIT if chosen is None else settings[chosen], facts)
 
 
 def judge(how: HowToFit, sample: Sample, heads: dict[int, Heads], seed: int) -> HeldOut:
@@ -190,7 +190,7 @@ def judge(how: HowToFit, sample: Sample, heads: dict[int, Heads], seed: int) -> 
         mine = (sample.fold == f).nonzero()[:, 0]
         batches = cut(mine[permutation(len(mine), "held out", seed, f)], min(how.batch_size, MOST))
         pairs = [embed(of_fold, *sample.features(rows, rows, of_fold.image.device)) for rows in batches[: _enough(batches)]]
-        best = with_best_bias(of_fold, pairs, how.loss) if how.start.train_logit_bias else of_fold
+        best = with_best_bias(of_fold, pairs, how.loss)
         similarities += [logits(best, batch) for batch in pairs]
     count = sum(map(len, similarities))
     loss = sum(how.loss.batch_loss(s).double().item() for s in similarities) / (2 * count)
@@ -203,7 +203,7 @@ def largest_curvature(how: HowToFit, sample: Sample) -> float:
     to, batches = how.start.image.device, sample.batches()
     pairs = [embed(how.start, *sample.features(rows, rows, to)) for rows in batches[: _enough(batches)]]
     random = torch.randn(1, how.start.size, generator=torch.Generator().manual_seed(0)).to(to)
-    heads = with_best_bias(how.start, pairs, how.loss) if how.start.train_logit_bias else how.start
+    heads = with_best_bias(how.start, pairs, how.loss)
     top = largest_eigenvalue(lambda v: gauss_newton_product(heads, pairs, v, how.loss), random).item()
     return top / (2 * how.batch_size * len(pairs))
 

@@ -50,6 +50,9 @@ class Hyperparameters(NamedTuple):
     pull: float  # towards the start, see `ecif.heads.fit.fit`
 
 
+NO_FIT = Hyperparameters(0.0, 0, 0.0)  # the heads stay as they are
+
+
 class HowToFit(NamedTuple):
     """Start, loss and hyperparameters of a fit."""
 

@@ -93,7 +93,7 @@ def fit(
         """The heads at the current weights, and batches embedded with them. A trained bias is the best for these batches."""
         heads = start.at(weights.clone())
         pairs = [embed(heads, images[rows], texts[rows]) for rows in (rows.to(images.device) for rows in batches)]
-        return with_best_bias(heads, pairs, loss) if start.train_logit_bias else heads, pairs
+        return with_best_bias(heads, pairs, loss), pairs
 
     if not epochs:
         return [at(epoch(order)[:BIAS_BATCHES])[0]] * checkpoints
@@ -110,7 +110,12 @@ def fit(
 
 
 def with_best_bias(heads: Heads, batches: list[Embedded], loss: Loss) -> Heads:
-    """The heads with the logit bias that minimises the summed loss of some batches. The loss has to be convex in the bias."""
+    """The heads with the logit bias that minimises the summed loss of some batches, if the bias is a parameter.
+
+    The loss has to be convex in the bias.
+    """
+    if not heads.train_logit_bias:
+        return heads
     plain = [logits(heads._replace(logit_bias=0.0), batch) for batch in batches]
 
     def loss_rises(bias: float) -> bool:

@@ -15,7 +15,7 @@ from ecif.directions import HowToSolve, Refitted, solve_question
 from ecif.evaluation import auroc, calibrated_loss, linear_datamodeling_score, retrieval_recall, spearman
 from ecif.fit_choice import Grid, choose_fit
 from ecif.heads import Heads, embed, logits, standardised
-from ecif.heads.cross_fit import CrossFit, HowToFit, Hyperparameters, Refit, removals, run_refit
+from ecif.heads.cross_fit import NO_FIT, CrossFit, HowToFit, Hyperparameters, Refit, removals, run_refit
 from ecif.losses import CLIP
 from ecif.sample import LocalSystem, Sample, Shared, sample_bank
 from ecif.targets import Contrastive
@@ -25,7 +25,6 @@ from tests.support.clip_like import ClipLike, clip_like, statistics
 pytestmark = pytest.mark.benchmark
 UNSEEN = 4096
 OF_OLD = Hyperparameters(1e-3, 8, 0.0)
-NONE = Hyperparameters(0.0, 0, 0.0)
 SIZES = [  # pairs, batch, features, embedding, noise of the features, wrong
     (4096, 256, 768, 512, 1.9, 0.0),
     (4096, 256, 768, 512, 1.9, 0.2),
@@ -56,7 +55,7 @@ class Judged:
         return [self.fit(*job) for job in jobs]
 
     def choose(self):
-        return choose_fit(HowToFit(self.start, CLIP, self.batch, NONE), self.sample, Grid(), self.fits, 0)
+        return choose_fit(HowToFit(self.start, CLIP, self.batch, NO_FIT), self.sample, Grid(), self.fits, 0)
 
     def measures(self, heads: Heads) -> tuple[float, float, float, float]:
         """Held-out loss of all unseen pairs and of right ones, R@1 of right ones, rank correlation with the checkpoint."""

@@ -8,14 +8,14 @@ import torch
 from ecif.evaluation import calibrated_loss, retrieval_recall
 from ecif.fit_choice import EPOCHS, LEARNING_RATES, PULLS, Grid, choose_fit, judge, largest_curvature
 from ecif.heads import Heads, embed, logits, standardised
-from ecif.heads.cross_fit import HowToFit, Hyperparameters, Refit, run_refit
+from ecif.heads.cross_fit import NO_FIT, HowToFit, Hyperparameters, Refit, run_refit
 from ecif.heads.curvature import gauss_newton_product
 from ecif.losses import CLIP, Clip, Dcl, SigLip
 from ecif.sample import Sample
 from tests.support.clip_like import clip_like, statistics
 
 PAIRS, BATCH = 1024, 128
-NONE, GRID = Hyperparameters(0.0, 0, 0.0), Grid()
+GRID = Grid()
 
 
 @functools.cache
@@ -29,7 +29,7 @@ def drawn(wrong: float, noise: float = 1.2):
 
 
 def choose(start: Heads, sample: Sample, grid: Grid = GRID, loss=CLIP):
-    how = HowToFit(start, loss, BATCH, NONE)
+    how = HowToFit(start, loss, BATCH, NO_FIT)
 
     def run(jobs):
         each = ((how._replace(hyperparameters=setting), job) for setting, job in jobs)
@@ -80,7 +80,7 @@ def test_random_heads_are_fitted_far_and_the_checkpoint_is_said_to_be_untrained(
 def test_where_nothing_beats_the_start_the_heads_stay_and_it_is_said():
     start, sample, *_ = drawn(0.2)
     choice, fitted = choose(start, sample, Grid([0.1], [4], [0.0]))
-    assert choice.hyperparameters == NONE
+    assert choice.hyperparameters == NO_FIT
     assert torch.equal(fitted.image, start.image)
     assert choice.facts["chosen"] == {"learning_rate": 0.0, "epochs": 0, "pull": 0.0} | choice.facts["start"]
     assert "no fit improves on the checkpoint" in choice.line()
@@ -99,8 +99,8 @@ def test_every_loss_chooses(loss):
 def test_held_out_pairs_are_judged_by_the_heads_that_have_not_seen_their_fold():
     start, sample, *_ = drawn(0.2)
     worse = start._replace(image=start.image + 0.3 * torch.randn(start.image.shape, generator=torch.Generator().manual_seed(1)))
-    found = judge(HowToFit(start, Clip(), BATCH, NONE), sample, {1: start, 3: worse}, 0)
-    each = [judge(HowToFit(start, Clip(), BATCH, NONE), sample, {f: h}, 0) for f, h in ((1, start), (3, worse))]
+    found = judge(HowToFit(start, Clip(), BATCH, NO_FIT), sample, {1: start, 3: worse}, 0)
+    each = [judge(HowToFit(start, Clip(), BATCH, NO_FIT), sample, {f: h}, 0) for f, h in ((1, start), (3, worse))]
     assert found.held_out_loss == pytest.approx(sum(one.held_out_loss for one in each) / 2)
     assert each[0].held_out_loss < each[1].held_out_loss
 
@@ -113,7 +113,7 @@ def test_the_unit_of_the_pull_is_the_largest_eigenvalue_of_the_explicit_curvatur
     pairs = [embed(heads, images[rows], texts[rows]) for rows in sample.batches()]
     matrix = gauss_newton_product(heads, pairs, torch.eye(heads.size), CLIP) / 80
     top = torch.linalg.eigvalsh((matrix + matrix.T) / 2)[-1].item()
-    assert largest_curvature(HowToFit(heads, CLIP, 20, NONE), sample) == pytest.approx(top, rel=0.03)
+    assert largest_curvature(HowToFit(heads, CLIP, 20, NO_FIT), sample) == pytest.approx(top, rel=0.03)
     assert logits(heads, pairs[0]).isfinite().all()
 
 

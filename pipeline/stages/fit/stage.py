@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ecif.fit_choice import FitChoice, Fits, Grid, choose_fit
 from ecif.heads import Heads
-from ecif.heads.cross_fit import CrossFit, FittedHeads, HowToFit, Hyperparameters, Refit, Refitter, run_refit
+from ecif.heads.cross_fit import NO_FIT, CrossFit, FittedHeads, HowToFit, Hyperparameters, Refit, Refitter, run_refit
 from ecif.sample import Sample
 from pipeline.config import Config
 from pipeline.console import say
@@ -32,7 +32,7 @@ def choose_how_to_fit(run: Run, start: Heads, sample: Sample) -> FitChoice:
 
     def choose() -> FitChoice:
         grid = Grid.of(config.fit.learning_rate, config.fit.epochs, config.fit.pull, config.fit.checkpoints)
-        how = how_to_fit(config, start, Hyperparameters(0.0, 0, 0.0))
+        how = how_to_fit(config, start, NO_FIT)
 
         def run_fits(jobs: list[tuple[Hyperparameters, Refit]]) -> list[list[Heads]]:
             with Stage("try fits", len(jobs)) as progress:

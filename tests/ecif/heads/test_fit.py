@@ -18,8 +18,9 @@ def whole_loss(heads, loss=CLIP):
     return sum(loss.batch_loss(logits(heads, embed(heads, IMAGES[rows], TEXTS[rows]))) for rows in BATCHES)
 
 
-def test_fit_is_adam_with_cosine_decay_on_the_mean_loss():
-    weights = flat(START).clone().requires_grad_()
+@pytest.mark.parametrize("pull", [0.0, 0.7])
+def test_fit_is_adam_with_cosine_decay_on_the_mean_loss_and_the_square_of_the_distance_to_the_start(pull):
+    weights, origin = flat(START).clone().requires_grad_(), flat(START).clone()
     optimiser = torch.optim.Adam([weights], lr=0.02)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 20)
     order = torch.Generator().manual_seed(0)
@@ -27,10 +28,11 @@ def test_fit_is_adam_with_cosine_decay_on_the_mean_loss():
         for i in torch.randperm(4, generator=order).tolist():
             optimiser.zero_grad()
             rows = BATCHES[i]
-            (slow_loss(slow_logits(START, weights, IMAGES[rows], TEXTS[rows])) / 20).backward()
+            loss = slow_loss(slow_logits(START, weights, IMAGES[rows], TEXTS[rows])) / 20
+            (loss + pull / 2 * (weights - origin).square().sum()).backward()
             optimiser.step()
             decay.step()
-    fitted = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)[-1]
+    fitted = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS, pull=pull)[-1]
     assert torch.allclose(flat(fitted), weights.detach(), rtol=1e-6)
 
 
@@ -93,24 +95,6 @@ def test_emptied_batches_do_no_harm():
     fitted = fit(START, IMAGES, TEXTS, fixed_batches(batches), **SETTINGS)[-1]
     assert isinstance(fitted, Heads)
     assert flat(fitted).isfinite().all()
-
-
-def test_a_pull_adds_its_square_of_the_distance_to_the_loss():
-    weights, origin = (flat(START).clone() for _ in range(2))
-    weights.requires_grad_()
-    optimiser = torch.optim.Adam([weights], lr=0.02)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 20)
-    order = torch.Generator().manual_seed(0)
-    for _ in range(5):
-        for i in torch.randperm(4, generator=order).tolist():
-            optimiser.zero_grad()
-            rows = BATCHES[i]
-            loss = slow_loss(slow_logits(START, weights, IMAGES[rows], TEXTS[rows])) / 20
-            (loss + 0.7 / 2 * (weights - origin).square().sum()).backward()
-            optimiser.step()
-            decay.step()
-    fitted = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS, pull=0.7)[-1]
-    assert torch.allclose(flat(fitted), weights.detach(), rtol=1e-6)
 
 
 def test_with_a_pull_there_is_a_minimum_that_does_not_depend_on_the_learning_rate():
