@@ -3,13 +3,11 @@
 A sidecar (`<shard>.parquet`) is in the order of the downloads and holds failed ones too. It is joined by key, not by position.
 """
 
-import io
 import json
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.console import say
@@ -17,7 +15,6 @@ from pipeline.corpus.shards import Shard, stem
 from pipeline.errors import RunError, UserError
 
 PREFIX = "sidecar_"  # of its columns in the score table, so that no other name there collides
-FOOTER = 1 << 16  # last bytes of a file, which hold its schema unless it has very many columns
 LOOKED_AT = 1000  # sidecars whose columns are checked before a run starts
 
 
@@ -114,15 +111,13 @@ def _refuse_equal_names(columns: list[str]) -> None:
 
 def _schema(item: storage.Object, needed: list[str]) -> pa.Schema:
     """The needed columns of a sidecar, by its footer."""
-    url, schema, said = item.url, None, "it is empty"
-    for count in (FOOTER, None) if item.size else ():
-        try:
-            schema = pq.read_schema(io.BytesIO(storage.read_end(url, count)))
-            break
-        except pa.ArrowInvalid as error:
-            said = " ".join(str(error).split())[:200]
-    if schema is None:
-        raise UserError(f"corpus.sidecar: {url} is no Parquet file: {said}")
+    url = item.url
+    if not item.size:
+        raise UserError(f"corpus.sidecar: {url} is no Parquet file: it is empty")
+    try:
+        schema = storage.read_schema(url)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"corpus.sidecar: {url} is no Parquet file: {' '.join(str(error).split())[:200]}") from None
     for column in needed:
         if column not in schema.names:
             raise UserError(f"corpus.sidecar: no column {column!r} in {url}: there are {', '.join(schema.names)}")
@@ -153,7 +148,7 @@ def _read(data: bytes, url: str, names: list[str]) -> pa.Table:
     """The column `key` as text, and some others as they are."""
     wanted = list(dict.fromkeys(["key", *names]))
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read(wanted, use_threads=False).select(wanted)
+        table = storage.parse_table(data, wanted).select(wanted)
     except (pa.ArrowException, KeyError) as error:
         raise RunError(f"{url}: not what the other sidecars are: {' '.join(str(error).split())[:300]}") from None
     return table.set_column(0, "key", _cast(table["key"], pa.string(), url))

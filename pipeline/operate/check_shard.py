@@ -169,7 +169,7 @@ def read_object(url: str, parse: Callable[[bytes], Read], found: list[Violation]
 
 
 def _table(data: bytes) -> pa.Table:
-    return tables.parse_table(data, verify=True)
+    return storage.parse_table(data, verify=True)
 
 
 def _part(data: bytes) -> tuple[pa.Table, list[str]]:

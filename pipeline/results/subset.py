@@ -13,7 +13,6 @@ from pipeline import storage
 from pipeline.corpus.uids import PACKED, pack, unpack
 from pipeline.errors import UserError
 from pipeline.results.select import SUBSET
-from pipeline.run_folder import tables
 
 PARQUET = b"PAR1"  # first bytes
 
@@ -151,7 +150,7 @@ def read_subset(url: str) -> Subset:
         raise UserError(f"no subset {url}") from None
     if data.startswith(PARQUET):
         try:
-            table = tables.parse_table(data)
+            table = storage.parse_table(data)
         except pa.ArrowException as error:
             raise UserError(f"{url} is no Parquet file: {' '.join(str(error).split())[:200]}") from None
         return Keys(url, table)

@@ -1,6 +1,5 @@
 """A finished run: its record (run.json) and its columns."""
 
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -9,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ecif import __version__
 from pipeline import storage
@@ -69,14 +67,14 @@ class Finished(NamedTuple):
         listed = in_folder(self.table, ".parquet")
         if not listed:
             raise UserError(f"{self.table} holds no columns: the same `ecif run` writes them")
-        schema = pq.read_schema(io.BytesIO(storage.read_bytes(next(iter(listed.values())).url)))
+        schema = storage.read_schema(next(iter(listed.values())).url)
         for column in columns or []:
             if column not in schema.names:
                 known = ", ".join(name for name in schema.names if name not in IDENTITY)
                 raise UserError(f"no column {column!r} in {self.table}: there are {known}")
 
         def read(item: storage.Object) -> pa.Table:
-            return tables.parse_table(storage.read_bytes(item.url), columns)
+            return storage.parse_table(storage.read_bytes(item.url), columns)
 
         for shard, part in zip(listed, storage.in_threads(read, listed.values()), strict=True):
             if tables.run_of(part.schema)[0] != tables.run_of(schema)[0]:

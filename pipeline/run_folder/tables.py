@@ -29,7 +29,6 @@ QUARANTINE = pa.schema(
 )
 
 
-FOOTER = 1 << 16  # last bytes of a file, which hold its schema unless it has very many columns
 INDEXED = ["shard", "index", "key", "uid", "batch"]  # identities in the index's tables
 
 
@@ -190,12 +189,10 @@ def run_of(schema: pa.Schema) -> tuple[str, str]:
 
 def read_run(url: str) -> tuple[str, str]:
     """`run_of` the table at a URL. Empty strings if it can't be read."""
-    for count in (FOOTER, None):
-        try:
-            return run_of(pq.read_schema(io.BytesIO(storage.read_end(url, count))))
-        except pa.ArrowInvalid:
-            continue
-    return "", ""
+    try:
+        return run_of(storage.read_schema(url))
+    except pa.ArrowInvalid:
+        return "", ""
 
 
 class HalfPrecision(NamedTuple):
@@ -250,17 +247,7 @@ def read_self_influence(table: pa.Table) -> tuple[NDArray[np.float64], NDArray[n
 
 def read_table(url: str) -> pa.Table:
     """Read a Parquet object."""
-    return parse_table(storage.read_bytes(url))
-
-
-def parse_table(data: bytes, columns: list[str] | None = None, verify: bool = False) -> pa.Table:
-    """The table in a Parquet object; the columns that are named, by default all. With `verify`, checksums of pages are checked.
-
-    `pq.read_table` reads through a dataset. A thread of it may release the bytes only while Python exits, and that aborts the
-    process.
-    """
-    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=verify) as file:
-        return file.read(columns, use_threads=False)
+    return storage.parse_table(storage.read_bytes(url))
 
 
 def json_bytes(value: Any) -> bytes:

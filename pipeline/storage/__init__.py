@@ -26,6 +26,7 @@ from pipeline.storage.objects import (
     upload,
     write_bytes,
 )
+from pipeline.storage.parquet import parse_table, read_schema
 
 __all__ = [
     "ATTEMPTS",
@@ -45,10 +46,12 @@ __all__ = [
     "join",
     "listing",
     "local_copy",
+    "parse_table",
     "pause",
     "put_bytes",
     "read_bytes",
     "read_end",
+    "read_schema",
     "read_start",
     "upload",
     "write_bytes",

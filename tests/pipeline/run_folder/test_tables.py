@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.corpus.pairs import Pair, Quarantined
 from pipeline.run_folder import tables
 from pipeline.run_folder.columns import IDENTITY, columns
+from pipeline.storage.parquet import FOOTER
 
 BLANK = np.empty((3, 0, 0), np.uint8)
 
@@ -131,7 +132,7 @@ def test_the_run_of_a_table_with_a_long_footer_is_read_too(tmp_path):
     url = str(tmp_path / "a.parquet")
     table = tables.described(tables.scores_table(identity(1), many), [], "the run", "the shard")
     storage.write_bytes(url, data := tables.parquet_bytes(table))
-    assert len(data) > 2 * tables.FOOTER
+    assert len(data) > 2 * FOOTER
     assert tables.read_run(url) == ("the run", "the shard")
 
 
