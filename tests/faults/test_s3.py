@@ -32,7 +32,9 @@ def server(tmp_path, monkeypatch):
         s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_reading_and_writing_wait_for_a_server_that_comes_back(server):
+def test_reading_and_writing_wait_for_a_server_that_comes_back(server, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "10")  # the pauses are random: five attempts can pass before the server is up
+    s3fs.S3FileSystem.clear_instance_cache()
     storage.write_bytes(f"s3://{BUCKET}/before", b"before")
     server.kill()
     back = threading.Timer(1.0, server.start)
