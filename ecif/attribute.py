@@ -21,6 +21,7 @@ from ecif.columns.clip_score import ClipScore
 from ecif.columns.held_out_cosine import HeldOutCosine
 from ecif.columns.held_out_loss import HeldOutLoss
 from ecif.columns.influence import held_out_influence
+from ecif.columns.near import nearness
 from ecif.directions import HowToSolve, Refitted, solve_question
 from ecif.filter_choice import HowToFilter, choose_filter
 from ecif.fit_choice import Grid, choose_fit
@@ -55,8 +56,7 @@ class Settings:
     repeats: int | None = None  # score.repeats
     columns: Sequence[str] = ()  # score.columns
     filter: bool = True
-    filter_weights: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    filter_keep: Sequence[float] = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+    filter_beyond: Sequence[float] = (0.05, 0.1, 0.2)
     filter_seeds: int = 1
 
     def how_often(self) -> int:
@@ -131,16 +131,17 @@ def attribute(
     for i, name in enumerate(directions):
         columns[f"influence_positive_{name}"], columns[f"influence_negative_{name}"] = influence[0, i], influence[1, i]
         columns[f"influence_{name}"] = influence[0, i] + influence[1, i]
+        columns[f"near_{name}"] = nearness(texts, directions[name].captions, bank.text_centre)
     misalignment = evidence.misalignment(
         torch.stack([found.influence for found in directions.values()]),
         torch.stack([found.planted for found in directions.values()]),
     )
     columns["misalignment"] = misalignment.probability(torch.cat([seen, influence.sum(0).T], 1)).float()
     if settings.filter:
-        tried = HowToFilter(list(settings.filter_weights), list(settings.filter_keep), settings.filter_seeds, settings.seed)
+        tried = HowToFilter(list(settings.filter_beyond), settings.filter_seeds, settings.seed)
         for name, question in questions.items():
-            chosen = choose_filter(question, evidence, directions[name], refit, tried)
-            columns[f"filter_{name}"] = chosen.scores(seen, columns[f"influence_{name}"])
+            chosen = choose_filter(question, corpus.sample, evidence, directions[name], refit, tried)
+            columns[f"filter_{name}"] = chosen.scores(seen, columns[f"influence_{name}"], columns[f"near_{name}"])
     for score in (score for score in requested if not score.evidence):
         for name in questions if score.each_target else [""]:
             columns[Column.of(type(score), name).name] = column_of(score, targets.get(name))

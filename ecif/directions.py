@@ -40,17 +40,23 @@ class Directions(NamedTuple):
     """The solved directions of one target, and the influence of the sampled pairs on it."""
 
     folds: Tensor  # [K, fits, P] directions for the heads of each fold
-    halves: Tensor  # [2, N] cross-fitted influence of the sampled pairs on each half of the target
-    planted: Tensor  # [N] the same on the whole target, each pair with the caption of its partner
+    parts: Tensor  # [PARTS, N] cross-fitted influence of the sampled pairs on each part of the target
+    planted_parts: Tensor  # [PARTS, N] the same, each pair with the caption of its partner
     groups: Tensor  # [G, N] influence on every calibration group under the heads fitted on all of the sample
     calibration: Calibration
     residual: float  # the largest relative residual of the systems
+    captions: Tensor  # [M, d_t] distinct captions of the target: what it asks about
     coverage: float  # share of the sample's captions that the target covers, 0 to 1, see `ecif.targets.coverage`
 
     @property
     def influence(self) -> Tensor:
         """[N] influence of the sampled pairs on the whole target."""
-        return self.halves.sum(0)
+        return self.parts.sum(0)
+
+    @property
+    def planted(self) -> Tensor:
+        """[N] the same, each pair with the caption of its partner."""
+        return self.planted_parts.sum(0)
 
 
 class HowToSolve(NamedTuple):
@@ -75,14 +81,14 @@ def solve_question(
     """
     groups, calibration = _calibrate(system, fitted, question, refitted, how)
     answers, residual = _cross_fitted(system, fitted, question, calibration.damping, how)
-    folds = answers.sum(2)
     return Directions(
-        folds,
+        answers.sum(2),
         system.held_out_influence(answers),
-        system.held_out_influence(folds[:, :, None], plant=True)[0],
+        system.held_out_influence(answers, plant=True),
         groups,
         calibration,
         residual,
+        question.loss.captions().half().unique(dim=0),
         coverage_of(question, fitted.full, system.sample.texts, how.seed),
     )
 
@@ -117,16 +123,20 @@ def _calibrate(
 def _cross_fitted(
     system: SampleSystem, fitted: FittedHeads, question: Question, damping: float, how: HowToSolve
 ) -> tuple[Tensor, float]:
-    """Solve for the direction of each half of a target at the heads of each fold. H leaves out the pairs of that fold.
+    """Solve for the direction of each part of a target at the heads of each fold. H leaves out the pairs of that fold.
+
+    The parts are solved one after the other: their Krylov spaces are the largest tensors here.
 
     Returns:
-        [K, fits, 2, P] directions, and the largest relative residual.
+        [K, fits, PARTS, P] directions, and the largest relative residual.
     """
-    gradients, systems = [], []
-    for f, fits in enumerate(fitted.folds):
-        for s, heads in enumerate(fits):
-            gradients += [question.gradient(heads, half) for half in question.halves]
-            systems += [LinearSystem(len(fitted.path) + f * len(fits) + s, f)] * 2
-    spaces = system.krylov(systems, torch.stack(gradients), how.iterations)
-    answers, residual = spaces.solve(damping * spaces.largest_eigenvalue())
-    return answers.view(len(fitted.folds), len(fitted.folds[0]), 2, -1), residual.max().item()
+    every = [(f, s, heads) for f, fits in enumerate(fitted.folds) for s, heads in enumerate(fits)]
+    systems = [LinearSystem(len(fitted.path) + f * len(fitted.folds[0]) + s, f) for f, s, _ in every]
+    answers, largest = [], 0.0
+    for part in question.parts:
+        gradients = torch.stack([question.gradient(heads, part) for _, _, heads in every])
+        spaces = system.krylov(systems, gradients, how.iterations)
+        found, residual = spaces.solve(damping * spaces.largest_eigenvalue())
+        answers.append(found.view(len(fitted.folds), len(fitted.folds[0]), -1))
+        largest = max(largest, residual.max().item())
+    return torch.stack(answers, 2), largest

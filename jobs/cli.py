@@ -260,10 +260,9 @@ def _of_target(facts: dict[str, Any]) -> Iterator[str]:
     lds = "" if facts["lds"] is None else f", agreement with {facts['refits']} real refits (LDS) {facts['lds']:.2f}"
     yield f"damping {facts['damping']:g}{lds}"
     if chosen := facts.get("filter"):
-        gain = 1 - chosen["loss"] / chosen["loss_of_everything"]
-        how = f"keep {chosen['keep']:.0%}, influence {chosen['weight']:g} : {1 - chosen['weight']:g} misalignment"
-        best = f"{how}; refits gain {gain:.1%} of the target's loss" if chosen["keep"] < 1 else "keep everything"
-        yield f"filter: {best}"
+        from ecif.filter_choice import said
+
+        yield f"filter: {said(chosen)}"
     if forward := facts.get("forward"):
         reached = f"residual {forward['residual']:.2g} after {forward['iterations']} products"
         yield f"{forward['parameters']} parameters in forward mode, damping {forward['damping']:g}, {reached}"

@@ -1,17 +1,19 @@
-"""Which pairs to keep for a target: candidates are tried by refitting the heads, and the best one ranks every pair.
+"""The order in which a target's filter keeps pairs: misaligned ones go first, then those that harm the target.
 
-A pair can be misaligned, and a pair can harm the target. The best weight between the two, and the best number of pairs to keep,
-depend on the corpus. A candidate ranks the sampled pairs by a weighted mean of both ranks and drops the worst. The heads are
-then refitted on the rest.
+The probability of misalignment needs no target. Influence adds what the target knows. There are two ways to let it count.
 
-A filter chosen on a target overfits it, so its loss on that target is optimistic. We split the target in two: one half ranks
-the pairs, both halves measure the refitted heads. The ranking half is optimistic; the other half is pessimistic, because pairs
-that serve only its concepts were dropped first. Their mean has a smaller, slightly optimistic bias (docs/method.md).
+- `residual`: the level of influence says first of all how much the target asks about a pair. Pairs that it does not ask about
+  have an influence near 0, good ones and bad ones. A rank over all pairs would drop them behind everything that helps. So
+  influence is compared only among pairs whose captions are about as near to the target (`ecif.columns.near`):
 
-The filter of a target does not depend on the other targets of a run.
+      z_n = influence_n - median of its bin,    score_n = rank(-p_n) + weight r_b tanh(z_n / 2 scale)
+
+  A pair that helps less than its equals is a suspect. A pair that the target says nothing about is neutral: the reliability r_b
+  of its bin is 0. It is the rank correlation of z and -p in the bin, relative to that of the best bin.
+- `level`: score_n = (1 - weight) rank(-p_n) + weight rank(influence_n). It is right for a corpus of another domain than the
+  target, most of which is of no use to it.
 """
 
-from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -19,45 +21,48 @@ from torch import Tensor
 
 from ecif.columns.contract import Column
 
-QUANTILES = 1025  # points that store the sample's distribution of a score
-OVERRATED = 0.01  # losses that differ by this share count as equal, as the ranking half overrates what it ranked for
-ENOUGH_GAIN = 0.02  # with a smaller relative gain no pair is dropped; on a clean corpus the best candidate seemed to gain 0.012
-
-
-class Candidate(NamedTuple):
-    """A filter to try."""
-
-    weight: float  # weight of influence, 0 to 1; misalignment has weight 1 - `weight`
-    keep: float  # share of the pairs that are kept
-
-
-class Choice(NamedTuple):
-    """The filter that was chosen. `keep` is 1 if no candidate gains enough."""
-
-    weight: float
-    keep: float
-    loss: float  # of the target after the refit
+QUANTILES = 1025  # points that store the sample's distribution of a probability
+BINS = 10  # of equal size, by nearness to the target
+RELIABLE = 0.5  # the scale is taken in bins that are at least so reliable, relative to the best
+NORMAL = 1.4826  # the standard deviation of a normal distribution in units of its median absolute deviation
 
 
 class Ranking(NamedTuple):
-    """Ranks pairs of any shard as if they were in the sample. All tensors are float64.
+    """Ranks pairs of any shard as if they were in the sample. Numbers are float64.
 
     A pair's rank is its place among the quantiles of the sample, so it does not depend on the other pairs of the shard.
     """
 
     misalignment: Tensor  # [QUANTILES] quantiles of the sample's probabilities of misalignment
-    influence: Tensor  # [QUANTILES] quantiles of the sample's influence on the target
-    weight: Tensor  # [] weight of influence
+    edges: Tensor  # [BINS - 1] nearness at which the next bin begins
+    median: Tensor  # [BINS] of influence in each bin
+    reliability: Tensor  # [BINS] 0 to 1
+    scale: Tensor  # [] standard deviation of influence within the reliable bins
+    influence: Tensor  # [QUANTILES] quantiles of the sample's influence
+    level: Tensor  # [] bool: influence counts by its level, not by its residual
+    weight: Tensor  # [] of influence
 
-    def scores(self, misalignment: Tensor, influence: Tensor) -> Tensor:
+    def scores(self, misalignment: Tensor, influence: Tensor, near: Tensor) -> Tensor:
         """[N] float32 in 0 to 1: the higher its score, the earlier a pair is kept.
 
         Args:
             misalignment: [N] probabilities of misalignment.
             influence: [N] influence on the target.
+            near: [N] nearness of the captions to the target's.
         """
-        aligned, helpful = 1 - _rank(misalignment, self.misalignment), _rank(influence, self.influence)
-        return ((1 - self.weight) * aligned + self.weight * helpful).float()
+        aligned = 1 - _rank(misalignment, self.misalignment)
+        if self.level:
+            return ((1 - self.weight) * aligned + self.weight * _rank(influence, self.influence)).float()
+        bins = torch.searchsorted(self.edges, near.double().contiguous(), right=True)
+        helps = self.reliability[bins] * ((influence.double() - self.median[bins]) / (2 * self.scale)).tanh()
+        return ((aligned + self.weight * (1 + helps)) / (1 + 2 * self.weight)).float()
+
+    def keep(self, misalignment: Tensor, influence: Tensor, near: Tensor, share: float) -> Tensor:
+        """[N] bool: the best `share` of the pairs, exactly round(share N) of them; arguments are those of `scores`."""
+        order = self.scores(misalignment, influence, near).argsort(descending=True, stable=True)
+        mask = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+        mask[order[: round(share * len(order))]] = True
+        return mask
 
 
 def filter_column(target: str) -> Column:
@@ -66,73 +71,55 @@ def filter_column(target: str) -> Column:
         f"filter_{target}",
         "high",
         "1",
-        "How early the target's filter keeps the pair, 0 to 1: ranks of alignment and influence, weighted as refits chose.",
+        "How early the target's filter keeps the pair, 0 to 1, by misalignment and, as far as refits chose it, influence.",
     )
 
 
-def ranking(misalignment: Tensor, influence: Tensor, weight: float) -> Ranking:
-    """The ranking by a weight of influence, with the quantiles of the sample.
+def near_column(target: str) -> Column:
+    """The column of a pair's nearness to a target."""
+    return Column(
+        f"near_{target}",
+        "high",
+        "cosine",
+        "Of the caption with the target's nearest caption, by centred text features: whether the target asks about the pair.",
+    )
+
+
+def ranking(misalignment: Tensor, influence: Tensor, near: Tensor, weight: float, level: bool = False) -> Ranking:
+    """The ranking by a weight of influence, with what it has to know of the sample.
 
     Args:
         misalignment: [N] probabilities of misalignment of the sampled pairs.
         influence: [N] influence of the sampled pairs on the target.
-        weight: weight of influence, 0 to 1.
+        near: [N] nearness of their captions to the target's.
+        weight: of influence, at least 0; with 0 it does not count.
+        level: influence counts by its level.
     """
+    p, influence, near = misalignment.double(), influence.double(), near.double()
     grid = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
-    known = [values.double().quantile(grid) for values in (misalignment, influence)]
-    return Ranking(known[0], known[1], torch.tensor(weight, dtype=torch.float64))
+    edges = near.quantile(torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1])
+    bins = torch.searchsorted(edges, near.contiguous(), right=True)
+    median, found, z = torch.zeros(BINS).double(), torch.zeros(BINS).double(), torch.zeros_like(influence)
+    for b in range(BINS):
+        mine = bins == b
+        if mine.sum() > 2:
+            median[b] = influence[mine].median()
+            z[mine] = influence[mine] - median[b]
+            found[b] = _agreement(z[mine], -p[mine]).clamp(min=0)
+    reliability = found / found.max() if found.max() > 0 else found
+    trusted = z[(reliability >= RELIABLE)[bins]].abs()
+    scale = NORMAL * trusted.median() if len(trusted) and trusted.any() else torch.ones(()).double()
+    scale = scale.clamp(min=torch.finfo(torch.float64).tiny)
+    quantiles = p.quantile(grid), influence.quantile(grid)
+    counts = torch.tensor(level), torch.tensor(weight, dtype=torch.float64)
+    return Ranking(quantiles[0], edges, median, reliability, scale, quantiles[1], *counts)
 
 
-def candidates(weights: list[float], keep: list[float]) -> list[Candidate]:
-    """[1 + W K] the candidates to try: first to keep everything, then every weight with every share."""
-    return [Candidate(0.0, 1.0), *(Candidate(*candidate) for candidate in product(weights, keep))]
-
-
-def keep_mask(misalignment: Tensor, influence: Tensor, candidate: Candidate) -> Tensor:
-    """[N] bool: the pairs of the sample that a candidate keeps.
-
-    Args:
-        misalignment: [N] probabilities of misalignment; their evidence has the influence on the ranking half.
-        influence: [N] influence on the half of the target that ranks.
-        candidate: the candidate to try.
-    """
-    score = (1 - candidate.weight) * _position(-misalignment) + candidate.weight * _position(influence)
-    mask = torch.zeros(len(score), dtype=torch.bool, device=score.device)
-    mask[score.argsort(descending=True, stable=True)[: round(candidate.keep * len(score))]] = True
-    return mask
-
-
-def choose_candidate(weights: list[float], keep: list[float], losses: Tensor, aligned: float | None) -> Choice:
-    """Choose the share to keep by its mean loss over all weights, then the weight at that share.
-
-    The ranking half overrates the pairs that it ranked high, so losses within OVERRATED of the best count as equal. Among equal
-    shares, the one nearest to the estimated share of aligned pairs is taken, or the
-    largest if that share is unknown. Among equal weights, the smallest is taken,
-    because it trusts influence the least.
-
-    Args:
-        weights: W candidate weights of influence.
-        keep: K candidate shares of pairs to keep.
-        losses: [1 + W K] loss of the target after each refit, in the order of `candidates`, mean over halves and seeds.
-        aligned: estimated share of the pairs that are aligned; None if it is unknown.
-    """
-    everything, table = losses[0].item(), losses[1:].view(len(weights), len(keep))
-    expected = 1.0 if aligned is None else aligned
-    k = min(_equally_good(table.mean(0)), key=lambda i: abs(keep[i] - expected))
-    w = min(_equally_good(table[:, k]), key=lambda i: weights[i])
-    if table[:, k].min() < (1 - ENOUGH_GAIN) * everything:
-        return Choice(weights[w], keep[k], table[w, k].item())
-    return Choice(weights[w], 1.0, everything)
-
-
-def _equally_good(losses: Tensor) -> list[int]:
-    """Positions of the losses that count as equal to the best."""
-    return [i for i, loss in enumerate(losses.tolist()) if loss <= (1 + OVERRATED) * losses.min().item()]
-
-
-def _position(values: Tensor) -> Tensor:
-    """[N] ranks, scaled to 0 to 1."""
-    return values.argsort(stable=True).argsort() / max(1, len(values) - 1)
+def _agreement(a: Tensor, b: Tensor) -> Tensor:
+    """Rank correlation of two lists; 0 if one is constant."""
+    ranks = torch.stack([values.argsort(stable=True).argsort().double() for values in (a, b)])
+    constant = (a == a[0]).all() or (b == b[0]).all()
+    return torch.zeros(()).double() if constant else torch.corrcoef(ranks)[0, 1]
 
 
 def _rank(values: Tensor, quantiles: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A target's question: its loss, with its pairs dealt into halves and batches."""
+"""A target's question: its loss, with its pairs dealt into parts and batches."""
 
 from typing import NamedTuple
 
@@ -11,21 +11,27 @@ from ecif.permutation import permutation
 from ecif.targets.contract import TargetLoss
 from ecif.targets.coverage import coverage
 
+PARTS = 3  # a filter is ranked by all parts but one, and judged by what happens to the one that had no say
 CALIBRATION_GROUPS = 8  # calibration predicts the loss of this many parts of a target separately
 COVERED_CAPTIONS = 1024  # coverage is measured on this many distinct captions of the corpus
 
 
 class Question(NamedTuple):
-    """A target with its pairs dealt into two halves, and each half into batches."""
+    """A target with its pairs dealt into PARTS parts, and each part into batches."""
 
     name: str
     loss: TargetLoss
-    halves: list[list[Tensor]]  # two lists of batches; a batch is the rows of the target that share a softmax in its loss
+    parts: list[list[Tensor]]  # PARTS lists of batches; a batch is the rows of the target that share a softmax in its loss
 
     @property
     def batches(self) -> list[Tensor]:
-        """The batches of both halves."""
-        return [batch for half in self.halves for batch in half]
+        """The batches of all parts."""
+        return [batch for part in self.parts for batch in part]
+
+    @property
+    def rows(self) -> list[Tensor]:
+        """The rows of the target in each part."""
+        return [torch.cat(part) for part in self.parts]
 
     @property
     def groups(self) -> list[list[Tensor]]:
@@ -56,10 +62,10 @@ class Question(NamedTuple):
 
 
 def deal(name: str, loss: TargetLoss, batch: int, seed: int, image: Tensor | None = None) -> Question:
-    """Deal a target's pairs into two halves, and each half into batches.
+    """Deal a target's pairs into parts, and each part into batches.
 
-    The captions of one image go to one half, because halves are to be independent, and to different batches, because none of
-    them is wrong for the image.
+    Pairs with one caption or of one image go to one part: the part that judges a filter is to know nothing of what ranked it.
+    The captions of one image go to different batches, because none of them is wrong for the image.
 
     Args:
         name: name of the target, part of the permutation's key.
@@ -68,11 +74,32 @@ def deal(name: str, loss: TargetLoss, batch: int, seed: int, image: Tensor | Non
         seed: of the permutation.
         image: int64 [N], equal for pairs of one image; by default each pair has an image of its own.
     """
-    pairs = torch.arange(len(loss.captions()))
-    of_image = _pairs_of_images(pairs if image is None else image)
-    of_image = of_image if len(of_image) >= 4 else [[pair] for pair in pairs.tolist()]  # two a half, or nothing is told apart
-    order = permutation(len(of_image), "target", name, seed)
-    return Question(name, loss, [_deal_half([of_image[i] for i in half.tolist()], batch) for half in order.tensor_split(2)])
+    captions = loss.captions()
+    pairs = torch.arange(len(captions))
+    image = pairs if image is None else image
+    concept = joined(image, captions.unique(dim=0, return_inverse=True)[1])
+    # With fewer than two in each part nothing could be told apart.
+    unit = next((of for of in (concept, image) if len(of.unique()) >= 2 * PARTS), pairs)
+    of_unit = _together(pairs.tolist(), unit)
+    order = permutation(len(of_unit), "target", name, seed)
+    dealt = [[pair for i in part.tolist() for pair in of_unit[i]] for part in order.tensor_split(PARTS)]
+    return Question(name, loss, [_batches(_together(part, image), batch) for part in dealt if part])
+
+
+def joined(*labels: Tensor) -> Tensor:
+    """int64 [N]: equal for items that share a label of any kind, directly or through others.
+
+    Args:
+        labels: kinds of labels, int64 [N] each.
+    """
+    found = torch.arange(len(labels[0]))
+    while True:
+        before = found
+        for label in labels:
+            least = torch.full((int(label.max()) + 1,), len(found)).scatter_reduce(0, label, found, "amin")
+            found = least[label]
+        if torch.equal(found, before):
+            return found
 
 
 def coverage_of(question: Question, heads: Heads, texts: Tensor, seed: int) -> float:
@@ -91,15 +118,15 @@ def coverage_of(question: Question, heads: Heads, texts: Tensor, seed: int) -> f
     return coverage(of_corpus, of_target)
 
 
-def _pairs_of_images(image: Tensor) -> list[list[int]]:
-    """The pairs of each image, images in the order of their first pairs."""
+def _together(pairs: list[int], label: Tensor) -> list[list[int]]:
+    """The pairs with each label, labels in the order of their first pairs."""
     found: dict[int, list[int]] = {}
-    for pair, number in enumerate(image.tolist()):
-        found.setdefault(number, []).append(pair)
+    for pair in pairs:
+        found.setdefault(int(label[pair]), []).append(pair)
     return list(found.values())
 
 
-def _deal_half(of_image: list[list[int]], size: int) -> list[Tensor]:
+def _batches(of_image: list[list[int]], size: int) -> list[Tensor]:
     """Batches of the first caption of every image, then of the second, and so on."""
     batches: list[Tensor] = []
     for number in range(max(map(len, of_image), default=0)):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ecif.columns.filter import QUANTILES
 from ecif.sample import BANK
-from ecif.targets.question import CALIBRATION_GROUPS
+from ecif.targets.question import CALIBRATION_GROUPS, PARTS
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.console import say
@@ -97,13 +97,13 @@ BYTES: dict[str, Callable[[Sizes], float]] = {
     "fit_choice": lambda s: 3_000,
     "heads": lambda s: 4 * s.parameters * (s.config.fit.checkpoints + s.fits),
     "evidence": lambda s: s.sample * (8 * len(evidence_scores(s.config)) + 1) + min(s.sample, BANK) * 2 * s.features,
-    "directions": lambda s: 4 * s.parameters * s.fits + 4 * s.sample * (3 + CALIBRATION_GROUPS),
+    "directions": lambda s: 4 * s.parameters * s.fits + 4 * s.sample * (2 * PARTS + CALIBRATION_GROUPS),
     "misalignment": lambda s: 500,
     "curvature": lambda s: 8 * s.fits * _order_rank(s) ** 2,
     "second_order": lambda s: 4 * s.fits * _order_rank(s) * (1 + _order_rank(s)),
     "filter": lambda s: 16 * QUANTILES,
     "pairs": lambda s: s.pairs * (IDENTITY_BYTES + 4 * len(evidence_scores(s.config))),
-    "influence": lambda s: 12 * s.pairs,
+    "influence": lambda s: 16 * s.pairs,
     "correction": lambda s: 16 * s.pairs,
     "column": lambda s: 8 * s.pairs,
     "parameters": lambda s: 4 * s.chosen,

@@ -109,8 +109,8 @@ KINDS: dict[str, Kind] = {
     ),
     "filter": Kind(
         "filter",
-        "the chosen weight and budget, what each candidate was judged to gain, and the quantiles that rank pairs",
-        version=2,
+        "how influence counts and how many pairs are dropped, what each candidate lost, and what ranks pairs",
+        version=3,
         reads=("filter", "seed"),
         made_of=("evidence", "directions"),
         each=("target",),
@@ -125,7 +125,8 @@ KINDS: dict[str, Kind] = {
     ),
     "influence": Kind(
         "score",
-        "influence on the target, as a positive and as a negative",
+        "influence on the target, as a positive and as a negative, and how near the caption is to the target's",
+        version=2,
         reads=("repeats", "score.negative"),
         made_of=("batches", "directions"),
         each=("target", "shard"),

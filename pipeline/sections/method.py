@@ -98,17 +98,13 @@ class Score(Section):
 
 
 class Filter(Section):
-    """Which pairs to keep for each target: each half of it asks, both judge the refits; `filter: null` leaves it out."""
+    """Which pairs to keep for each target, judged by parts of it that had no say; `filter: null` leaves it out."""
 
-    weights: list[Annotated[float, Field(ge=0, le=1)]] = Field(
-        [0.0, 0.25, 0.5, 0.75, 1.0],
-        min_length=1,
-        description="candidates for the weight of influence; misalignment has the rest",
+    beyond: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.05, 0.1, 0.2],
+        description="candidates: shares of the pairs to drop beside the misaligned ones; [] never drops more than those",
     )
-    keep: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
-        [0.95, 0.9, 0.8, 0.7, 0.6, 0.5], min_length=1, description="candidates: share of the pairs that stay"
-    )
-    seeds: PositiveInt = Field(1, description="fits of each candidate and half whose losses are averaged")
+    seeds: PositiveInt = Field(1, description="fits of each candidate and part of the target whose losses are averaged")
 
 
 class Index(Section):

@@ -28,13 +28,13 @@ def choose_filters(
     Returns:
         The filters, by target.
     """
-    candidates = HowToFilter(settings.weights, settings.keep, settings.seeds, run.config.seed)
+    candidates = HowToFilter(settings.beyond, settings.seeds, run.config.seed)
 
     def choose(target: TargetFeatures) -> ChosenFilter:
-        with Stage("filter", candidates.fits()) as progress:
+        question, directions = target.question(run.config), solved.directions[target.name]
+        with Stage("filter", candidates.fits(len(question.parts))) as progress:
             refit = refitter(run.resources, how, sample, progress)
-            question, directions = target.question(run.config), solved.directions[target.name]
-            return choose_filter(question, solved.evidence, directions, refit, candidates)
+            return choose_filter(question, sample, solved.evidence, directions, refit, candidates)
 
     def once(target: TargetFeatures) -> ChosenFilter:
         return tensors.once(run.artifacts.url(f"filter/{target.name}"), ChosenFilter, lambda: choose(target))

@@ -141,9 +141,10 @@ class _OfCheckpoint:
         # Misalignment and filters were learned from the heads' first-order influence on the sample, so they take the same here.
         influence = {name: parts["positive"] + parts["negative"] for name, parts in moved.items()}
         together = torch.cat([evidence, torch.stack(list(influence.values()), 1)], 1)
+        scores |= {f"near_{name}": parts["near"] for name, parts in moved.items()}
         scores["misalignment"] = self.misalignment.probability(together).float()
         for name, chosen in self.filters.items():
-            scores[f"filter_{name}"] = chosen.scores(evidence, influence[name])
+            scores[f"filter_{name}"] = chosen.scores(evidence, influence[name], moved[name]["near"])
         if config.score.order == 2:
             corrections = {name: self._parts(f"correction/{name}", shard) for name in config.targets}
             scores["leverage"] = torch.stack([parts["leverage"] for parts in corrections.values()]).amax(0)

@@ -15,6 +15,7 @@ from ecif.batching import folds
 from ecif.columns.contract import HeldOutPairs, held_out_values
 from ecif.columns.evidence import Evidence
 from ecif.columns.influence import held_out_influence
+from ecif.columns.near import nearness
 from ecif.directions import Directions
 from ecif.heads import Heads, embed
 from ecif.heads.cross_fit import FittedHeads
@@ -92,7 +93,9 @@ class ScoreShard:
         self.images = {target: as_features(matrix, self.device) for target, matrix in images.items()}
         asked = [target for target in config.targets if f"influence/{target}" in keys]
         found = (tensors.load(artifacts.url(f"directions/{target}"), Directions) for target in asked)
-        self.directions = {t: directions.folds.to(self.device) for t, directions in zip(asked, found, strict=True)}
+        solved = dict(zip(asked, found, strict=True))
+        self.directions = {target: of.folds.to(self.device) for target, of in solved.items()}
+        self.captions = {target: of.captions.to(self.device) for target, of in solved.items()}
         self.corrected = [target for target in config.targets if f"correction/{target}" in keys]
         if self.corrected:
             curvature = tensors.load(artifacts.url("curvature"), Curvature)
@@ -132,10 +135,12 @@ class ScoreShard:
         return HeldOutPairs(images, texts, fold, batches, self.start, [], self.loss, self.bank)
 
     def _influence(self, pairs: HeldOutPairs, keys: list[str]) -> dict[str, dict[str, Tensor]]:
-        """Both parts of the influence on the targets that are asked for."""
+        """Both parts of the influence on the targets that are asked for, and how near the captions are to theirs."""
         asked = [target for target in self.directions if f"influence/{target}" in keys]
         positive, negative = held_out_influence(pairs, self.heads, [self.directions[target] for target in asked])
-        return {f"influence/{t}": {"positive": positive[i], "negative": negative[i]} for i, t in enumerate(asked)}
+        near = {target: nearness(pairs.texts, self.captions[target], self.bank.text_centre) for target in asked}
+        parts = {t: {"positive": positive[i], "negative": negative[i], "near": near[t]} for i, t in enumerate(asked)}
+        return {f"influence/{target}": of_target for target, of_target in parts.items()}
 
     def _corrections(self, pairs: HeldOutPairs, keys: list[str]) -> dict[str, dict[str, Tensor]]:
         """Second-order corrections of both parts, and leverage.

@@ -16,7 +16,7 @@ from ecif.directions import Directions, HowToSolve, Refitted, solve_question
 from ecif.heads.cross_fit import FittedHeads, HowToFit, Refit, removals
 from ecif.sample import Sample, Shared, gather_evidence, sample_bank
 from ecif.targets import ENOUGH_COVERAGE
-from ecif.targets.question import Question
+from ecif.targets.question import PARTS, Question
 from pipeline import storage
 from pipeline.console import say
 from pipeline.errors import RunError
@@ -106,7 +106,7 @@ def _solve(run: Run, how: HowToFit, fitted: FittedHeads, sample: Sample, questio
         question.gradient(fitted.full)  # raises ValueError before the work, if nothing can be improved
     solver = HowToSolve(config.solve.iterations, config.solve.dampings, config.seed)
     refits = config.solve.calibration_refits if questions else 0
-    with Stage("solve", 2 * len(questions) * solver.iterations + refits) as progress:
+    with Stage("solve", (1 + PARTS) * len(questions) * solver.iterations + refits) as progress:
         # The refits run before the actors start: both need the CPUs.
         removed = removals(len(sample.fold), refits, "calibrate", config.seed)
         jobs = [Refit(~without, config.seed) for without in removed]

@@ -1,5 +1,7 @@
 """A target asks one question wherever it is asked: of refits, of the direction, of the judge."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch.nn.functional import normalize
 
 from ecif.heads import Heads
 from ecif.targets import Contrastive, RetrievalMargin, TargetLoss, ZeroShot
-from ecif.targets.question import CALIBRATION_GROUPS, COVERED_CAPTIONS, Question, coverage_of, deal
+from ecif.targets.question import CALIBRATION_GROUPS, COVERED_CAPTIONS, Question, coverage_of, deal, joined
 
 G = torch.Generator().manual_seed(0)
 HEADS = Heads(torch.randn(8, 4, generator=G), torch.randn(6, 4, generator=G), 5.0)
@@ -36,31 +38,47 @@ def of_size(pairs: int) -> Contrastive:
     return Contrastive(unit(pairs, 8), unit(pairs, 6))
 
 
-def test_two_halves_share_no_pair_and_are_the_whole_target():
+def test_the_parts_share_no_pair_and_are_the_whole_target():
     question = ask()
-    halves = [torch.cat(half) for half in question.halves]
-    assert sorted(torch.cat(halves).tolist()) == list(range(PAIRS))
-    assert abs(len(halves[0]) - len(halves[1])) <= 1
-    whole, parts = question.gradient(HEADS), [question.gradient(HEADS, half) for half in question.halves]
-    assert torch.allclose(parts[0] + parts[1], whole, atol=1e-4 * whole.norm())
+    assert sorted(torch.cat(question.rows).tolist()) == list(range(PAIRS))
+    assert sorted(map(len, question.rows)) == [7, 8, 8]
+    whole, parts = question.gradient(HEADS), [question.gradient(HEADS, part) for part in question.parts]
+    assert torch.allclose(torch.stack(parts).sum(0), whole, atol=1e-4 * whole.norm())
 
 
 @pytest.mark.parametrize(
     ("pairs", "batch", "sizes"),
-    [(23, 5, [[5, 7], [5, 6]]), (40, 5, [[5] * 4] * 2), (4, 50, [[2], [2]]), (14, 2, [[2, 2, 3]] * 2)],
+    [(34, 5, [[5, 7], [5, 6], [5, 6]]), (60, 5, [[5] * 4] * 3), (6, 50, [[2]] * 3), (21, 2, [[2, 2, 3]] * 3)],
 )
-def test_a_half_is_dealt_into_batches_and_a_small_last_one_joins_the_one_before_it(pairs, batch, sizes):
+def test_a_part_is_dealt_into_batches_and_a_small_last_one_joins_the_one_before_it(pairs, batch, sizes):
     question = ask(of_size(pairs), batch)
-    assert [[len(rows) for rows in half] for half in question.halves] == sizes
+    assert [[len(rows) for rows in part] for part in question.parts] == sizes
 
 
 @pytest.mark.parametrize("image", [torch.arange(60) // 5, torch.arange(60) % 12, torch.arange(60) // 4])
-def test_captions_of_an_image_share_a_half_and_no_batch(image):
+def test_captions_of_an_image_share_a_part_and_no_batch(image):
     question = deal("a", of_size(len(image)), 8, 0, image)
-    halves = [torch.cat(half) for half in question.halves]
-    assert sorted(torch.cat(halves).tolist()) == list(range(len(image)))
-    assert not set(image[halves[0]].tolist()) & set(image[halves[1]].tolist())
+    assert sorted(torch.cat(question.rows).tolist()) == list(range(len(image)))
+    assert_apart(question, image)
     assert all(len(rows) > 1 and len(image[rows].unique()) == len(rows) for rows in question.batches)
+
+
+def assert_apart(question: Question, label: Tensor) -> None:
+    seen = [set(label[rows].tolist()) for rows in question.rows]
+    assert not any(a & b for a, b in itertools.combinations(seen, 2))
+
+
+def test_pairs_of_one_caption_share_a_part():
+    """A part that judges a filter is to know nothing of what the others ask about."""
+    texts = unit(12, 6)[torch.arange(60) % 12]
+    assert_apart(deal("a", Contrastive(unit(60, 8), texts), 8, 0), torch.arange(60) % 12)
+    labels, prompts = torch.arange(60) % 10, unit(10, 2, 6)
+    assert_apart(deal("a", ZeroShot(unit(60, 8), labels, prompts), 8, 0), labels)
+
+
+def test_labels_join_what_they_share_directly_or_through_others():
+    assert joined(torch.tensor([0, 0, 1, 2, 3, 4])).tolist() == [0, 0, 2, 3, 4, 5]
+    assert joined(torch.tensor([0, 0, 1, 2, 3, 4]), torch.tensor([5, 4, 4, 3, 2, 3])).tolist() == [0, 0, 0, 3, 4, 3]
 
 
 @pytest.mark.parametrize("image", [None, torch.arange(23), 100 - torch.arange(23)])
@@ -83,7 +101,7 @@ def test_a_deal_depends_on_name_and_seed_alone():
     assert dealt(ask()) != dealt(deal("b", LOSSES["contrastive"], 5, 0))
 
 
-@pytest.mark.parametrize(("pairs", "groups"), [(23, 4), (200, CALIBRATION_GROUPS)])
+@pytest.mark.parametrize(("pairs", "groups"), [(23, 5), (200, CALIBRATION_GROUPS)])
 def test_groups_are_the_batches_in_a_few_parts_of_about_the_same_size(pairs, groups):
     question = ask(of_size(pairs))
     assert len(question.groups) == groups
@@ -110,8 +128,8 @@ def test_models_are_compared_at_their_best_temperature():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_half_is_judged_by_its_own_pairs(name):
-    rows = torch.cat(ask().halves[0])
+def test_a_part_is_judged_by_its_own_pairs(name):
+    rows = ask().rows[0]
     own = {
         "contrastive": Contrastive(IMAGES[rows], TEXTS[rows]),
         "retrieval margin": RetrievalMargin(IMAGES[rows], TEXTS[rows], 0.3),

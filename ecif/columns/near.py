@@ -1,0 +1,45 @@
+"""How near is a pair's caption to what a target asks about?
+
+Captions are compared by the cosine of their trunk features, centred on the bank's mean. A pair whose caption is far from every
+caption of a target has an influence near 0, whether it is good or bad: the target does not ask about it. The filter compares
+the influence of pairs only with that of pairs that are about as near.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+CHUNK = 1024  # captions that are compared at once
+SAME = 0.999  # captions with a larger cosine are equal up to rounding
+
+
+def nearness(captions: Tensor, asked: Tensor, centre: Tensor) -> Tensor:
+    """[N] float32 cosine of each caption with the nearest caption that a target asks about.
+
+    Args:
+        captions: [N, d_t] text features of the pairs.
+        asked: [M, d_t] text features of the target's captions.
+        centre: [d_t] mean of the corpus's text features.
+    """
+    known = normalize(asked.float() - centre, dim=1).unique(dim=0)
+    parts = (normalize(part.float() - centre, dim=1) @ known.T for part in captions.split(CHUNK))
+    return torch.cat([part.amax(1) for part in parts])
+
+
+def asked_share(captions: Tensor, asked: Tensor, centre: Tensor, among: Tensor) -> float:
+    """The share of pairs, 0 to 1, that a target says something about.
+
+    A pair counts if a caption of the target is as near to its caption as the nearest other caption of the corpus.
+
+    Args:
+        captions: [N, d_t] text features of the pairs to count.
+        asked: [M, d_t] text features of the target's captions.
+        centre: [d_t] mean of the corpus's text features.
+        among: [C, d_t] text features of the corpus's distinct captions.
+    """
+    known = normalize(among.float() - centre, dim=1)
+    nearest = []
+    for part in captions.split(CHUNK):
+        cosine = normalize(part.float() - centre, dim=1) @ known.T
+        nearest.append(cosine.masked_fill(cosine > SAME, -1.0).amax(1))
+    return (nearness(captions, asked, centre) >= torch.cat(nearest)).double().mean().item()
