@@ -1,7 +1,9 @@
 """How good a trained model is on pairs that it never saw."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ecif.evaluation import loss_at_best_temperature
 from ecif.training.augment import normalised
@@ -12,7 +14,7 @@ RECALLS = (1, 5)
 
 
 @torch.no_grad()
-def measure(model: nn.Module, test: Images) -> dict[str, float]:
+def measure(model: Any, test: Images) -> dict[str, float]:
     """Measure a model on a test set, as one batch. The model is left in evaluation mode.
 
     Args:

@@ -1,10 +1,10 @@
 """Train every parameter of a CLIP model with its own loss."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ecif.training.augment import augmented, normalised
@@ -36,7 +36,7 @@ class Recipe(NamedTuple):
     jitter: float = 0.3
 
 
-def train(model: nn.Module, pairs: Images, counts: Tensor, recipe: Recipe, seed: int) -> list[float]:
+def train(model: Any, pairs: Images, counts: Tensor, recipe: Recipe, seed: int) -> list[float]:
     """Train a model in place, on the device that it is on. On CUDA the towers compute in bfloat16.
 
     Args:
@@ -74,7 +74,7 @@ def train(model: nn.Module, pairs: Images, counts: Tensor, recipe: Recipe, seed:
     return losses
 
 
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def _groups(model: Any, weight_decay: float) -> list[dict[str, object]]:
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

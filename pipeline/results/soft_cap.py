@@ -10,12 +10,15 @@ So the first M alarms are M draws, and the alarms of a pair depend on no other p
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.results.select import Selected, read_column
 
 PENALTY = 0.15  # of the paper's best filtered dataset at DataComp's medium scale
 CHUNK = 1 << 22  # pairs whose waiting times are computed at once
@@ -25,8 +28,45 @@ Floats = NDArray[np.float64]
 Words = NDArray[np.uint64]
 
 
+class SoftCap(NamedTuple):
+    """How pairs are drawn."""
+
+    keep: float | None = None  # draws as a share of the pairs; above 1 where pairs are to be drawn several times
+    draws: int | None = None  # the number of draws; one of the two has to be given
+    penalty: float = PENALTY
+    scale: float | None = None  # logits are this times the column; None: 1 over the column's standard deviation
+    seed: int = 0
+
+
+def sample(parts: Iterable[pa.Table], by: str, how: SoftCap) -> Selected:
+    """Draw pairs in proportion to the softmax of a column, with repeats.
+
+    Args:
+        parts: tables with `uid` and the column.
+        by: the column. The metadata of its field says which end is good; by default high is. NaN is never drawn.
+        how: how many, and how.
+
+    Raises:
+        UserError: the column is no score, both or none of `keep` and `draws` are given, or see `soft_cap`.
+    """
+    if (how.keep is None) == (how.draws is None):
+        raise UserError("give either --keep, a share of the pairs, or --draws, a number")
+    asked = how.draws if how.keep is None else how.keep
+    if not 0 < asked < np.inf:  # type: ignore[operator]
+        raise UserError(f"{asked} draws: a number above 0" if how.keep is None else f"keep {asked}: a share above 0")
+    if how.scale is not None and not 0 < how.scale < np.inf:
+        raise UserError(f"scale {how.scale}: a number above 0; which end of a column is good, its schema says")
+    uid, rows, values, low = read_column(parts, by)
+    logits = np.full(len(uid), np.nan)
+    logits[rows] = values
+    spread = float(np.nanstd(logits)) if len(rows) and np.isfinite(values).all() else 1.0
+    logits *= (-1 if low else 1) * (how.scale or 1 / (spread or 1.0))
+    draws = how.draws if how.keep is None else round(how.keep * len(uid))
+    return Selected(uid, soft_cap(logits, uid, draws, how.penalty, how.seed))  # type: ignore[arg-type]
+
+
 def soft_cap(logits: Floats, uids: NDArray[np.bytes_], draws: int, penalty: float, seed: int) -> NDArray[np.int32]:
-    """How often each pair is drawn. The random numbers of a pair are a hash of its uid, so the order of the pairs has no effect.
+    """How often each pair is drawn. The random numbers of a pair are a hash of its uid, so the order has no effect.
 
     Args:
         logits: [N] scores in nats. A NaN is never drawn.
