@@ -153,21 +153,47 @@ def select(
     written: Annotated[
         Literal["datacomp", "keys"], typer.Option("--format", help="datacomp: uids as .npy; keys: shard and key as Parquet")
     ] = "datacomp",
+    sampled: Annotated[
+        Literal["best", "soft-cap"],
+        typer.Option(
+            "--sample", help="best: the best pairs, each once; soft-cap: draws by the softmax of the column, with repeats"
+        ),
+    ] = "best",
+    draws: Annotated[int | None, typer.Option(help="soft-cap: number of draws, in the place of --keep")] = None,
+    penalty: Annotated[float, typer.Option(help="soft-cap: by how much a draw lowers the logit of its pair")] = 0.15,
+    scale: Annotated[
+        float | None, typer.Option(help="soft-cap: logits are this times the column; by default 1 / its standard deviation")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="soft-cap: of the draws")] = 0,
 ) -> None:
-    """Keep the best share of the pairs by one column: a DataComp subset file, or a table of shard and key."""
+    """Choose pairs by one column: a DataComp subset file, or a table of shard and key."""
     from pipeline.results import select as selecting
+    from pipeline.results.soft_cap import SoftCap, sample
     from pipeline.run_folder.finished import open_run
 
-    by, keep = selecting.chosen_filter(run, by, keep)
+    if sampled == "best" and (draws is not None or scale is not None or penalty != 0.15 or seed):
+        raise UserError("--draws, --penalty, --scale and --seed need --sample soft-cap")
+    if draws is not None and keep is not None:
+        raise UserError("give either --keep, a share of the pairs, or --draws, a number")
+    by, share = selecting.chosen_filter(run, by, 1.0 if draws is not None else keep)
     finished = open_run(run)
-    selected = selecting.select((part for _, part in finished.of_shards(["uid", by])), by, keep)
+    parts = (part for _, part in finished.of_shards(["uid", by]))
+    if sampled == "best":
+        selected = selecting.select(parts, by, share)
+    else:
+        selected = sample(parts, by, SoftCap(None if draws is not None else share, draws, penalty, scale, seed))
     for line in finished.uids.said():
         say(line)
     if written == "keys":
         selecting.write_keys(out, finished, selected)
     else:
         selecting.write_subset(out, selecting.unambiguous_uids(selected))
-    say(f"{selected.kept.sum()} pairs kept by {by}")
+    if sampled == "soft-cap":
+        say(
+            f"{selected.copies.sum()} draws of {selected.kept.sum()} pairs by {by}, one pair up to {selected.copies.max()} times"
+        )
+    else:
+        say(f"{selected.kept.sum()} pairs kept by {by}")
     typer.echo(out)
 
 
