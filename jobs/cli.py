@@ -145,7 +145,7 @@ def retry(run: RunFolder) -> None:
 
 
 @app.command()
-def select(
+def select(  # noqa: PLR0913  (each is an option of the command)
     run: RunFolder,
     out: Annotated[str, typer.Option(metavar="PATH", parser=at_home, help="the file to write, .npy or .parquet")],
     keep: Annotated[float | None, typer.Option(help="share of the pairs to keep; by default what the run chose")] = None,
@@ -155,23 +155,23 @@ def select(
     ] = "datacomp",
     sampled: Annotated[
         Literal["best", "soft-cap"],
-        typer.Option(
-            "--sample", help="best: the best pairs, each once; soft-cap: draws by the softmax of the column, with repeats"
-        ),
+        typer.Option("--sample", help="best: each of the best pairs once; soft-cap: draws by the column's softmax"),
     ] = "best",
     draws: Annotated[int | None, typer.Option(help="soft-cap: number of draws, in the place of --keep")] = None,
-    penalty: Annotated[float, typer.Option(help="soft-cap: by how much a draw lowers the logit of its pair")] = 0.15,
+    penalty: Annotated[
+        float | None, typer.Option(help="soft-cap: by how much a draw lowers the logit of its pair; by default 0.15")
+    ] = None,
     scale: Annotated[
         float | None, typer.Option(help="soft-cap: logits are this times the column; by default 1 / its standard deviation")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="soft-cap: of the draws")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="soft-cap: of the draws; by default 0")] = None,
 ) -> None:
     """Choose pairs by one column: a DataComp subset file, or a table of shard and key."""
     from pipeline.results import select as selecting
-    from pipeline.results.soft_cap import SoftCap, sample
+    from pipeline.results.soft_cap import PENALTY, SoftCap, sample
     from pipeline.run_folder.finished import open_run
 
-    if sampled == "best" and (draws is not None or scale is not None or penalty != 0.15 or seed):
+    if sampled == "best" and any(option is not None for option in (draws, penalty, scale, seed)):
         raise UserError("--draws, --penalty, --scale and --seed need --sample soft-cap")
     if draws is not None and keep is not None:
         raise UserError("give either --keep, a share of the pairs, or --draws, a number")
@@ -181,7 +181,8 @@ def select(
     if sampled == "best":
         selected = selecting.select(parts, by, share)
     else:
-        selected = sample(parts, by, SoftCap(None if draws is not None else share, draws, penalty, scale, seed))
+        how = SoftCap(None if draws is not None else share, draws, PENALTY if penalty is None else penalty, scale, seed or 0)
+        selected = sample(parts, by, how)
     for line in finished.uids.said():
         say(line)
     if written == "keys":
@@ -189,9 +190,8 @@ def select(
     else:
         selecting.write_subset(out, selecting.unambiguous_uids(selected))
     if sampled == "soft-cap":
-        say(
-            f"{selected.copies.sum()} draws of {selected.kept.sum()} pairs by {by}, one pair up to {selected.copies.max()} times"
-        )
+        most = f"one pair up to {selected.copies.max()} times"
+        say(f"{selected.copies.sum()} draws of {selected.kept.sum()} pairs by {by}, {most}")
     else:
         say(f"{selected.kept.sum()} pairs kept by {by}")
     typer.echo(out)
