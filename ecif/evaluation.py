@@ -1,5 +1,6 @@
 """Measures of how good scores are, against a truth: real refits, pairs known to be misaligned, or a test set."""
 
+import torch
 from torch import Tensor
 
 from ecif.heads import Heads, embed, logits
@@ -92,6 +93,12 @@ def calibrated_loss(heads: Heads, images: Tensor, texts: Tensor) -> float:
     Returns:
         Nats, in the convention of open_clip's ClipLoss.
     """
-    similarity = logits(heads, embed(heads, images, texts)).double()
-    tau = best_temperature(lambda tau: batch_loss(tau * similarity))
+    return loss_at_best_temperature(logits(heads, embed(heads, images, texts)))
+
+
+def loss_at_best_temperature(similarity: Tensor) -> float:
+    """CLIP's loss per pair in nats, given logits [N, N] with rows of texts, at the temperature at which it is smallest."""
+    similarity = similarity.double()
+    with torch.enable_grad():
+        tau = best_temperature(lambda tau: batch_loss(tau * similarity))
     return batch_loss(tau * similarity).item() / (2 * len(similarity))

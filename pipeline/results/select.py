@@ -10,7 +10,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,15 +31,29 @@ ROW_GROUP = 100_000  # the fewest rows of a table of keys that are written at on
 
 
 class Selected(NamedTuple):
-    """N pairs, shard after shard, and which of them are kept."""
+    """N pairs, shard after shard, and how often each of them is to be trained on."""
 
     uid: NDArray[np.bytes_]  # [N] packed
-    kept: NDArray[np.bool_]  # [N]
+    copies: NDArray[np.int32]  # [N]; 0 drops a pair
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """[N] whether a pair is kept."""
+        return self.copies > 0
 
     @property
     def uids(self) -> NDArray[np.bytes_]:
-        """The packed uids of the kept pairs, in the order of the pairs."""
-        return self.uid[self.kept]
+        """The packed uids of the kept pairs, in the order of the pairs, each as often as its pair is trained on."""
+        return np.repeat(self.uid, self.copies)
+
+
+class Column(NamedTuple):
+    """A column of N pairs, shard after shard."""
+
+    uid: NDArray[np.bytes_]  # [N] packed
+    rows: NDArray[np.int64]  # [n] the pairs that have a number
+    values: NDArray[Any]  # [n] their numbers
+    low_is_good: bool
 
 
 def select(parts: Iterable[pa.Table], by: str, keep: float) -> Selected:
@@ -54,10 +68,32 @@ def select(parts: Iterable[pa.Table], by: str, keep: float) -> Selected:
     Raises:
         UserError: the share is outside 0 to 1, or the column is no score.
     """
-    if by in IDENTITY:
-        raise UserError(f"column {by!r} says which pair it is, not how good it is")
     if not 0 < keep <= 1:
         raise UserError(f"keep {keep}: a share of the pairs, above 0 and at most 1")
+    uid, rows, value, low = read_column(parts, by)
+    copies = np.zeros(len(uid), np.int32)
+    count = min(round(keep * len(uid)), len(rows))
+    if count:
+        worst = count - 1 if low else len(rows) - count  # where the worst kept value is in the sorted values
+        edge = np.partition(value, worst)[worst]
+        copies[rows[value < edge if low else value > edge]] = 1
+        ties = rows[value == edge]
+        copies[ties[np.argsort(uid[ties], kind="stable")[: count - copies.sum()]]] = 1
+    return Selected(uid, copies)
+
+
+def read_column(parts: Iterable[pa.Table], by: str) -> Column:
+    """A column that pairs can be ranked by.
+
+    Args:
+        parts: tables with `uid` and the column.
+        by: the column.
+
+    Raises:
+        UserError: the column is no score.
+    """
+    if by in IDENTITY:
+        raise UserError(f"column {by!r} says which pair it is, not how good it is")
     uids, scored, values, field = [], [], [], None
     for part in parts:
         field = part.schema.field(by)
@@ -67,17 +103,8 @@ def select(parts: Iterable[pa.Table], by: str, keep: float) -> Selected:
         uids.append(pack(part["uid"].to_pylist()))
         scored.append(number)
         values.append(part[by].filter(pa.array(number)).to_numpy())
-    uid, rows, value = np.concatenate(uids), np.flatnonzero(np.concatenate(scored)), np.concatenate(values)
-    kept = np.zeros(len(uid), bool)
-    count = min(round(keep * len(uid)), len(rows))
-    if count:
-        low = tables.good_end(field) == "low"
-        worst = count - 1 if low else len(rows) - count  # where the worst kept value is in the sorted values
-        edge = np.partition(value, worst)[worst]
-        kept[rows[value < edge if low else value > edge]] = True
-        ties = rows[value == edge]
-        kept[ties[np.argsort(uid[ties], kind="stable")[: count - kept.sum()]]] = True
-    return Selected(uid, kept)
+    low = field is not None and tables.good_end(field) == "low"
+    return Column(np.concatenate(uids), np.flatnonzero(np.concatenate(scored)), np.concatenate(values), low)
 
 
 def chosen_filter(run: str, by: str | None, keep: float | None) -> tuple[str, float]:
@@ -108,21 +135,23 @@ def chosen_filter(run: str, by: str | None, keep: float | None) -> tuple[str, fl
 
 
 def unambiguous_uids(selected: Selected) -> NDArray[np.bytes_]:
-    """The packed uids of the kept pairs, each once, sorted: what a DataComp subset can say.
+    """The packed uids of the kept pairs, sorted, each as often as its pairs are trained on: what a DataComp subset can say.
 
     Raises:
-        UserError: a uid belongs to a pair that is kept and to one that is not.
+        UserError: a uid belongs to pairs of which one is kept more often than another.
     """
-    uids, dropped = np.unique(selected.uids), selected.uid[~selected.kept]
-    dropped.sort()  # or looking them up takes three times as long
-    if len(uids):
-        both = uids[np.searchsorted(uids, dropped).clip(max=len(uids) - 1)] == dropped
-        if both.any():
-            raise UserError(
-                f"{len(np.unique(dropped[both]))} uids belong to pairs that are kept and to pairs that are not, such as "
-                f"{unpack(dropped[both][:1])[0]}: a DataComp subset can't say which is meant; --format keys can"
-            )
-    return uids
+    order = np.argsort(selected.uid, kind="stable")
+    uids, copies = selected.uid[order], selected.copies[order]
+    again = uids[1:] == uids[:-1]
+    unlike = uids[1:][again & (copies[1:] != copies[:-1])]
+    if len(unlike):
+        how = "drawn more often than others" if copies.max() > 1 else "kept and to pairs that are not"
+        raise UserError(
+            f"{len(np.unique(unlike))} uids belong to pairs that are {how}, such as "
+            f"{unpack(unlike[:1])[0]}: a DataComp subset can't say which is meant; --format keys can"
+        )
+    first = np.concatenate([[True], ~again])[: len(uids)]
+    return np.repeat(uids[first], copies[first])
 
 
 def write_subset(url: str, uids: NDArray[np.bytes_]) -> None:
@@ -134,7 +163,7 @@ def write_subset(url: str, uids: NDArray[np.bytes_]) -> None:
 
 
 def write_keys(url: str, run: Finished, selected: Selected) -> None:
-    """Write shard, index, key and uid of the kept pairs as Parquet.
+    """Write shard, index, key and uid of the kept pairs as Parquet, a row for each time that a pair is trained on.
 
     Raises:
         RunError: the run's columns have changed since the pairs were selected.
@@ -144,14 +173,15 @@ def write_keys(url: str, run: Finished, selected: Selected) -> None:
         with pq.ParquetWriter(path, KEYS, compression="zstd") as file:
             start, waiting = 0, KEYS.empty_table()
             for _, part in run.of_shards(KEYS.names):
-                kept = selected.kept[start : start + len(part)]
+                copies = selected.copies[start : start + len(part)]
                 start += len(part)
-                if len(kept) == len(part):
-                    waiting = pa.concat_tables([waiting, part.filter(pa.array(kept)).cast(KEYS)])
+                if len(copies) == len(part):
+                    rows = np.repeat(np.arange(len(part)), copies)
+                    waiting = pa.concat_tables([waiting, part.take(rows).cast(KEYS)])
                 if len(waiting) >= ROW_GROUP:
                     file.write_table(waiting.combine_chunks())
                     waiting = KEYS.empty_table()
             file.write_table(waiting.combine_chunks())
-        if start != len(selected.kept):
+        if start != len(selected.copies):
             raise RunError(f"{run.table}: its columns have changed meanwhile: select again")
         storage.upload(path, url)
