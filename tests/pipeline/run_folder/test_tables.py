@@ -102,7 +102,8 @@ def test_scores_are_float32_beside_the_identity():
         ]
     )
     assert table.slice(2).to_pylist() == [
-        {"shard": "a/0", "index": 2, "key": "c", "uid": f"{2:032x}", "batch": 1, "fold": 2, "clip_score": 1.0}
+        {"shard": "a/0", "index": 2, "key": "c", "uid": f"{2:032x}", "image_hash": f"{9:032x}"}
+        | {"batch": 1, "fold": 2, "clip_score": 1.0}
     ]
 
 
