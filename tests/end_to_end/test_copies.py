@@ -73,5 +73,5 @@ def test_exact_copies_are_said_and_recorded(copied):
 def test_a_corpus_of_one_image_is_refused_in_one_line(shards, configure, local_ray, tmp_path):
     placeholder = next(data for name, data in shards[0] if name.endswith(".webp"))
     write_tar(tmp_path / "corpus" / "0.tar", replaced(shards[0], ".webp", placeholder, 36))
-    with pytest.raises(RunError, match="the images of the 36 sampled pairs are copies of 1: 2 folds need at least 2 different"):
+    with pytest.raises(RunError, match="the images of the 36 sampled pairs are copies of 1: 3 folds need at least 3 different"):
         run(configure(tmp_path / "run", corpus={"shards": str(tmp_path / "corpus")}))
