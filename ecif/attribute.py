@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ecif.batching import Batching, Shuffled, choose_batches, folds
+from ecif.batching import Batching, Shuffled, choose_batches
 from ecif.columns import Column, HeldOutPairs, PairScore, held_out_values
 from ecif.columns.agreement import Agreement
 from ecif.columns.bank import Bank
@@ -22,6 +22,7 @@ from ecif.columns.held_out_cosine import HeldOutCosine
 from ecif.columns.held_out_loss import HeldOutLoss
 from ecif.columns.influence import held_out_influence
 from ecif.columns.near import nearness
+from ecif.copies import COPIES, OfPairs, find_copies, pair_ids
 from ecif.directions import HowToSolve, Refitted, solve_question
 from ecif.filter_choice import HowToFilter, choose_filter
 from ecif.fit_choice import Grid, choose_fit
@@ -82,18 +83,20 @@ def attribute(
         targets: clean sets and the losses on them, by name. Influence is measured on these losses.
         heads: the model's own heads, such as `ecif.load(...).heads`.
         settings: see `Settings`.
-        uids: an identity for each pair, which decides its fold; by default the number of its row.
+        uids: an identity for each pair, which decides its fold together with those of its copies (`ecif.copies`); by default
+            the number of its row.
         shards: name of each pair's shard, with the pairs of a shard next to each other. Batches are formed within a shard. By
             default all pairs are one shard.
 
     Returns:
         Columns [N] float32 by name, in the order of a run's table: `clip_score`, `held_out_cosine`, `held_out_loss`,
-            `agreement`, the influence on every target, `misalignment`, `filter_<target>`, and those of `settings.columns`.
+            `agreement`, `image_copies`, `caption_copies`, for every target the influence and `near_<target>`, `misalignment`,
+            `filter_<target>`, and those of `settings.columns`.
             `ecif.columns` says what each means.
 
     Raises:
-        ValueError: a target whose loss has no gradient in the heads, captions that are all alike, a shard of one pair, or an
-            unknown column.
+        ValueError: a target whose loss has no gradient in the heads, captions that are all alike, too few images that are not
+            copies of each other, a shard of one pair, or an unknown column.
     """
     for side, features in (("image", images), ("text", texts)):
         if not (finite := features.isfinite().all(1)).all():
@@ -126,6 +129,7 @@ def attribute(
 
     columns = {score.name: column_of(score) for score in scores}
     seen = torch.stack(list(columns.values()), 1)
+    columns |= {column.name: getattr(corpus.copies, column.name) for column in COPIES}
     moves = [found.folds for found in directions.values()]
     influence = corpus.in_order(torch.cat([held_out_influence(pairs, fitted.folds, moves) for pairs in shards_of], 2))
     for i, name in enumerate(directions):
@@ -175,7 +179,7 @@ class _Corpus:
 
     images: Tensor
     texts: Tensor
-    fold: Tensor  # [N]
+    copies: OfPairs  # the fold of every pair, and the number of its copies
     rows: dict[str, Tensor]  # rows of each shard's pairs, by the shard's name
     batches: Batching
     sample: Sample
@@ -190,13 +194,16 @@ class _Corpus:
         if alone := [shard for shard, of in places.items() if len(of) < 2]:
             raise ValueError(f"{len(alone)} shards have one pair, such as {alone[0]!r}: no other pair to contrast it with")
         rows = {shard: torch.tensor(of) for shard, of in places.items()}
-        fold, batches = folds(list(uids), settings.folds, settings.seed), Shuffled(settings.batch_size, settings.seed)
+        batches = Shuffled(settings.batch_size, settings.seed)
         chosen = choose_batches({shard: len(of) for shard, of in rows.items()}, batches, settings.sample)
         dealt = {shard: batches.of(shard, len(rows[shard])) for shard in chosen}
         sampled = [rows[shard][dealt[shard][i]] for shard in sorted(chosen) for i in chosen[shard]]
         every = torch.cat(sampled)
-        sample = Sample(images[every], texts[every], fold[every], [len(batch) for batch in sampled])
-        return cls(images, texts, fold, rows, batches, sample)
+        of_sample, pair = [uids[row] for row in every.tolist()], pair_ids("", torch.arange(len(images)))
+        found = find_copies(images[every], texts[every], of_sample, pair[every], settings.folds, settings.seed)
+        found.check()
+        sample = Sample(images[every], texts[every], found.fold, [len(batch) for batch in sampled], found.group)
+        return cls(images, texts, found.of(images, texts, list(uids), pair), rows, batches, sample)
 
     def pairs(self, start: Heads, settings: Settings, bank: Bank) -> list[HeldOutPairs]:
         """Every shard's pairs in the batches of all repeats."""
@@ -204,7 +211,7 @@ class _Corpus:
         for shard, rows in self.rows.items():
             batches = [b for r in range(settings.how_often()) for b in self.batches.of(shard, len(rows), r)]
             features = self.images[rows].float(), self.texts[rows].float()
-            found.append(HeldOutPairs(*features, self.fold[rows], batches, start, [], settings.loss, bank))
+            found.append(HeldOutPairs(*features, self.copies.fold[rows], batches, start, [], settings.loss, bank))
         return found
 
     def in_order(self, values: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ecif.columns.bank import Bank, build_bank
 from ecif.columns.contract import HeldOutPairs, PairScore
 from ecif.columns.evidence import Evidence
+from ecif.copies import alike, directions
 from ecif.heads import Embedded, Heads, embed
 from ecif.heads.cross_fit import FittedHeads
 from ecif.heads.curvature import gauss_newton_product
@@ -34,6 +35,7 @@ class Sample(NamedTuple):
     texts: Tensor  # [N, d_t]
     fold: Tensor  # [N] int16
     sizes: list[int]  # pairs of each batch; batches are consecutive rows
+    group: Tensor | None = None  # [N] int64, equal for pairs whose images are copies; None if no two are
 
     def batches(self, repeat: int = 0) -> list[Tensor]:
         """The rows of each batch. Repeat 0 has the batches of the fit; other repeats shuffle all pairs into the same sizes."""
@@ -45,15 +47,20 @@ class Sample(NamedTuple):
         return list(zip(*(self.batches(repeat) for repeat in range(repeats)), strict=True))
 
     def partners(self) -> Tensor:
-        """[N] A fixed-point-free permutation within each fold: pair n receives the caption of `partners[n]` in a planted swap.
+        """[N] A permutation within each fold: pair n receives the caption of `partners[n]` in a planted swap.
 
-        A pair that is alone in its fold keeps its caption.
+        No pair gets its own caption or that of a copy, unless copies of one image make up more than half of the fold: some of
+        them then get captions of their own group. Copies that follow each other get captions that follow each other.
         """
         partner = torch.arange(len(self.fold))
+        group = partner if self.group is None else self.group
         for f in self.fold.unique().tolist():
             mine = (self.fold == f).nonzero()[:, 0]
             order = mine[permutation(len(mine), "partners", f)]
-            partner[order] = order.roll(1)
+            _, member, sizes = group[order].unique(return_inverse=True, return_counts=True)
+            first = torch.full_like(sizes, len(order)).scatter_reduce(0, member, torch.arange(len(order)), "amin")
+            order = order[first[member].argsort(stable=True)]  # the groups in the order of their first pairs
+            partner[order] = order.roll(int(sizes.max()))
         return partner
 
     def features(self, images: Tensor, texts: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -290,8 +297,15 @@ def gather_evidence(system: SampleSystem, scores: list[PairScore], bank: Bank) -
         bank: the bank that the slices hold.
     """
     sample = system.sample
-    swapped = (sample.texts != sample.texts[sample.partners()]).any(1)  # swapping equal captions changes nothing
-    return Evidence(system.scores(scores), system.scores(scores, plant=True), swapped, bank)
+    return Evidence(system.scores(scores), system.scores(scores, plant=True), _swapped(sample), bank)
+
+
+def _swapped(sample: Sample) -> Tensor:
+    """[N] bool: whether a planted swap is one. It is not if the pair gets the caption of a copy, or one that says the same."""
+    partner = sample.partners()
+    captions = directions(sample.texts, sample.texts.double().mean(0))
+    other = partner != torch.arange(len(partner)) if sample.group is None else sample.group != sample.group[partner]
+    return other & ~alike(captions, captions[partner])
 
 
 def sliced(items: list[Any]) -> list[list[Any]]:

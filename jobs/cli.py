@@ -276,7 +276,7 @@ def _report(outcome: "Outcome") -> None:
     if outcome.small_shards:
         size = outcome.finished.config.batch_size
         say(f"{outcome.small_shards} shards hold fewer usable pairs than batch_size {size}: {SMALL}")
-    for line in outcome.finished.uids.said():
+    for line in (*outcome.finished.uids.said(), *outcome.finished.exact_copies.said()):
         say(line)
     typer.echo(outcome.finished.table)
 

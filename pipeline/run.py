@@ -10,13 +10,13 @@ from pipeline.errors import RunError
 from pipeline.inputs import Inputs, load_inputs, look_into
 from pipeline.run_folder.artifacts import Artifacts
 from pipeline.run_folder.contents import find_artifacts
-from pipeline.run_folder.finished import Checkpoint, Finished, count_uids, write_finished
+from pipeline.run_folder.finished import Checkpoint, Finished, counted, write_finished
 from pipeline.run_folder.outcome import Outcome, account
 from pipeline.run_folder.started import start
 from pipeline.stages.embed.prompts import embed_prompts
 from pipeline.stages.embed.stage import embed
 from pipeline.stages.filter import choose_filters
-from pipeline.stages.fit.sample import read_sample
+from pipeline.stages.fit.copies import group_sample
 from pipeline.stages.fit.stage import choose_how_to_fit, fit_heads, how_to_fit
 from pipeline.stages.forward.fit import fit_parameters
 from pipeline.stages.forward.model import check_parameters
@@ -64,8 +64,7 @@ def run(config: Config, again: Sequence[str] = ()) -> Outcome:
         publication = Publication(config, [artifacts for _, artifacts in done], corpus.sidecars)
         with clock.stage("publish"):
             publish(publication, corpus, resources)
-        finished = Finished(config.run, config, publication.id(), checkpoints)
-        finished = finished._replace(uids=count_uids(finished, corpus.accounting()))
+        finished = counted(Finished(config.run, config, publication.id(), checkpoints), corpus.accounting())
         write_finished(finished)
     return account(finished, corpus, publication.listed(), clock.seconds, pace)
 
@@ -84,7 +83,7 @@ def _checkpoint(
     this = Run(config, resources, find_artifacts(config, corpus, clean))
 
     with clock.stage("fit"):
-        sample = read_sample(corpus, config)
+        sample = group_sample(this, corpus)
         choice = choose_how_to_fit(this, model.heads, sample)
         how = how_to_fit(config, model.heads, choice.hyperparameters)
         fitted = fit_heads(this, how, sample)

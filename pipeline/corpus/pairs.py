@@ -1,5 +1,6 @@
 """Decode the members of a key to a pair that can be embedded, or find the reason why that is not possible."""
 
+import hashlib
 import io
 import re
 import warnings
@@ -31,6 +32,7 @@ class Pair:
     uid: str
     caption: str
     pixels: NDArray[np.uint8]  # [3, H, W]
+    image_hash: str  # 32 hex digits: BLAKE2b of the bytes of the image
     label: int | None = None  # its class, if the dataset has classes
     replaced: str | None = None  # see `Uid.replaced`
 
@@ -83,8 +85,9 @@ def read_pair(file: BinaryIO, group: Group, rules: ReadingRules) -> Pair | Quara
         uid = rules.uid(group.key, fields)
         label = read_label(file, group, len(rules.classes), limits) if rules.classes else None
         text = read_caption(file, group, fields, rules.reading, limits) if label is None else rules.classes[label]
-        pixels = _pixels(file, group, limits, rules.resize)
-        return Pair(group.index, key, uid.text, text, pixels, label, uid.replaced)
+        data = image_bytes(file, group, limits)
+        pixels, digest = _pixels(data, limits, rules.resize), hashlib.blake2b(data, digest_size=16).hexdigest()
+        return Pair(group.index, key, uid.text, text, pixels, digest, label, uid.replaced)
     except Refused as refused:
         return Quarantined(group.index, key, uid.text, refused.reason, refused.detail)
 
@@ -114,8 +117,7 @@ def open_image(data: bytes, limits: Embed) -> Image.Image:
     return image
 
 
-def _pixels(file: BinaryIO, group: Group, limits: Embed, resize: Callable[[Any], Any]) -> NDArray[np.uint8]:
-    data = image_bytes(file, group, limits)
+def _pixels(data: bytes, limits: Embed, resize: Callable[[Any], Any]) -> NDArray[np.uint8]:
     image = open_image(data, limits)
     try:
         with warnings.catch_warnings():

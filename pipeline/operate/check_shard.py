@@ -18,7 +18,8 @@ from pipeline.run_folder import tables, tensors
 from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.tables import Accounting
 
-PLACE = ["index", "key", "uid"]  # which pair a row is, within its shard
+PLACE = ["index", "key", "uid", "image_hash"]  # which pair a row is, within its shard
+HASH = "^[0-9a-f]{32}$"
 NORM = 0.01  # tolerance for a norm of 1; rounding to half precision changes it by less
 Read = TypeVar("Read")
 
@@ -182,7 +183,8 @@ def _part(data: bytes) -> tuple[pa.Table, list[str]]:
         off = ~(np.abs(squares - 1) < 2 * NORM)  # NaN is off, too
         if off.any():
             wrong.append(f"{off.sum()} of {len(off)} {name} are not of norm 1")
-    return table.select(PLACE), wrong
+    odd = len(table) - (pc.sum(pc.match_substring_regex(table["image_hash"], HASH)).as_py() or 0)
+    return table.select(PLACE), wrong + ([f"{odd} of {len(table)} image_hash are not 32 hex digits"] if odd else [])
 
 
 def _accounting(data: bytes) -> Accounting:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ecif.columns.filter import QUANTILES
+from ecif.copies import COPIES
 from ecif.sample import BANK
 from ecif.targets.question import CALIBRATION_GROUPS, PARTS
 from pipeline import storage
@@ -26,6 +27,7 @@ from pipeline.stages.forward.model import check_parameters
 SAMPLED = 8  # shards that pairs a byte are estimated from
 HEAD = 16 << 20  # bytes that are read of each, if no _stats.json counts its pairs
 IDENTITY_BYTES = 60  # of a pair in a Parquet table: mostly its uid and key, compressed
+HASH_BYTES = 18  # of its image_hash, compressed
 PART_BYTES = 3000  # size of a feature file beside its rows
 
 
@@ -94,6 +96,7 @@ def _order_rank(sizes: Sizes) -> int:
 # Bytes of one object of each kind, or of all shards together for a kind with an object for each shard. Numbers are float32, if
 # nothing else is said. Tables of the stage `score` other than `pairs` repeat the pair's position, 4 bytes.
 BYTES: dict[str, Callable[[Sizes], float]] = {
+    "copies": lambda s: s.sample * (2 * (s.features + 2) + 18),
     "fit_choice": lambda s: 3_000,
     "heads": lambda s: 4 * s.parameters * (s.config.fit.checkpoints + s.fits),
     "evidence": lambda s: s.sample * (8 * len(evidence_scores(s.config)) + 1) + min(s.sample, BANK) * 2 * s.features,
@@ -102,14 +105,14 @@ BYTES: dict[str, Callable[[Sizes], float]] = {
     "curvature": lambda s: 8 * s.fits * _order_rank(s) ** 2,
     "second_order": lambda s: 4 * s.fits * _order_rank(s) * (1 + _order_rank(s)),
     "filter": lambda s: 16 * QUANTILES,
-    "pairs": lambda s: s.pairs * (IDENTITY_BYTES + 4 * len(evidence_scores(s.config))),
+    "pairs": lambda s: s.pairs * (IDENTITY_BYTES + HASH_BYTES + 4 * (len(evidence_scores(s.config)) + len(COPIES))),
     "influence": lambda s: 16 * s.pairs,
     "correction": lambda s: 16 * s.pairs,
     "column": lambda s: 8 * s.pairs,
     "parameters": lambda s: 4 * s.chosen,
     "forward_directions": lambda s: 4 * s.chosen,
     "forward_influence": lambda s: 12 * s.pairs,
-    "scores": lambda s: s.pairs * (IDENTITY_BYTES + 4 * len(columns(s.config)) + 8 * len(s.config.corpus.sidecar)),
+    "scores": lambda s: s.pairs * (IDENTITY_BYTES + HASH_BYTES + 4 * len(columns(s.config)) + 8 * len(s.config.corpus.sidecar)),
     "index_projection": lambda s: 4 * sum(s.config.index.rank if s.config.index else ()) * s.features,
     "index": lambda s: s.pairs * (IDENTITY_BYTES + 4 * _index_rank(s) + 8) + 4 * s.shards * _index_rank(s) ** 2,
     "index_curvature": lambda s: 4 * _index_rank(s) ** 2,
@@ -126,7 +129,7 @@ def plan(config: Config) -> RunPlan:
     inputs = load_inputs(config)
     heads = inputs.model.heads
     features = heads.image.shape[0] + heads.text.shape[0]
-    of_pair = 2 * features + IDENTITY_BYTES
+    of_pair = 2 * features + IDENTITY_BYTES + HASH_BYTES
     datasets = [_dataset(name, dataset, of_pair, config.embed) for name, dataset in inputs.datasets().items()]
     corpus = datasets[0]
     chosen = check_parameters(config)

@@ -4,6 +4,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+from ecif.copies import COPIES
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus import sidecar
@@ -19,7 +20,7 @@ from pipeline.stages.publish import Publication
 
 PARTS = ["positive", "negative"]  # of a pair's influence
 TABLES: dict[str, Callable[[Config], list[str]]] = {  # columns of each kind of table, beside `index`
-    "pairs": lambda config: [*IDENTITY, *(score.name for score in evidence_scores(config))],
+    "pairs": lambda config: [*IDENTITY, *(s.name for s in evidence_scores(config)), *(c.name for c in COPIES)],
     "influence": lambda config: PARTS,
     "correction": lambda config: [*PARTS, "leverage"],
     "column": lambda config: [],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ecif.columns import Column
+from ecif.copies import Copies
 from ecif.directions import Directions
 from ecif.evaluation import auroc, calibrated_loss, linear_datamodeling_score, precision_at, retrieval_recall
 from ecif.fit_choice import FitChoice
@@ -27,7 +28,7 @@ from pipeline.run_folder.columns import columns
 from pipeline.run_folder.finished import Finished, open_run
 from pipeline.sections import Pairs
 from pipeline.stages.embed.stage import embed
-from pipeline.stages.fit.sample import read_all, read_sample, read_uids
+from pipeline.stages.fit.sample import read_all, read_sampled, read_uids
 from pipeline.stages.fit.stage import as_features, how_to_fit, refitter
 from pipeline.stages.solve.targets import read_target
 from pipeline.workers.cluster import Resources, session
@@ -78,7 +79,8 @@ def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
         images, texts = map(torch.from_numpy, read_all(corpus))
         every = Sample(images, texts, torch.zeros(len(uids), dtype=torch.int16), [len(uids)])
         rules = _rules(finished, table, swapped)
-        choice = tensors.load(finished.checkpoints[0].artifacts(run).url("fit_choice"), FitChoice)
+        artifacts = finished.checkpoints[0].artifacts(run)
+        choice = tensors.load(artifacts.url("fit_choice"), FitChoice)
         how = how_to_fit(config, model.heads, choice.hyperparameters)
         jobs = [Refit(torch.from_numpy(np.isin(uids, rule.kept)), s, True) for rule in rules for s in range(SEEDS)]
         with Stage("judge", len(jobs)) as progress:
@@ -89,7 +91,8 @@ def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
             | _measures(trained[i * SEEDS : (i + 1) * SEEDS], test_images, test_texts, questions[0])
             for i, rule in enumerate(rules)
         ]
-        lds = _lds(finished, how, read_sample(corpus, config), questions, resources)
+        sample = read_sampled(corpus, config).in_folds(tensors.load(artifacts.url("copies"), Copies))
+        lds = _lds(finished, how, sample, questions, resources)
     gain = rows[0]["test_loss"] - rows[1]["test_loss"]
     for row in rows:
         row["share_of_oracle_gain"] = (rows[0]["test_loss"] - row["test_loss"]) / gain if gain else 0.0

@@ -6,6 +6,7 @@ from ecif.columns import Column, PairScore
 from ecif.columns.filter import filter_column, near_column
 from ecif.columns.influence import LEVERAGE, influence_columns
 from ecif.columns.misalignment import MISALIGNMENT
+from ecif.copies import COPIES
 from ecif.registry import find_kind
 from pipeline.config import Config
 
@@ -14,6 +15,7 @@ IDENTITY = {  # which pair a row is
     "index": "Position of the pair in its tar, from 0.",
     "key": "Key of the pair in its tar.",
     "uid": "32 hex digits: the uid of its JSON or sidecar, else a hash of shard and key.",
+    "image_hash": "32 hex digits: BLAKE2b of the bytes of the image. Pairs with the same have the same image file.",
     "batch": "Number of the batch of its shard that it was fitted in.",
     "fold": "Its fold: it is scored only by heads that never saw this fold.",
 }
@@ -51,7 +53,7 @@ def requested_columns(config: Config) -> list[Requested]:
 
 def columns(config: Config) -> list[Column]:
     """Every score column of a run, in the order of the table. Sidecar columns come after them."""
-    found = [Column.of(score) for score in evidence_scores(config)]
+    found = [*(Column.of(score) for score in evidence_scores(config)), *COPIES]
     for name, target in config.targets.items():
         found += [*influence_columns(name, target.kind.unit), near_column(name)]
     found.append(MISALIGNMENT)

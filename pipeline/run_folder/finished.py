@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ecif import __version__
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.corpus.exact_copies import ExactCopies
 from pipeline.corpus.uids import PACKED, Uids, pack, repeats, unpack
 from pipeline.errors import RunError, UserError
 from pipeline.run_folder import tables
@@ -44,6 +46,7 @@ class Finished(NamedTuple):
     id: str  # fingerprint of everything that its columns are a function of
     checkpoints: list[Checkpoint]
     uids: Uids = Uids()  # of the scored pairs
+    exact_copies: ExactCopies = ExactCopies()
 
     @property
     def table(self) -> str:
@@ -100,13 +103,16 @@ def open_run(folder: str) -> Finished:
     try:
         config = Config.model_validate(facts["config"] | {"run": folder})
         checkpoints = [Checkpoint(**one) for one in facts["checkpoints"]]
-        return Finished(folder, config, facts["id"], checkpoints, Uids(**facts.get("uids", {})))
+        counts = Uids(**facts.get("uids", {})), ExactCopies(**facts.get("exact_copies", {}))
+        return Finished(folder, config, facts["id"], checkpoints, *counts)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{url} is of no run of version {__version__}: {' '.join(str(error).split())[:200]}") from None
 
 
-def count_uids(finished: Finished, done: dict[str, Accounting]) -> Uids:
-    """What there is to know about the uids of a finished run's pairs. A record of the same columns has it already.
+def counted(finished: Finished, done: dict[str, Accounting]) -> Finished:
+    """A finished run with what there is to know about the uids of its pairs, and about exact copies of their images.
+
+    A record of the same columns has it already.
 
     Args:
         finished: the run.
@@ -114,22 +120,34 @@ def count_uids(finished: Finished, done: dict[str, Accounting]) -> Uids:
     """
     with suppress(UserError):
         before = open_run(finished.folder)
-        if before.id == finished.id and before.uids.pairs:
-            return before.uids
-    packed = np.empty(sum(a.embedded for a in done.values()), PACKED)
+        if before.id == finished.id and before.uids.pairs and before.exact_copies.pairs:
+            return finished._replace(uids=before.uids, exact_copies=before.exact_copies)
+    uids, images = np.empty((2, sum(a.embedded for a in done.values())), PACKED)
     start = 0
-    for _, part in finished.of_shards(["uid"]):
-        packed[start : start + len(part)] = pack(part["uid"].to_pylist())
-        start += len(part)
-    again = repeats(packed)
-    return Uids(
-        pairs=len(packed),
-        without=sum(a.without_uid for a in done.values()),
-        other=sum(a.other_uid for a in done.values()),
-        example=next((a.other_uid_example for a in done.values() if a.other_uid), ""),
-        repeated=len(again),
-        shared=unpack(again[:1])[0] if len(again) else "",
+    for _, part in finished.of_shards(["uid", "image_hash"]):
+        rows = slice(start, start := start + len(part))
+        uids[rows], images[rows] = pack(part["uid"].to_pylist()), pack(part["image_hash"].to_pylist())
+    again, copied = repeats(uids), repeats(images)
+    return finished._replace(
+        uids=Uids(
+            pairs=len(uids),
+            without=sum(a.without_uid for a in done.values()),
+            other=sum(a.other_uid for a in done.values()),
+            example=next((a.other_uid_example for a in done.values() if a.other_uid), ""),
+            repeated=len(again),
+            shared=unpack(again[:1])[0] if len(again) else "",
+        ),
+        exact_copies=ExactCopies(len(images), len(copied), _first_with(finished, copied) if len(copied) else ""),
     )
+
+
+def _first_with(finished: Finished, hashes: NDArray[np.bytes_]) -> str:
+    """Shard and key of the first pair whose image has one of some hashes."""
+    for shard, part in finished.of_shards(["key", "image_hash"]):
+        there = np.isin(pack(part["image_hash"].to_pylist()), hashes)
+        if there.any():
+            return f"{shard} {part['key'][int(there.argmax())].as_py()}"
+    return ""
 
 
 def write_finished(finished: Finished) -> None:
@@ -140,6 +158,7 @@ def write_finished(finished: Finished) -> None:
         "id": finished.id,
         "checkpoints": [_finite(one._asdict()) for one in finished.checkpoints],
         "uids": finished.uids._asdict(),
+        "exact_copies": finished.exact_copies._asdict(),
     }
     storage.write_bytes(storage.join(finished.folder, "run.json"), tables.json_bytes(facts))
 

@@ -38,6 +38,7 @@ class Features(NamedTuple):
     position: NDArray[np.int32]  # [N] index in the tar
     key: list[str]
     uid: list[str]
+    image_hash: list[str]  # see `Pair.image_hash`
     images: NDArray[np.float16]  # [N, d_x]
     texts: NDArray[np.float16]  # [N, d_t]
     labels: NDArray[np.int32] | None = None  # [N] classes, of a classification dataset
@@ -98,6 +99,7 @@ def features_table(
         "index": pa.array([p.index for p in pairs], pa.int32()),
         "key": pa.array([p.key for p in pairs], pa.string()),
         "uid": pa.array([p.uid for p in pairs], pa.string()),
+        "image_hash": pa.array([p.image_hash for p in pairs], pa.string()),
         "image_features": _vectors(images),
         "text_features": _vectors(texts),
     }
@@ -116,6 +118,7 @@ def as_features(table: pa.Table) -> Features:
         table["index"].to_numpy(),
         table["key"].to_pylist(),
         table["uid"].to_pylist(),
+        table["image_hash"].to_pylist(),
         _matrix(table["image_features"]),
         _matrix(table["text_features"]),
         table["label"].to_numpy() if "label" in table.column_names else None,
@@ -144,7 +147,7 @@ def quarantine_table(shard: str, rows: list[tuple[str, Quarantined]]) -> pa.Tabl
 def identity(
     shard: str, features: Features, batch: NDArray[np.int32], fold: NDArray[np.int16] | None = None
 ) -> dict[str, pa.Array]:
-    """The columns that say which pair each row of a shard's table is. Without `fold` that column is left out."""
+    """The columns that say which pair each row of a shard's table is: with `fold` all of them, without it those of INDEXED."""
     columns = {
         "shard": pa.array([shard] * len(features.uid), pa.string()),
         "index": pa.array(features.position, pa.int32()),
@@ -152,7 +155,10 @@ def identity(
         "uid": pa.array(features.uid, pa.string()),
         "batch": pa.array(batch, pa.int32()),
     }
-    return columns if fold is None else columns | {"fold": pa.array(fold, pa.int16())}
+    if fold is None:
+        return columns
+    columns |= {"image_hash": pa.array(features.image_hash, pa.string()), "fold": pa.array(fold, pa.int16())}
+    return {name: columns[name] for name in IDENTITY}
 
 
 def scores_table(identity: dict[str, pa.Array], scores: dict[str, NDArray[np.float32]]) -> pa.Table:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecif.columns.misalignment import Misalignment
+from ecif.copies import COPIES
 from ecif.filter_choice import ChosenFilter
 from pipeline import storage
 from pipeline.config import Config
@@ -110,7 +111,8 @@ class PublishShard:
         shard, publication = row["shard"], self.publication
         each = [of_checkpoint(shard) for of_checkpoint in self.of_checkpoints]
         first = each[0][0]
-        if any(not first.equals(identity) for identity, _ in each):
+        # Folds are those of the copies that a checkpoint sees, so they may differ; the first one's are published.
+        if any(not first.drop_columns("fold").equals(identity.drop_columns("fold")) for identity, _ in each):
             return {"shard": shard, "same": False}
         means = {column.name: _mean([scores[column.name] for _, scores in each]) for column in self.columns}
         table = tables.scores_table({name: first[name] for name in first.column_names}, means)
@@ -142,6 +144,7 @@ class _OfCheckpoint:
         influence = {name: parts["positive"] + parts["negative"] for name, parts in moved.items()}
         together = torch.cat([evidence, torch.stack(list(influence.values()), 1)], 1)
         scores |= {f"near_{name}": parts["near"] for name, parts in moved.items()}
+        scores |= {column.name: _column(pairs, column.name) for column in COPIES}
         scores["misalignment"] = self.misalignment.probability(together).float()
         for name, chosen in self.filters.items():
             scores[f"filter_{name}"] = chosen.scores(evidence, influence[name], moved[name]["near"])

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecif.batching import folds
 from ecif.columns.contract import HeldOutPairs, held_out_values
 from ecif.columns.evidence import Evidence
 from ecif.columns.influence import held_out_influence
 from ecif.columns.near import nearness
+from ecif.copies import COPIES, Copies, OfPairs, pair_ids
 from ecif.directions import Directions
 from ecif.heads import Heads, embed
 from ecif.heads.cross_fit import FittedHeads
@@ -88,6 +88,7 @@ class ScoreShard:
         self.heads = [[h.to(self.device) for h in fits] for fits in fitted.folds]
         self.ends = [[h.to(self.device) for h in ends] for ends in fitted.ends]
         self.bank = tensors.load(artifacts.url("evidence"), Evidence).bank.to(self.device)
+        self.copies = tensors.load(artifacts.url("copies"), Copies).to(self.device)
         self.evidence = [kind() for kind in evidence_scores(config)]
         self.columns = {f"column/{column.name}": column for column in requested_columns(config)}
         self.images = {target: as_features(matrix, self.device) for target, matrix in images.items()}
@@ -107,10 +108,12 @@ class ScoreShard:
         shard, keys = row["shard"], json.loads(row["keys"])
         features = tables.read_features(storage.join(self.features, shard), int(row["parts"]))
         started = time.perf_counter()
-        pairs = self._pairs(shard, features)
+        copies = self._copies(shard, features)
+        pairs = self._pairs(shard, features, copies.fold)
         found: dict[str, dict[str, Tensor]] = {}
         if "pairs" in keys:
             found["pairs"] = {s.name: held_out_values(s, pairs, self.ends) for s in self.evidence}
+            found["pairs"] |= {column.name: getattr(copies, column.name) for column in COPIES}
         found |= self._influence(pairs, keys)
         found |= {key: of for key, of in self._corrections(pairs, keys).items() if key in keys}
         for key in (key for key in keys if key in self.columns):
@@ -126,12 +129,17 @@ class ScoreShard:
         high = int((torch.stack(leverages).amax(0) > HIGH_LEVERAGE).sum()) if leverages else None
         return {"pairs": len(features.uid), "seconds": seconds, "high_leverage": high}
 
-    def _pairs(self, shard: str, features: tables.Features) -> HeldOutPairs:
+    def _copies(self, shard: str, features: tables.Features) -> OfPairs:
+        """The fold of each pair, and how many copies of it are in the sample."""
+        images, texts = (torch.tensor(side).to(self.device) for side in (features.images, features.texts))
+        pair = pair_ids(shard, torch.tensor(features.position)).to(self.device)
+        return self.copies.of(images, texts, features.uid, pair)
+
+    def _pairs(self, shard: str, features: tables.Features, fold: Tensor) -> HeldOutPairs:
         """The shard's pairs in the batches of all repeats."""
         count = len(features.uid)
         batches = [rows.to(self.device) for r in range(self.config.repeats) for rows in self.batches.of(shard, count, r)]
         images, texts = as_features(features.images, self.device), as_features(features.texts, self.device)
-        fold = folds(features.uid, self.config.fit.folds, self.config.seed).to(self.device)
         return HeldOutPairs(images, texts, fold, batches, self.start, [], self.loss, self.bank)
 
     def _influence(self, pairs: HeldOutPairs, keys: list[str]) -> dict[str, dict[str, Tensor]]:

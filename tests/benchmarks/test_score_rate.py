@@ -34,7 +34,7 @@ def embedded(config: Config) -> str:
     for shard in dataset.shards:
         sides = [draw.standard_normal((PAIRS, h.shape[0])) for h in (heads.image, heads.text)]
         images, texts = ((side / np.linalg.norm(side, axis=1, keepdims=True)).astype(np.float16) for side in sides)
-        pairs = [Pair(i, f"{i:09d}", f"{shard.name}{i:027d}", "", np.empty(0, np.uint8)) for i in range(PAIRS)]
+        pairs = [Pair(i, f"{i:09d}", f"{shard.name}{i:027d}", "", np.empty(0, np.uint8), f"{i:032x}") for i in range(PAIRS)]
         url = storage.join(dataset.features_folder(shard.name), tables.part_name(0))
         storage.write_bytes(url, tables.parquet_bytes(tables.features_table(pairs, images, texts)))
         size, etag = shard.source.size, shard.source.etag

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from ecif.columns import Agreement, HeldOutCosine, HeldOutLoss
+from ecif.columns import Agreement, ClipScore, HeldOutCosine, HeldOutLoss
 from ecif.columns.agreement import agreement_with
 from ecif.columns.bank import build_bank
 from ecif.heads import Embedded, Heads, embed, logits
@@ -64,6 +65,46 @@ def test_everybody_has_another_one_of_the_same_fold():
     assert (partner != torch.arange(PAIRS)).all()
     assert torch.equal(SAMPLE.fold[partner], SAMPLE.fold)
     assert torch.equal(partner, SAMPLE.partners())
+
+
+def grouped(group: Tensor) -> Sample:
+    """The sample with these groups of copies, all in one fold."""
+    return SAMPLE._replace(fold=torch.zeros(PAIRS, dtype=torch.int16), group=group)
+
+
+def test_a_planted_swap_gives_no_pair_the_caption_of_a_copy():
+    group = torch.arange(PAIRS)
+    group[[3, 9, 17]], group[[5, 6]] = 3, 5
+    partner = grouped(group).partners()
+    assert sorted(partner.tolist()) == list(range(PAIRS))
+    assert (group[partner] != group).all()
+
+
+def test_where_every_pair_is_there_twice_both_copies_get_the_captions_of_one_group():
+    group = torch.arange(PAIRS) // 2 * 2
+    partner = grouped(group).partners()
+    assert (group[partner] != group).all()
+    assert torch.equal(group[partner][::2], group[partner][1::2])
+
+
+def test_a_swap_with_a_copy_or_with_a_caption_that_says_the_same_is_not_counted_as_one():
+    group = torch.arange(PAIRS)
+    group[:20] = 0  # more than half of the fold: some of them get captions of each other
+    sample = grouped(group)
+    partner = sample.partners()
+    free = int((group[partner] != group).nonzero()[0])
+    texts = SAMPLE.texts.clone()
+    texts[partner[free]] = texts[free] + 0.001  # nearly the caption that it replaces
+    sample = sample._replace(texts=texts)
+    said = normalize(texts.double() - texts.double().mean(0), dim=1)
+    fitted = FittedHeads([SHARED.heads[0]], [[SHARED.heads[0]]])
+    evidence = gather_evidence(
+        LocalSystem(fitted, SHARED._replace(sample=sample, heads=fitted.every()), 1), [ClipScore()], BANK
+    )
+    truth = [bool(group[p] != group[n]) and float(said[n] @ said[p]) <= 0.9 for n, p in enumerate(partner.tolist())]
+    assert evidence.swapped.tolist() == truth
+    assert not evidence.swapped[free]
+    assert 0 < evidence.swapped.sum() < PAIRS - 1
 
 
 def test_a_pair_that_is_alone_in_its_fold_keeps_its_caption():
@@ -174,10 +215,13 @@ def test_a_swap_of_two_equal_captions_is_no_evidence_of_a_swap():
     sample.texts[partner] = sample.texts[first]
     shared = SHARED._replace(sample=sample)
     evidence = gather_evidence(LocalSystem(FITTED, shared, 1), [HeldOutCosine()], BANK)
+    said = normalize(sample.texts.double() - sample.texts.double().mean(0), dim=1)
     assert not evidence.swapped[first]
-    assert evidence.swapped.sum() == PAIRS - 1
+    assert evidence.swapped.tolist() == [float(said[n] @ said[p]) <= 0.9 for n, p in enumerate(sample.partners().tolist())]
     assert evidence.real.shape == evidence.planted.shape == (1, PAIRS)
-    assert torch.equal(evidence.real[0] != evidence.planted[0], evidence.swapped)
+    assert torch.equal(
+        (evidence.real != evidence.planted)[0].nonzero()[:, 0], torch.arange(PAIRS)[torch.arange(PAIRS) != first]
+    )
 
 
 def rows_of_bank(monkeypatch, size: int, seed: int) -> list[int]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ecif.batching import Shuffled, folds
+from ecif.batching import Shuffled
 from ecif.columns import Column, HeldOutPairs, PairScore, held_out_values
 from ecif.columns.evidence import Evidence
 from ecif.heads.cross_fit import FittedHeads
@@ -29,10 +29,11 @@ def computed(everything):
 
     target = features(inputs.targets["clean"], "00000")[1]
     values = {name: [] for name in BASELINES}
+    folds = {shard: part["fold"].to_pylist() for shard, part in outcome.finished.of_shards(["fold"])}
     for shard in (shard.name for shard in inputs.corpus.shards):
         uid, images, texts = features(inputs.corpus, shard)
         batches = [rows for repeat in range(2) for rows in Shuffled(16, config.seed).of(shard, len(uid), repeat)]
-        fold = folds(uid, config.fit.folds, config.seed)
+        fold = torch.tensor(folds[shard])
         pairs = HeldOutPairs(images, texts, fold, batches, inputs.model.heads, [], CLIP, bank, target)
         for name in BASELINES:
             values[name].append(held_out_values(find_kind(PairScore, name)(), pairs, ends))

@@ -72,7 +72,7 @@ def test_with_only_the_projections_chosen_it_is_the_closed_form_of_the_heads(for
 
 def test_what_does_not_follow_from_the_parameters_is_the_heads(finished, forward):
     heads, ours = open_run(finished[0].run).scores(), forward[1].scores()
-    for column in (*COLUMNS[:8], "misalignment", "filter_clean"):
+    for column in (*COLUMNS[:9], "misalignment", "filter_clean"):
         assert heads[column] == ours[column]
     assert heads["influence_clean"] != ours["influence_clean"]
     whole = ours["influence_positive_clean"].to_numpy() + ours["influence_negative_clean"].to_numpy()

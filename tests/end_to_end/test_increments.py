@@ -19,7 +19,7 @@ from tests.support.tars import read_tar, write_tar
 SAMPLE = 40  # of batches of 16 and of 20 pairs: two of them, and no third one fits
 PARTS = 4  # of a shard's 36 pairs, 10 each
 FROM_HEADS = {"heads": 1, "evidence": 1, "directions/clean": 1, "misalignment": 1, "filter/clean": 1}
-OF_EVERY_RUN = {"fit_choice": 1, **FROM_HEADS}  # no shard has one
+OF_EVERY_RUN = {"copies": 1, "fit_choice": 1, **FROM_HEADS}  # no shard has one
 OF_A_SHARD = {"pairs": 1, "influence/clean": 1}
 
 
@@ -171,6 +171,7 @@ def test_the_rows_of_a_removed_shard_leave_latest(sampled, corpus, tmp_path):
         ("directions", {"directions/clean": 1, "misalignment": 1, "filter/clean": 1, "influence/clean": 3}),
         ("heads", {**FROM_HEADS, **times(3, OF_A_SHARD)}),
         ("fit_choice", {"fit_choice": 1, **FROM_HEADS, **times(3, OF_A_SHARD)}),
+        ("copies", {**OF_EVERY_RUN, **times(3, OF_A_SHARD)}),
     ],
 )
 def test_another_version_of_a_kind_redoes_it_and_what_follows(finished, configure, tmp_path, monkeypatch, kind, redone):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from ecif.batching import folds
 from ecif.heads import embed
 from ecif.heads.cross_fit import FittedHeads
 from ecif.heads.curvature import gauss_newton_product, loss_gradient
@@ -66,7 +65,7 @@ def test_with_all_dimensions_the_correction_is_second_minus_first_order_without_
     sample = read_sample(inputs.corpus, second)
     question = read_target("clean", inputs.targets["clean"]).question(second)
     features = tables.read_features(inputs.corpus.features_folder("00000"), inputs.corpus.accounting()["00000"].parts)
-    fold = folds(features.uid, 3, second.seed)
+    fold = torch.tensor(open_run(second.run).scores(["fold"])["fold"].to_numpy()[: len(features.uid)])
     fits = tensors.load(done.artifacts(second.run).url("heads"), FittedHeads).folds[1]  # fold 1 is out of sample
     kept = [rows[sample.fold[rows] != 1] for rows in sample.batches()]
     difference = torch.zeros(2, len(fold))

@@ -10,7 +10,7 @@ from pipeline.run_folder.artifacts import KINDS
 from pipeline.run_folder.contents import find_artifacts
 from pipeline.stages.embed.stage import embed
 from pipeline.stages.filter import choose_filters
-from pipeline.stages.fit.sample import read_sample
+from pipeline.stages.fit.copies import group_sample
 from pipeline.stages.fit.stage import choose_how_to_fit, fit_heads, how_to_fit
 from pipeline.stages.forward.fit import fit_parameters
 from pipeline.stages.forward.score import score_forward
@@ -89,7 +89,7 @@ def test_a_stage_reads_what_its_names_depend_on_and_nothing_else(local_ray, conf
     logs = {stage: tmp_path / stage for stage in STAGES}
     by = {stage: Run(Recorder(config, log), local_ray, artifacts) for stage, log in logs.items()}
 
-    sample = read_sample(corpus, config)
+    sample = group_sample(by["fit"], corpus)
     targets = [read_target(name, dataset) for name, dataset in clean.items()]
     choice = choose_how_to_fit(by["fit"], model.heads, sample)
     how = how_to_fit(by["fit"].config, model.heads, choice.hyperparameters)

@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.errors import RunError
 from pipeline.run import run
 from pipeline.run_folder import tensors
-from pipeline.run_folder.columns import EVERY_RUN
+from pipeline.run_folder.columns import EVERY_RUN, IDENTITY
 from pipeline.run_folder.finished import open_run
 from tests.support.labelled import write_labelled
 from tests.support.run_folders import COLUMNS, objects
@@ -34,7 +34,7 @@ def test_every_pair_is_scored_and_joins_back(finished, corpus):
         jsons = [(name, json.loads(data)) for name, data in members if name.endswith(".json")]
         truth |= {(f"{shard:05d}", i, name[:-5], f["uid"]) for i, (name, f) in enumerate(jsons)}
     assert {tuple(row.values()) for row in table.select(["shard", "index", "key", "uid"]).to_pylist()} == truth
-    for column in COLUMNS[6:]:
+    for column in COLUMNS[len(IDENTITY) :]:
         assert np.isfinite(table[column].to_numpy()).all()
     parts = table["influence_positive_clean"].to_numpy() + table["influence_negative_clean"].to_numpy()
     assert np.allclose(parts, table["influence_clean"].to_numpy(), rtol=1e-5)

@@ -122,14 +122,16 @@ def test_a_byte_that_has_changed_in_the_features(damaged):
     [
         (lambda t: t.slice(1), "has 35 pairs, the accounting says 36 embedded"),
         (lambda t: pa.concat_tables([t, t.slice(0, 1)]), "has 37 pairs, the accounting says 36 embedded"),
-        (lambda t: pa.concat_tables([t.slice(1), t.slice(0, 1)]), "in another order: index, key, uid"),
+        (lambda t: pa.concat_tables([t.slice(1), t.slice(0, 1)]), "in another order: index, key, uid, image_hash"),
         (
-            lambda t: t.set_column(3, "image_features", pa.FixedSizeListArray.from_arrays(
+            lambda t: t.set_column(4, "image_features", pa.FixedSizeListArray.from_arrays(
                 pc.multiply(t["image_features"].combine_chunks().flatten().cast("float32"), 1.5).cast("float16"),
                 t["image_features"].type.list_size,
             )),
             "10 of 10 image_features are not of norm 1",
         ),
+        (lambda t: _put(t, "image_hash", 3, "none"), "1 of 10 image_hash are not 32 hex digits"),
+        (lambda t: _put(t, "image_hash", 3, t["image_hash"][4].as_py()), "in another order: image_hash"),
     ],
 )  # fmt: skip
 def test_features_of_other_pairs(damaged, change, wrong):
@@ -198,7 +200,7 @@ def _put(table: pa.Table, name: str, row: int, value) -> pa.Table:
     ("change", "wrong"),
     [
         (lambda t: _put(t, "uid", 3, t["uid"][4].as_py()), "in another order: uid"),
-        (lambda t: pa.concat_tables([t.slice(5), t.slice(0, 5)]), "in another order: index, key, uid"),
+        (lambda t: pa.concat_tables([t.slice(5), t.slice(0, 5)]), "in another order: index, key, uid, image_hash"),
         (lambda t: t.slice(1), "has 33 rows for 34 embedded pairs"),
         (lambda t: _put(t, "misalignment", 3, float("nan")), "has NaN or infinity in misalignment"),
         (lambda t: _put(t, "influence_clean", 0, None), "has NaN or infinity in influence_clean"),

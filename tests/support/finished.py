@@ -1,5 +1,6 @@
 """What a finished run leaves behind, made without running it."""
 
+import hashlib
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,10 @@ def write_scores(folder: Path, shards: dict[str, dict[str, list]]) -> Run:
         uids, count = columns["uid"], len(columns["uid"])
         keys = columns.get("key", [f"{i:04d}" for i in range(count)])
         places = {"shard": [shard] * count, "index": columns.get("index", list(range(count))), "key": keys}
-        identity = places | {"uid": uids, "batch": [0] * count, "fold": [0] * count}
+        hashes = columns.get(
+            "image_hash", [hashlib.blake2b(f"{shard} {key}".encode(), digest_size=16).hexdigest() for key in keys]
+        )
+        identity = places | {"uid": uids, "image_hash": hashes, "batch": [0] * count, "fold": [0] * count}
         scores = {name: np.array(v, np.float32) for name, v in columns.items() if name not in (*identity, "shard")}
         url = storage.join(run.folder, LATEST, f"{shard}.parquet")
         table = tables.described(tables.scores_table(identity, scores), [], "a run", "a shard")

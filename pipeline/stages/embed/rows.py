@@ -66,7 +66,7 @@ class Part(NamedTuple):
             "number": self.number,
             "size": self.size,
             "shape": shape,
-            "pairs": [[p.index, p.key, p.uid, p.caption, p.label] for p in self.pairs],
+            "pairs": [[p.index, p.key, p.uid, p.caption, p.image_hash, p.label] for p in self.pairs],
             "refused": [[r.stage, asdict(r.pair)] for r in self.refused],
             "labelled": self.labelled,
             "accounting": self.accounting,
@@ -79,8 +79,8 @@ class Part(NamedTuple):
         facts = json.loads(row["facts"])
         pixels = _pixels(row["pixels"], facts["shape"])
         pairs = [
-            Pair(index, key, uid, caption, own, label)
-            for (index, key, uid, caption, label), own in zip(facts["pairs"], pixels, strict=True)
+            Pair(index, key, uid, caption, own, image_hash, label)
+            for (index, key, uid, caption, image_hash, label), own in zip(facts["pairs"], pixels, strict=True)
         ]
         refused = [Refused(stage, Quarantined(**pair)) for stage, pair in facts["refused"]]
         done = Accounting(*facts["accounting"]) if facts["accounting"] else None

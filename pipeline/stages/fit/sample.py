@@ -1,12 +1,14 @@
 """The sample: the pairs that heads are fitted on and directions are solved on. It is whole batches, chosen by hash."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ecif.batching import folds
+from ecif.copies import Copies, find_copies, pair_ids
 from ecif.sample import Sample
 from pipeline.config import Config
 from pipeline.corpus.batches import batches_of
@@ -19,7 +21,36 @@ from pipeline.run_folder.tables import Accounting
 READERS = 16
 
 
+class Sampled(NamedTuple):
+    """The sampled pairs, batch after batch, before copies are grouped and the groups are dealt into folds."""
+
+    images: Tensor  # [N, d_x] float16
+    texts: Tensor  # [N, d_t] float16
+    uids: list[str]
+    pair: Tensor  # [N] int64, see `ecif.copies.pair_ids`
+    sizes: list[int]  # pairs of each batch
+
+    def find_copies(self, folds: int, seed: int, to: torch.device) -> Copies:
+        """Group the copies, on a device. The result is on the CPU."""
+        found = find_copies(self.images.to(to), self.texts.to(to), self.uids, self.pair.to(to), folds, seed)
+        return found.to("cpu")
+
+    def in_folds(self, copies: Copies) -> Sample:
+        """The sample, with the folds of its groups."""
+        return Sample(self.images, self.texts, copies.fold, self.sizes, copies.group)
+
+
 def read_sample(dataset: Dataset, config: Config) -> Sample:
+    """The sample of a corpus in its folds. These are found anew, and are those of `group_sample`.
+
+    Raises:
+        RunError: the corpus has too few usable pairs for the folds.
+    """
+    sampled = read_sampled(dataset, config)
+    return sampled.in_folds(sampled.find_copies(config.fit.folds, config.seed, torch.device("cpu")))
+
+
+def read_sampled(dataset: Dataset, config: Config) -> Sampled:
     """Read the sample of a corpus: all batches if they fit into `fit.sample` pairs, else those of smallest hash.
 
     Features are in half precision, as they are stored.
@@ -32,16 +63,17 @@ def read_sample(dataset: Dataset, config: Config) -> Sample:
     with ThreadPoolExecutor(READERS) as pool:
         shards = list(pool.map(lambda name: _read(dataset, done[name], chosen[name], config), sorted(chosen)))
     batches = [batch for shard in shards for batch in shard]
-    pairs = sum(len(batch.fold) for batch in batches)
+    pairs = sum(len(batch.uids) for batch in batches)
     if pairs < 2 * config.fit.folds:
         raise RunError(
             f"only {pairs} usable pairs in the corpus; {config.fit.folds} folds need at least {2 * config.fit.folds}"
         )
-    return Sample(
+    return Sampled(
         torch.cat([b.images for b in batches]),
         torch.cat([b.texts for b in batches]),
-        torch.cat([b.fold for b in batches]),
-        [len(b.fold) for b in batches],
+        [uid for b in batches for uid in b.uids],
+        torch.cat([b.pair for b in batches]),
+        [len(b.uids) for b in batches],
     )
 
 
@@ -67,9 +99,12 @@ def _every_shard(dataset: Dataset) -> list[tables.Features]:
     return [tables.read_features(dataset.features_folder(s.name), done[s.name].parts) for s in dataset.shards]
 
 
-def _read(dataset: Dataset, accounting: Accounting, chosen: list[int], config: Config) -> list[Sample]:
+def _read(dataset: Dataset, accounting: Accounting, chosen: list[int], config: Config) -> list[Sampled]:
     features = tables.read_features(dataset.features_folder(accounting.shard), accounting.parts)
     images, texts = torch.tensor(features.images), torch.tensor(features.texts)
-    fold = folds(features.uid, config.fit.folds, config.seed)
+    pair = pair_ids(accounting.shard, torch.tensor(features.position))
     batches = batches_of(config).of(accounting.shard, accounting.embedded)
-    return [Sample(images[rows], texts[rows], fold[rows], [len(rows)]) for rows in (batches[i] for i in chosen)]
+    return [
+        Sampled(images[rows], texts[rows], [features.uid[n] for n in rows.tolist()], pair[rows], [len(rows)])
+        for rows in (batches[i] for i in chosen)
+    ]

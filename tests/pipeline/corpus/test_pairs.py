@@ -1,5 +1,6 @@
 """A pair is decoded, or refused for one reason of a closed list."""
 
+import hashlib
 import io
 import json
 from typing import get_args
@@ -309,3 +310,10 @@ def test_uids_of_a_sidecar_replace_those_of_the_json():
     )
     assert (first.uid, second.uid) == ("f" * 32, uid_of("00000", "1", None).text)
     assert (first.replaced, second.replaced) == (None, "no uid")
+
+
+def test_the_hash_of_an_image_is_that_of_its_bytes_and_of_nothing_else():
+    one, other = image(), image(seed=1)
+    read_pairs = read([("0.png", one), TEXT, ("1.png", one), ("1.txt", b"another caption"), ("2.png", other), ("2.txt", b"a")])
+    hashes = [pair.image_hash for pair in read_pairs]
+    assert hashes[0] == hashes[1] == hashlib.blake2b(one, digest_size=16).hexdigest() != hashes[2]

@@ -34,7 +34,8 @@ TARGETS = f"{OF_A} {OF_B} misalignment scores"
 COLUMNS = "column/negclip_loss column/normsim_2_a column/normsim_2_b"
 INDEX = "index_projection index index_curvature self_influence"
 FROM_HEADS = f"heads evidence pairs {TARGETS} {COLUMNS} {INDEX}"
-EVERYTHING = f"fit_choice {FROM_HEADS}"
+FROM_FITS = f"fit_choice {FROM_HEADS}"
+EVERYTHING = f"copies {FROM_FITS}"
 FEATURES = "features features/a features/b"
 SECOND = "second_order/a second_order/b correction/a correction/b"
 DIRECTIONS = "forward_directions/a forward_directions/b forward_influence/a forward_influence/b"
@@ -67,10 +68,10 @@ KEYS_OF_HEADS = [
     ("fit.sample", 8, EVERYTHING),
     ("fit.folds", 3, EVERYTHING),
     ("fit.seeds", 2, FROM_HEADS),
-    ("fit.epochs", 3, EVERYTHING),
-    ("fit.learning_rate", 0.1, EVERYTHING),
-    ("fit.pull", 0.1, EVERYTHING),
-    ("fit.checkpoints", 1, EVERYTHING),
+    ("fit.epochs", 3, FROM_FITS),
+    ("fit.learning_rate", 0.1, FROM_FITS),
+    ("fit.pull", 0.1, FROM_FITS),
+    ("fit.checkpoints", 1, FROM_FITS),
     ("solve.iterations", 8, TARGETS),
     ("solve.refits", 8, TARGETS),
     ("solve.dampings", [0.1, 0.2], TARGETS),
@@ -202,7 +203,8 @@ def test_a_score_that_is_evidence_renames_all_that_misalignment_is_part_of():
     ("base", "kind", "kinds"),
     [
         (HEADS, "features", f"{FEATURES} {EVERYTHING}"),
-        (HEADS, "fit_choice", EVERYTHING),
+        (HEADS, "copies", EVERYTHING),
+        (HEADS, "fit_choice", FROM_FITS),
         (HEADS, "heads", FROM_HEADS),
         (HEADS, "evidence", f"evidence pairs {COLUMNS} filter/a filter/b misalignment scores"),
         (HEADS, "directions", TARGETS),
@@ -233,7 +235,7 @@ def test_another_version_of_a_kind_renames_it_and_what_follows(monkeypatch, base
 @pytest.mark.parametrize(
     ("kind", "kinds"),
     [
-        (Clip, EVERYTHING),
+        (Clip, FROM_FITS),
         (Shuffled, EVERYTHING),
         (RetrievalMargin, f"{OF_B} misalignment scores"),
         (NegClipLoss, "column/negclip_loss scores"),

@@ -27,7 +27,8 @@ def influence(target: str) -> list[str]:
 
 
 SCORES = ["clip_score", "held_out_cosine", "held_out_loss", "agreement"]
-EVERY_RUN = [*SCORES, *influence("a"), *influence("b"), "misalignment", "filter_a", "filter_b"]
+COPIES = ["image_copies", "caption_copies"]
+EVERY_RUN = [*SCORES, *COPIES, *influence("a"), *influence("b"), "misalignment", "filter_a", "filter_b"]
 
 
 def test_the_columns_of_every_run_are_in_the_order_of_the_table():
@@ -42,7 +43,7 @@ def test_what_is_requested_comes_last_in_its_order_and_one_a_target_where_it_is_
 
 def test_leverage_is_there_with_the_second_order():
     config = configure("gsc", targets={"a": {"shards": "x"}}, score={"order": 2})
-    assert listed(config) == [*SCORES, *influence("a"), "misalignment", "filter_a", "leverage", "gsc"]
+    assert listed(config) == [*SCORES, *COPIES, *influence("a"), "misalignment", "filter_a", "leverage", "gsc"]
 
 
 @pytest.mark.parametrize("asked", [("gsc", "gsc"), ("clip_score", "gsc", "held_out_loss")])
@@ -81,7 +82,7 @@ def test_what_is_no_score_is_refused_before_anything_starts(wrong):
 
 def test_which_end_of_a_column_is_good():
     good = {column.name: column.good for column in columns(configure("gsc", "gradient_norm"))}
-    assert {name for name, end in good.items() if end == "low"} == {"held_out_loss", "misalignment", "gradient_norm"}
+    assert {name for name, end in good.items() if end == "low"} == {"held_out_loss", *COPIES, "misalignment", "gradient_norm"}
 
 
 def test_influence_is_in_the_unit_of_its_target():

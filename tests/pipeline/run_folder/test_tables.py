@@ -20,7 +20,7 @@ BLANK = np.empty((3, 0, 0), np.uint8)
 def part(start: int, count: int) -> tuple[list[Pair], np.ndarray, np.ndarray]:
     """Some pairs, their image features [N, 4] and text features [N, 3]."""
     rng = np.random.default_rng(start)
-    pairs = [Pair(2 * i, f"d/{i}é", f"{i:032x}", "a caption", BLANK) for i in range(start, start + count)]
+    pairs = [Pair(2 * i, f"d/{i}é", f"{i:032x}", "a caption", BLANK, f"{i + 7:032x}") for i in range(start, start + count)]
     return pairs, rng.normal(size=(count, 4)).astype(np.float16), rng.normal(size=(count, 3)).astype(np.float16)
 
 
@@ -33,6 +33,7 @@ def test_features_come_back_as_they_were(tmp_path, counts):
     pairs = [pair for content in parts for pair in content[0]]
     assert features.position.tolist() == [pair.index for pair in pairs]
     assert (features.key, features.uid) == ([pair.key for pair in pairs], [pair.uid for pair in pairs])
+    assert features.image_hash == [pair.image_hash for pair in pairs]
     for read, column in ((features.images, 1), (features.texts, 2)):
         written = np.concatenate([content[column] for content in parts])
         assert read.dtype == np.float16
@@ -76,7 +77,11 @@ def test_quarantine_has_one_schema_with_and_without_rows():
 def identity(count: int, with_fold: bool = True) -> dict[str, pa.Array]:
     pairs = part(0, count)
     features = tables.Features(
-        np.arange(count, dtype=np.int32), list("abcdefgh"[:count]), [p.uid for p in pairs[0]], *pairs[1:]
+        np.arange(count, dtype=np.int32),
+        list("abcdefgh"[:count]),
+        [p.uid for p in pairs[0]],
+        [p.image_hash for p in pairs[0]],
+        *pairs[1:],
     )
     batch, fold = np.arange(count, dtype=np.int32) // 2, np.arange(count, dtype=np.int16) % 3
     return tables.identity("a/0", features, batch, fold if with_fold else None)
@@ -90,13 +95,15 @@ def test_scores_are_float32_beside_the_identity():
             ("index", pa.int32()),
             ("key", pa.string()),
             ("uid", pa.string()),
+            ("image_hash", pa.string()),
             ("batch", pa.int32()),
             ("fold", pa.int16()),
             ("clip_score", pa.float32()),
         ]
     )
     assert table.slice(2).to_pylist() == [
-        {"shard": "a/0", "index": 2, "key": "c", "uid": f"{2:032x}", "batch": 1, "fold": 2, "clip_score": 1.0}
+        {"shard": "a/0", "index": 2, "key": "c", "uid": f"{2:032x}", "image_hash": f"{9:032x}"}
+        | {"batch": 1, "fold": 2, "clip_score": 1.0}
     ]
 
 

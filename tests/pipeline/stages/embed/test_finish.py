@@ -88,7 +88,7 @@ def test_parts_of_what_the_shard_was_before_are_gone(tmp_path, parts):
 def test_the_only_usable_pair_of_a_shard_of_the_corpus_is_quarantined(tmp_path, batched):
     dataset = Dataset(str(tmp_path), "fingerprint", [SHARD], "txt")
     dataset.batched = batched
-    one = Pair(3, "key", "f" * 32, "a caption", np.zeros((3, 1, 1), np.uint8))
+    one = Pair(3, "key", "f" * 32, "a caption", np.zeros((3, 1, 1), np.uint8), "0" * 32)
     for i, pairs in enumerate(([], [one])):
         features = np.ones((len(pairs), 2), np.float16)
         url = f"{dataset.features_folder('00000')}/{part_name(i)}"

@@ -23,7 +23,10 @@ REFUSED = [
 def pairs(count: int, label: int | None) -> list[Pair]:
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(count, 3, 4, 5), dtype=np.uint8)
-    return [Pair(2 * i, f"d/{i}", f"{i:032x}", f"a caption\n漢字 {i}", pixels, label) for i, pixels in enumerate(images)]
+    return [
+        Pair(2 * i, f"d/{i}", f"{i:032x}", f"a caption\n漢字 {i}", pixels, f"{i + 7:032x}", label)
+        for i, pixels in enumerate(images)
+    ]
 
 
 @pytest.mark.parametrize("uids", [None, storage.Object("s3://bucket/00000.parquet", 7, "etag")])
