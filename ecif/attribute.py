@@ -57,8 +57,7 @@ class Settings:
     repeats: int | None = None  # score.repeats
     columns: Sequence[str] = ()  # score.columns
     filter: bool = True
-    filter_beyond: Sequence[float] = (0.05, 0.1, 0.2)
-    filter_seeds: int = 1
+    filter_seeds: int = 2
 
     def how_often(self) -> int:
         """The number of batch permutations that scores are averaged over."""
@@ -142,7 +141,7 @@ def attribute(
     )
     columns["misalignment"] = misalignment.probability(torch.cat([seen, influence.sum(0).T], 1)).float()
     if settings.filter:
-        tried = HowToFilter(list(settings.filter_beyond), settings.filter_seeds, settings.seed)
+        tried = HowToFilter(settings.filter_seeds, settings.seed)
         for name, question in questions.items():
             chosen = choose_filter(question, corpus.sample, evidence, directions[name], refit, tried)
             columns[f"filter_{name}"] = chosen.scores(seen, columns[f"influence_{name}"], columns[f"near_{name}"])

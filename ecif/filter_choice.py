@@ -1,20 +1,22 @@
 """Choose the filter of a target by refits, judged by target pairs that had no say.
 
-A candidate ranks the sampled pairs and drops the last ones, and the heads are refitted on the rest. The target has three parts.
-In turn, two of them rank the pairs (they are *asked*), and the third one is *held out*. What the refit loses on the asked parts
-is optimistic, because these pairs chose what was dropped for them. What it loses on the held-out part is what happens to
-everything that a target does not name. A corpus has both kinds of pairs: a share c whose captions the target asks about, and
-others. So
+A candidate drops some of the sampled pairs, and the heads are refitted on the rest. There are three, from the mildest on:
+
+- drop nothing;
+- drop the run's own share of misaligned pairs, by misalignment alone;
+- drop as many, with influence among pairs that are about as near to the target (`ecif.columns.filter`).
+
+The target has three parts. In turn, two of them rank the pairs (they are *asked*), and the third one is *held out*. What a
+refit loses on the asked parts is optimistic, because these pairs chose what was dropped for them. What it loses on the held-out
+part is what happens to everything that a target does not name. A corpus has both kinds of pairs: a share c whose captions the
+target asks about, and others. So
 
     M = OPTIMISM c (loss on the asked parts) + (1 - c) (loss on the held-out part)
 
-Three steps, each of which needs evidence beyond the noise of its estimate:
-
-1. Drop nothing, or the run's own share of misaligned pairs, ranked by misalignment alone.
-2. At that share, let influence count too. The held-out part must not lose by it. Of the candidates that gain most of what can
-   be gained, the first is taken: they are listed from the mildest to the strongest.
-3. Drop more than that share. Heads on frozen trunks hardly miss a good pair, a model that learns its features does: so the gain
-   has to exceed what as many random pairs cost.
+A candidate replaces a milder one if M is lower by more than ERRORS standard errors. Influence must not cost the held-out part
+anything, either. No candidate drops more than the share. Heads on frozen trunks, and target pairs by the same artists, reward
+larger budgets and a larger say of influence. Test sets from other sources and models that are trained as a whole do not
+(docs/method.md).
 """
 
 import math
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ecif.columns.evidence import Evidence
-from ecif.columns.filter import Ranking, ranking
+from ecif.columns.filter import WEIGHT, Ranking, ranking
 from ecif.columns.misalignment import NONE, Misalignment
 from ecif.columns.near import asked_share, nearness
 from ecif.directions import Directions
@@ -32,47 +34,26 @@ from ecif.heads import Heads
 from ecif.heads.cross_fit import Refit, Refitter
 from ecif.permutation import permutation
 from ecif.sample import Sample
-from ecif.targets.question import Question
+from ecif.targets.question import PARTS, Question
 
-WEIGHTS = (("residual", 0.3), ("level", 0.25), ("level", 0.75))  # the mildest first
-MOST = 0.9  # of the pairs that a candidate may drop
-REFERENCES = 2  # candidates that are fitted once more, to know the noise of a refit
-OPTIMISM = 0.25  # of a gain on the asked parts, so much counts; another artist's test showed half of it
+NOTHING, ALONE, INFLUENCE = range(3)  # the candidates
+WEIGHTS = (0.0, 0.0, WEIGHT)  # of influence in each
+OPTIMISM = 0.25  # of a gain on the asked parts, so much counts: a test by another artist showed half of it
 ERRORS = 2.0  # standard errors that a gain has to exceed
-MOST_OF_IT = 0.8  # of the largest gain: milder candidates that reach it are preferred
 JUDGED = 512  # pairs of a part that judge a refit, as one batch
 GROUPS = 6  # the standard error is that of a jackknife over as many groups of them
-COUNTED = 1024  # pairs and distinct captions by which the asked share is found
-
-
-class Candidate(NamedTuple):
-    """A filter to try."""
-
-    influence: (
-        str  # how influence counts: "none", "residual" or "level"; "random" drops random pairs beside the misaligned ones
-    )
-    weight: float  # of influence
-    drop: float  # share of the pairs to drop
+COUNTED = 1024  # pairs by which the share that the target asks about is found
 
 
 class HowToFilter(NamedTuple):
-    """The candidates, and the number of refits of each."""
+    """How often candidates are refitted."""
 
-    beyond: list[float]  # shares of the pairs, above 0, that candidates drop beside the misaligned ones
-    seeds: int  # fits of each candidate whose losses are averaged
+    seeds: int  # fits of each candidate and held-out part, at least 2: their spread is a part of the uncertainty
     seed: int  # of the first fit; the next fit has the next seed
 
-    def candidates(self, share: float) -> list[Candidate]:
-        """To drop nothing, then the misaligned share, then more; at each share the mildest first."""
-        found = [Candidate("none", 0.0, 0.0), Candidate("none", 0.0, share)]
-        for drop in (min(share + more, MOST) for more in (0.0, *sorted(self.beyond))):
-            found += [Candidate(influence, weight, drop) for influence, weight in WEIGHTS]
-            found += [Candidate("random", 0.0, drop)] if drop > share else []
-        return found
-
-    def fits(self, parts: int) -> int:
-        """How many fits the choice takes."""
-        return parts * (len(self.candidates(0.0)) * self.seeds + REFERENCES)
+    def fits(self) -> int:
+        """How many fits the choice takes at most."""
+        return PARTS * len(WEIGHTS) * self.seeds
 
 
 class Gain(NamedTuple):
@@ -88,29 +69,20 @@ class Gain(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Losses of all refits, mean over seeds. A jackknife leaves out one group of the target's pairs at a time."""
+    """Losses of all refits. A jackknife leaves out one group of the target's pairs at a time."""
 
-    asked: Tensor  # [C, 1 + GROUPS] of the asked parts: with all groups, then without each
-    held: Tensor  # [C, 1 + GROUPS] of the held-out part
+    asked: Tensor  # [C, seeds, 1 + GROUPS] loss on the asked parts: with all groups, then without each; float64
+    held: Tensor  # [C, seeds, 1 + GROUPS] on the held-out part
     covered: float  # c, the share of the corpus that the target asks about
-    noise: Tensor  # [2] standard deviation of the difference of two refits, on the asked parts and on the held-out one
 
     def gain(self, of: int, over: int) -> Gain:
         """By how much candidate `of` is better than `over`."""
-        asked, held = OPTIMISM * self.covered, 1 - self.covered
-        gain = asked * (self.asked[over] - self.asked[of]) + held * (self.held[over] - self.held[of])
-        noise = math.hypot(asked * self.noise[0].item(), held * self.noise[1].item())
-        return Gain(gain[0].item(), math.hypot(_jackknife(gain[1:]), noise))
+        m = OPTIMISM * self.covered * self.asked + (1 - self.covered) * self.held
+        return _difference(m, of, over)
 
-    def harm(self, of: int, over: int) -> float:
-        """What candidate `of` costs pairs that had no say, in standard errors; below 0 it does not."""
-        cost = self.held[of] - self.held[over]
-        return cost[0].item() / max(math.hypot(_jackknife(cost[1:]), self.noise[1].item()), 1e-12)
-
-    def price(self, of: int, over: int) -> float:
-        """What the pairs that `of` drops and `over` keeps are worth, without a discount for optimism."""
-        lost = self.covered * (self.asked[of] - self.asked[over]) + (1 - self.covered) * (self.held[of] - self.held[over])
-        return max(0.0, lost[0].item())
+    def cost_of_others(self, of: int, over: int) -> float:
+        """What candidate `of` costs pairs that had no say, in nats a pair; below 0 it helps them."""
+        return -_difference(self.held, of, over).gain
 
 
 class ChosenFilter(NamedTuple):
@@ -118,7 +90,7 @@ class ChosenFilter(NamedTuple):
 
     ranking: Ranking
     misalignment: Misalignment  # learned from evidence that includes influence on this target only
-    facts: dict[str, Any]  # what was chosen and tried, for run.json
+    facts: dict[str, Any]  # what was chosen, how sure it is and what was tried, for run.json
 
     def scores(self, evidence: Tensor, influence: Tensor, near: Tensor) -> Tensor:
         """[N] float32 in 0 to 1: the higher its score, the earlier a pair is kept.
@@ -132,20 +104,6 @@ class ChosenFilter(NamedTuple):
         return self.ranking.scores(probability, influence, near)
 
 
-def said(facts: dict[str, Any]) -> str:
-    """One line for the user: what was chosen, how sure it is, and how much of the corpus the target says nothing about."""
-    silent = f"the target says nothing about {1 - facts['asked']:.0%} of the corpus"
-    if facts["keep"] == 1:
-        return f"keep everything: no candidate gains more than its noise; {silent}"
-    how = {
-        "none": "by misalignment alone",
-        "residual": f"by misalignment, with influence {facts['weight']:g} among pairs as near to the target",
-        "level": f"by {1 - facts['weight']:g} misalignment and {facts['weight']:g} influence",
-    }[facts["influence"]]
-    sure = f"gain {facts['gain']:.3f} ± {facts['error']:.3f} nats by target pairs that had no say, among others"
-    return f"keep {facts['keep']:.1%}, {how}; {sure}; {silent}"
-
-
 def choose_filter(
     question: Question, sample: Sample, evidence: Evidence, directions: Directions, refit: Refitter, how: HowToFilter
 ) -> ChosenFilter:
@@ -157,121 +115,100 @@ def choose_filter(
         evidence: scores of the sampled pairs, real and planted.
         directions: the target's solved directions, with the influence of the sampled pairs on each part.
         refit: runs fits on parts of the sample.
-        how: the candidates and the number of refits.
+        how: the number of refits.
     """
     captions, texts, centre = question.loss.captions(), sample.texts.float(), evidence.bank.text_centre
     misalignment = evidence.misalignment(directions.influence[None], directions.planted[None])
     share = misalignment.known_share or 0.0
-    tried = how.candidates(share)
-    count = len(question.parts)
+    drop, count = (share if share >= NONE else 0.0), len(question.parts)
 
     def masks(held: int) -> list[Tensor]:
         """The pairs that each candidate keeps, if one part of the target has no say."""
-        asked = [part for part in range(count) if part != held]
+        asked = [part for part in range(count) if part != held] or [held]
         # Scaled: a part of the target has about that part of its loss.
         influence, planted = (count / len(asked) * of[asked].sum(0) for of in (directions.parts, directions.planted_parts))
         near = nearness(texts, captions[torch.cat([question.rows[part] for part in asked])], centre)
-        learned = evidence.misalignment(influence[None], planted[None])
-        return _masks(tried, share, learned.probability(evidence.of(influence[None])), influence, near)
+        probability = evidence.misalignment(influence[None], planted[None]).probability(evidence.of(influence[None]))
+        values = probability, influence, near
+        keep = [1.0, 1 - drop, 1 - drop]
+        return [ranking(*values, weight).keep(*values, share) for weight, share in zip(WEIGHTS, keep, strict=True)]
 
-    kept = [masks(held) for held in range(count)]
-    jobs = [Refit(mask, how.seed + s, new_batches=True) for of in kept for mask in of for s in range(how.seeds)]
-    again = [Refit(mask, how.seed + how.seeds, new_batches=True) for of in kept for mask in of[:REFERENCES]]
-    losses = torch.stack([_losses(question, path[-1]) for path in refit([*jobs, *again])])
-    parts, groups = losses.shape[1:]
-    by_seed = losses[: len(jobs)].view(count, len(tried), how.seeds, parts, groups)
-    asked, held = _of_parts(by_seed.mean(2))
-    other = _of_parts(losses[len(jobs) :].view(count, REFERENCES, parts, groups))
-    first = _of_parts(by_seed[:, :REFERENCES, 0])
-    noise = torch.stack([(b[:, 0] - a[:, 0]).square().mean().sqrt() for a, b in zip(first, other, strict=True)])
     rows = permutation(len(texts), "asked share", how.seed)[:COUNTED]
-    among = texts.unique(dim=0)
-    covered = asked_share(texts[rows], captions, centre, among)
-    judged = Judged(asked, held, covered, noise / math.sqrt(how.seeds))
-    chosen = choose_candidate(tried, judged, share)
-    near = nearness(texts, captions, centre)
-    probability = misalignment.probability(evidence.of(directions.influence[None]))
-    facts = _facts(tried, judged, chosen)
-    one = tried[chosen]
-    order = ranking(probability, directions.influence, near, one.weight, one.influence == "level")
-    return ChosenFilter(order, misalignment, facts)
+    covered = asked_share(texts[rows], captions, centre, texts.unique(dim=0))
+    judged, chosen = None, NOTHING
+    if drop:
+        jobs = [
+            Refit(mask, how.seed + s, new_batches=True)
+            for part in range(count)
+            for mask in masks(part)
+            for s in range(how.seeds)
+        ]
+        losses = torch.stack([_losses(question, path[-1]) for path in refit(jobs)])
+        judged = _judged(losses.view(count, len(WEIGHTS), how.seeds, count, 1 + GROUPS), covered)
+        chosen = choose_candidate(judged)
+    near, weight = nearness(texts, captions, centre), WEIGHTS[chosen]
+    order = ranking(misalignment.probability(evidence.of(directions.influence[None])), directions.influence, near, weight)
+    return ChosenFilter(order, misalignment, _facts(judged, chosen, drop, covered))
 
 
-def choose_candidate(tried: list[Candidate], judged: Judged, share: float) -> int:
-    """The position of the chosen candidate.
-
-    Args:
-        tried: the candidates, as `HowToFilter.candidates` lists them.
-        judged: their losses.
-        share: the run's own share of misaligned pairs; 0 if it is none or unknown.
-    """
-    base = 1 if share >= NONE and judged.gain(1, 0).sure else 0
-    counted = [i for i, one in enumerate(tried) if one.weight]
-    best = _mildest([i for i in counted if base and tried[i].drop == share], base, judged)
-    prices = {one.drop: judged.price(i, base) for i, one in enumerate(tried) if one.influence == "random"}
-    further = [i for i in counted if tried[i].drop > share and judged.gain(i, best).gain > prices[tried[i].drop]]
-    return _mildest(further, best, judged)
+def choose_candidate(judged: Judged) -> int:
+    """The chosen candidate: the mildest that no stronger one beats by more than its noise."""
+    if not judged.gain(ALONE, NOTHING).sure and not judged.gain(INFLUENCE, NOTHING).sure:
+        return NOTHING
+    if judged.gain(INFLUENCE, ALONE).sure and judged.cost_of_others(INFLUENCE, ALONE) <= 0:
+        return INFLUENCE
+    return ALONE if judged.gain(ALONE, NOTHING).sure else NOTHING
 
 
-def _mildest(candidates: list[int], base: int, judged: Judged) -> int:
-    """The first of the candidates that gain most, among those that gain for sure and harm nothing; `base` if there is none."""
-    allowed = [i for i in candidates if judged.gain(i, base).sure and judged.harm(i, base) <= 0]
-    if not allowed:
-        return base
-    most = max(judged.gain(i, base).gain for i in allowed)
-    return next(i for i in allowed if judged.gain(i, base).gain >= MOST_OF_IT * most)
-
-
-def _masks(tried: list[Candidate], share: float, probability: Tensor, influence: Tensor, near: Tensor) -> list[Tensor]:
-    """For each candidate, [N] bool: the pairs that it keeps."""
-    aligned = ranking(probability, influence, near, 0.0).keep(probability, influence, near, 1 - share)
-    masks = []
-    for one in tried:
-        if one.influence == "random":
-            rows = aligned.nonzero()[:, 0]
-            mask = torch.zeros_like(aligned)
-            mask[rows[permutation(len(rows), "random filter", one.drop)[: round((1 - one.drop) * len(mask))]]] = True
-        else:
-            how = ranking(probability, influence, near, one.weight, one.influence == "level")
-            mask = how.keep(probability, influence, near, 1 - one.drop)
-        masks.append(mask)
-    return masks
+def said(facts: dict[str, Any]) -> str:
+    """One line for the user: what was chosen, how sure it is, and how much of the corpus the target says nothing about."""
+    silent = f"the target says nothing about {1 - facts['asked']:.0%} of the corpus"
+    if facts["keep"] == 1:
+        why = (
+            "no filter gains more than its noise" if facts["tried"] else "no share of misaligned pairs is known, or it is none"
+        )
+        return f"keep everything: {why}; {silent}"
+    how = f"with influence {facts['weight']:g} among pairs as near to the target" if facts["weight"] else "alone"
+    sure = f"gain {facts['gain']:.3f} ± {facts['error']:.3f} nats a pair, judged by target pairs that had no say"
+    return f"keep {facts['keep']:.1%} by misalignment {how}; {sure}; {silent}"
 
 
 def _losses(question: Question, heads: Heads) -> Tensor:
-    """[PARTS, 1 + GROUPS] mean loss of each part, with all its pairs and without each group; float64."""
+    """[parts, 1 + GROUPS] mean loss of each part, with all its pairs and without each group; float64."""
     table = []
     for rows in question.rows:
         rows = rows[:JUDGED]
-        groups = rows.tensor_split(GROUPS) if len(rows) >= 2 * GROUPS else [rows[:0]] * GROUPS
-        without = [torch.cat([*groups[:g], *groups[g + 1 :]]) if len(groups[g]) else rows for g in range(GROUPS)]
-        table.append([question.mean_loss(heads, some) for some in [rows, *without]])
+        groups = rows.tensor_split(GROUPS)
+        without = [torch.cat([*groups[:g], *groups[g + 1 :]]) for g in range(GROUPS)]
+        table.append([question.mean_loss(heads, some if len(some) > 1 else rows) for some in [rows, *without]])
     return torch.tensor(table, dtype=torch.float64)
 
 
-def _of_parts(losses: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses [held, C, PARTS, G] as those of the asked parts and of the held-out one, each [C, G], mean over held."""
+def _judged(losses: Tensor, covered: float) -> Judged:
+    """Sort losses [held, C, seeds, part, 1 + GROUPS] by whether a part was asked or held out; mean over what is held out."""
     count = len(losses)
-    held = torch.stack([losses[part, :, part] for part in range(count)])
-    asked = (losses.sum(2) - held) / max(1, count - 1)
-    return asked.mean(0), held.mean(0)
+    held = torch.stack([losses[part, ..., part, :] for part in range(count)])
+    asked = (losses.sum(3) - held) / (count - 1) if count > 1 else held
+    return Judged(asked.mean(0), held.mean(0), covered)
 
 
-def _jackknife(without: Tensor) -> float:
-    """Standard error of an estimate from its values [G] without each group."""
-    return ((len(without) - 1) * (without - without.mean()).square().mean()).sqrt().item()
+def _difference(losses: Tensor, of: int, over: int) -> Gain:
+    """The gain of a candidate over another, from losses [C, seeds, 1 + GROUPS]."""
+    gain = (losses[over] - losses[of]).mean(0)
+    jackknife = (GROUPS - 1) * (gain[1:] - gain[1:].mean()).square().mean()
+    seeds = losses.shape[1]
+    refits = 2 * losses[:, :, 0].var(1).mean() / seeds if seeds > 1 else torch.zeros(())  # alike for all candidates
+    return Gain(gain[0].item(), math.sqrt(jackknife + refits))
 
 
-def _facts(tried: list[Candidate], judged: Judged, chosen: int) -> dict[str, Any]:
-    gain = judged.gain(chosen, 0)
-    table = [
-        one._asdict() | {"asked_loss": a[0].item(), "held_loss": h[0].item()}
-        for one, a, h in zip(tried, judged.asked, judged.held, strict=True)
-    ]
-    return tried[chosen]._asdict() | {
-        "keep": 1 - tried[chosen].drop,
-        "gain": gain.gain,
-        "error": gain.error,
-        "asked": judged.covered,
-        "tried": table,
-    }
+def _facts(judged: Judged | None, chosen: int, drop: float, covered: float) -> dict[str, Any]:
+    tried, best = [], Gain(0.0, 0.0)
+    if judged:
+        best = judged.gain(chosen, NOTHING)
+        asked, held = (losses[:, :, 0].mean(1).tolist() for losses in (judged.asked, judged.held))
+        tried = [
+            {"weight": WEIGHTS[i], "keep": 1 - drop if i else 1.0, "asked_loss": asked[i], "held_loss": held[i]}
+            for i in range(len(WEIGHTS))
+        ]
+    keep = 1.0 if chosen == NOTHING else 1 - drop
+    return {"weight": WEIGHTS[chosen], "keep": keep, "gain": best.gain, "error": best.error, "asked": covered, "tried": tried}

@@ -47,7 +47,7 @@ def main() -> dict[str, float]:
     clean = ecif.Contrastive(*world.pairs(200))  # the target: pairs that the model should be good at
     heads = ecif.Heads(world.normal(D_IMAGE, WIDTH), world.normal(D_TEXT, WIDTH), logit_scale=10.0)
 
-    few = {"folds": 3, "checkpoints": 1, "refits": 8, "repeats": 1, "filter_keep": [0.9]}  # fast
+    few = {"folds": 3, "checkpoints": 1, "refits": 8, "repeats": 1}  # fast
     settings = ecif.Settings(batch_size=100, columns=["gsc"], **few)
     columns = ecif.attribute(images, texts, {"clean": clean}, heads=heads, settings=settings)
 

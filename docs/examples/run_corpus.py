@@ -59,7 +59,6 @@ def embedded_emoji(folder: Path) -> Path:
         "fit": {"folds": 2, "epochs": 2, "checkpoints": 1},
         "solve": {"iterations": 6, "refits": 4, "dampings": [0.01, 0.1]},
         "score": {"repeats": 1},
-        "filter": {"weights": [0.0, 0.5], "keep": [0.8]},
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -1,17 +1,14 @@
 """The order in which a target's filter keeps pairs: misaligned ones go first, then those that harm the target.
 
-The probability of misalignment needs no target. Influence adds what the target knows. There are two ways to let it count.
+The probability of misalignment needs no target. Influence adds what the target knows, but its level says first of all how much
+the target asks about a pair. Pairs that it does not ask about have an influence near 0, good ones and bad ones. A rank over all
+pairs would drop them behind everything that helps. So influence is compared only among pairs whose captions are about as near
+to the target (`ecif.columns.near`):
 
-- `residual`: the level of influence says first of all how much the target asks about a pair. Pairs that it does not ask about
-  have an influence near 0, good ones and bad ones. A rank over all pairs would drop them behind everything that helps. So
-  influence is compared only among pairs whose captions are about as near to the target (`ecif.columns.near`):
+    z_n = influence_n - median of its bin,    score_n = rank(-p_n) + weight r_b tanh(z_n / 2 scale)
 
-      z_n = influence_n - median of its bin,    score_n = rank(-p_n) + weight r_b tanh(z_n / 2 scale)
-
-  A pair that helps less than its equals is a suspect. A pair that the target says nothing about is neutral: the reliability r_b
-  of its bin is 0. It is the rank correlation of z and -p in the bin, relative to that of the best bin.
-- `level`: score_n = (1 - weight) rank(-p_n) + weight rank(influence_n). It is right for a corpus of another domain than the
-  target, most of which is of no use to it.
+A pair that helps less than its equals is a suspect. A pair that the target says nothing about is neutral: the reliability r_b
+of its bin is 0. It is the rank correlation of z and -p in the bin, relative to that of the best bin.
 """
 
 from typing import NamedTuple
@@ -23,6 +20,7 @@ from ecif.columns.contract import Column
 
 QUANTILES = 1025  # points that store the sample's distribution of a probability
 BINS = 10  # of equal size, by nearness to the target
+WEIGHT = 0.3  # of influence, where refits show that it should count
 RELIABLE = 0.5  # the scale is taken in bins that are at least so reliable, relative to the best
 NORMAL = 1.4826  # the standard deviation of a normal distribution in units of its median absolute deviation
 
@@ -38,8 +36,6 @@ class Ranking(NamedTuple):
     median: Tensor  # [BINS] of influence in each bin
     reliability: Tensor  # [BINS] 0 to 1
     scale: Tensor  # [] standard deviation of influence within the reliable bins
-    influence: Tensor  # [QUANTILES] quantiles of the sample's influence
-    level: Tensor  # [] bool: influence counts by its level, not by its residual
     weight: Tensor  # [] of influence
 
     def scores(self, misalignment: Tensor, influence: Tensor, near: Tensor) -> Tensor:
@@ -51,8 +47,6 @@ class Ranking(NamedTuple):
             near: [N] nearness of the captions to the target's.
         """
         aligned = 1 - _rank(misalignment, self.misalignment)
-        if self.level:
-            return ((1 - self.weight) * aligned + self.weight * _rank(influence, self.influence)).float()
         bins = torch.searchsorted(self.edges, near.double().contiguous(), right=True)
         helps = self.reliability[bins] * ((influence.double() - self.median[bins]) / (2 * self.scale)).tanh()
         return ((aligned + self.weight * (1 + helps)) / (1 + 2 * self.weight)).float()
@@ -85,7 +79,7 @@ def near_column(target: str) -> Column:
     )
 
 
-def ranking(misalignment: Tensor, influence: Tensor, near: Tensor, weight: float, level: bool = False) -> Ranking:
+def ranking(misalignment: Tensor, influence: Tensor, near: Tensor, weight: float) -> Ranking:
     """The ranking by a weight of influence, with what it has to know of the sample.
 
     Args:
@@ -93,7 +87,6 @@ def ranking(misalignment: Tensor, influence: Tensor, near: Tensor, weight: float
         influence: [N] influence of the sampled pairs on the target.
         near: [N] nearness of their captions to the target's.
         weight: of influence, at least 0; with 0 it does not count.
-        level: influence counts by its level.
     """
     p, influence, near = misalignment.double(), influence.double(), near.double()
     grid = torch.linspace(0, 1, QUANTILES, dtype=torch.float64)
@@ -110,9 +103,7 @@ def ranking(misalignment: Tensor, influence: Tensor, near: Tensor, weight: float
     trusted = z[(reliability >= RELIABLE)[bins]].abs()
     scale = NORMAL * trusted.median() if len(trusted) and trusted.any() else torch.ones(()).double()
     scale = scale.clamp(min=torch.finfo(torch.float64).tiny)
-    quantiles = p.quantile(grid), influence.quantile(grid)
-    counts = torch.tensor(level), torch.tensor(weight, dtype=torch.float64)
-    return Ranking(quantiles[0], edges, median, reliability, scale, quantiles[1], *counts)
+    return Ranking(p.quantile(grid), edges, median, reliability, scale, torch.tensor(weight, dtype=torch.float64))
 
 
 def _agreement(a: Tensor, b: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Sections about what is computed: how heads are fitted, systems solved, pairs scored and filters chosen."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import (
     Field,
@@ -100,11 +100,7 @@ class Score(Section):
 class Filter(Section):
     """Which pairs to keep for each target, judged by parts of it that had no say; `filter: null` leaves it out."""
 
-    beyond: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
-        [0.05, 0.1, 0.2],
-        description="candidates: shares of the pairs to drop beside the misaligned ones; [] never drops more than those",
-    )
-    seeds: PositiveInt = Field(1, description="fits of each candidate and part of the target whose losses are averaged")
+    seeds: int = Field(2, ge=2, description="fits of each candidate and part of the target; their spread tells the noise")
 
 
 class Index(Section):

@@ -28,11 +28,11 @@ def choose_filters(
     Returns:
         The filters, by target.
     """
-    candidates = HowToFilter(settings.beyond, settings.seeds, run.config.seed)
+    candidates = HowToFilter(settings.seeds, run.config.seed)
 
     def choose(target: TargetFeatures) -> ChosenFilter:
         question, directions = target.question(run.config), solved.directions[target.name]
-        with Stage("filter", candidates.fits(len(question.parts))) as progress:
+        with Stage("filter", candidates.fits()) as progress:
             refit = refitter(run.resources, how, sample, progress)
             return choose_filter(question, sample, solved.evidence, directions, refit, candidates)
 

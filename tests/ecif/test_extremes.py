@@ -9,7 +9,7 @@ import ecif
 from ecif.evaluation import spearman
 from tests.support.clip_like import clip_like
 
-FEW = {"batch_size": 32, "folds": 3, "checkpoints": 1, "refits": 4, "repeats": 1, "filter_keep": [0.8], "filter_weights": [0.5]}
+FEW = {"batch_size": 32, "folds": 3, "checkpoints": 1, "refits": 4, "repeats": 1}
 SETTINGS = ecif.Settings(**FEW, learning_rate=3e-4, epochs=2, pull=1.0)
 PAIRS = 128
 

@@ -31,8 +31,6 @@ def in_memory(config: Config) -> dict[str, torch.Tensor]:
         target_batch=config.solve.target_batch,
         repeats=config.score.repeats,
         columns=config.score.columns,
-        filter_weights=config.filter.weights,
-        filter_keep=config.filter.keep,
     )
     return ecif.attribute(
         images,

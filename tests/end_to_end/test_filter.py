@@ -66,12 +66,13 @@ def test_what_the_user_leaves_open_is_what_the_run_chose(finished, tmp_path, mon
     assert f"{count} pairs kept by filter_clean" in capsys.readouterr().err
 
 
-def test_the_filter_fuses_the_ranks_of_misalignment_and_influence(finished):
+def test_the_filter_ranks_by_misalignment_and_never_drops_more_than_the_expected_share(finished):
     found = open_run(finished[0].run)
-    chosen, table = found.checkpoints[0].targets["clean"]["filter"], found.scores()
-    assert {(t["weight"], t["keep"]) for t in chosen["tried"]} == {(0.0, 0.8), (1.0, 0.8)}
-    score = table["filter_clean"].to_numpy()
-    by = table["influence_clean"].to_numpy() if chosen["weight"] else -table["misalignment"].to_numpy()
+    facts, table = found.checkpoints[0].targets["clean"], found.scores()
+    chosen = facts["filter"]
+    assert chosen["keep"] in (1, pytest.approx(1 - (facts["misaligned"] or 0), abs=0.1))
+    assert 0 <= chosen["asked"] <= 1
+    score, aligned = table["filter_clean"].to_numpy(), -table["misalignment"].to_numpy()
     # The sample is the whole corpus here, but its pairs share their batches with others than the columns' do.
-    assert np.corrcoef(score.argsort().argsort(), by.argsort().argsort())[0, 1] > 0.99
+    assert np.corrcoef(score.argsort().argsort(), aligned.argsort().argsort())[0, 1] > (0.8 if chosen["weight"] else 0.99)
     assert 0 <= score.min() <= score.max() <= 1

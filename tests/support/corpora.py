@@ -10,7 +10,6 @@ SETTINGS = {
     "embed": {"part_size": 10},
     "fit": {"folds": 3, "epochs": 2},
     "solve": {"iterations": 6, "refits": 4, "dampings": [0.01, 0.1], "target_batch": 8},
-    "filter": {"weights": [0.0, 1.0], "keep": [0.8]},
     "score": {"repeats": 2},
 }
 BASELINES = ["negclip_loss", "normsim_2", "normsim_inf", "lemon", "gsc", "gradient_norm"]

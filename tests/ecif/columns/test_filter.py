@@ -1,4 +1,4 @@
-"""The order of a filter: misalignment, and influence by its level or by its residual among pairs as near to the target."""
+"""The order of a filter: misalignment, and influence among pairs that are as near to the target."""
 
 import numpy as np
 import pytest
@@ -15,35 +15,19 @@ INFLUENCE = NEAR.square() * (10 + 5 * (0.5 - WORSE)) + 0.01 * torch.randn(N, gen
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.9, 0.997, 1.0])
-@pytest.mark.parametrize("level", [True, False])
-def test_a_share_is_kept_exactly_and_the_best_of_it(keep, level):
-    found = ranking(MISALIGNMENT, INFLUENCE, NEAR, 0.5, level)
+def test_a_share_is_kept_exactly_and_the_best_of_it(keep):
+    found = ranking(MISALIGNMENT, INFLUENCE, NEAR, 0.5)
     kept, scores = (of(MISALIGNMENT, INFLUENCE, NEAR, *rest) for of, rest in ((found.keep, [keep]), (found.scores, [])))
     assert kept.sum() == round(keep * N)
     assert kept.all() or scores[kept].min() >= scores[~kept].max()
 
 
-@pytest.mark.parametrize("level", [True, False])
-def test_with_no_weight_the_misaligned_are_dropped(level):
-    stays = ranking(MISALIGNMENT, INFLUENCE, NEAR, 0.0, level).keep(MISALIGNMENT, INFLUENCE, NEAR, 0.8)
+def test_with_no_weight_the_misaligned_are_dropped():
+    stays = ranking(MISALIGNMENT, INFLUENCE, NEAR, 0.0).keep(MISALIGNMENT, INFLUENCE, NEAR, 0.8)
     assert MISALIGNMENT[~stays].min() >= MISALIGNMENT[stays].max()
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
-def test_by_level_a_pair_is_ranked_by_interpolation_in_the_sample(weight):
-    of_sample = ranking(MISALIGNMENT, INFLUENCE, NEAR, weight, level=True)
-    probability, influence = torch.rand(50), 3 * torch.randn(50)
-    influence[:2] = of_sample.influence[[0, -1]].float()
-    grid = np.linspace(0, 1, QUANTILES)
-    aligned = 1 - np.interp(probability.double(), np.quantile(MISALIGNMENT, grid), grid)
-    helpful = np.interp(influence.double(), np.quantile(INFLUENCE.double(), grid), grid)
-    truth = torch.from_numpy((1 - weight) * aligned + weight * helpful).float()
-    found = of_sample.scores(probability, influence, torch.zeros(50))
-    assert torch.allclose(found, truth)
-    assert found.dtype == torch.float32
-
-
-def test_by_residual_a_pair_is_compared_with_those_that_are_as_near():
+def test_a_pair_is_compared_with_those_that_are_as_near():
     """A loop over the definition."""
     weight, found = 0.7, ranking(MISALIGNMENT, INFLUENCE, NEAR, 0.7)
     order = NEAR.argsort()
@@ -65,19 +49,18 @@ def test_by_residual_a_pair_is_compared_with_those_that_are_as_near():
 
 
 def test_what_the_target_does_not_ask_about_is_not_dropped_for_it():
+    """As it would be by a rank of influence over all pairs."""
     far = NEAR.median() > NEAR
-    by_level, by_residual = (
-        ranking(MISALIGNMENT, INFLUENCE, NEAR, weight, level).keep(MISALIGNMENT, INFLUENCE, NEAR, 0.7)
-        for weight, level in ((0.75, True), (1.2, False))
-    )
-    assert (~by_level)[far].double().mean() > 0.5
-    assert (~by_residual)[far].double().mean() < 0.3
+    by_rank = INFLUENCE.argsort().argsort() >= 0.3 * N
+    kept = ranking(MISALIGNMENT, INFLUENCE, NEAR, 1.2).keep(MISALIGNMENT, INFLUENCE, NEAR, 0.7)
+    assert (~by_rank)[far].double().mean() > 0.5
+    assert (~kept)[far].double().mean() < 0.3
 
 
-@pytest.mark.parametrize("level", [True, False])
-def test_a_pair_is_ranked_alike_in_whatever_shard_it_is(level):
-    found = ranking(MISALIGNMENT, INFLUENCE, NEAR, 0.5, level)
+def test_a_pair_is_ranked_alike_in_whatever_shard_it_is():
+    found = ranking(MISALIGNMENT, INFLUENCE, NEAR, 0.5)
     scores = found.scores(MISALIGNMENT, INFLUENCE, NEAR)
+    assert scores.dtype == torch.float32
     assert torch.equal(found.scores(MISALIGNMENT[7:9], INFLUENCE[7:9], NEAR[7:9]), scores[7:9])
     assert 0 <= scores.min() <= scores.max() <= 1
 
