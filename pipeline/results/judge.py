@@ -128,8 +128,8 @@ def rankings(config: Config) -> dict[str, str]:
 
 
 def _ranks(column: Column, target: str) -> bool:
-    """Whether a column is judged as a filter. Parts of influence, other targets, `leverage` and the chosen filter are not."""
-    others = ("influence_positive_", "influence_negative_", "filter_", "leverage")
+    """Whether a column is judged as a filter. Those that say nothing of how good a pair is, and other targets', are not."""
+    others = ("influence_positive_", "influence_negative_", "near_", "filter_", "leverage", "image_copies", "caption_copies")
     return not column.name.startswith(others) and (
         not column.name.startswith("influence_") or column.name == f"influence_{target}"
     )

@@ -121,7 +121,7 @@ KINDS: dict[str, Kind] = {
     ),
     "filter": Kind(
         "filter",
-        "how influence counts and how many pairs are dropped, what each candidate lost, and what ranks pairs",
+        "whether pairs are dropped and whether influence counts, what each candidate lost, and what ranks pairs",
         version=3,
         reads=("filter", "seed"),
         made_of=("evidence", "directions"),

@@ -80,9 +80,7 @@ KEYS_OF_HEADS = [
     ("score.repeats", 4, NOTHING),  # what it is by default
     ("score.negative", "taylor", f"{TARGETS} index index_curvature self_influence"),
     ("score.order_rank", (8, 8), NOTHING),  # of an order that is not asked for
-    ("filter.weights", [0.5], "filter/a filter/b scores"),
-    ("filter.keep", [0.5], "filter/a filter/b scores"),
-    ("filter.seeds", 2, "filter/a filter/b scores"),
+    ("filter.seeds", 3, "filter/a filter/b scores"),
     ("index.rank", (8, 8), INDEX),
     ("index.projection", "random", INDEX),
     ("index.damping", 0.1, "self_influence"),
@@ -96,7 +94,7 @@ KEYS_OF_ORDER_TWO = [
     ("score.negative", "taylor", f"{TARGETS} {SECOND}"),
     ("score.repeats", 3, f"evidence pairs {TARGETS} {SECOND}"),
     ("solve.iterations", 8, f"{TARGETS} {SECOND}"),
-    ("filter.seeds", 2, "filter/a filter/b scores"),
+    ("filter.seeds", 3, "filter/a filter/b scores"),
     ("fit.epochs", 3, f"fit_choice heads evidence pairs {TARGETS} curvature {SECOND}"),
 ]
 KEYS_OF_FORWARD = [
@@ -108,7 +106,7 @@ KEYS_OF_FORWARD = [
     ("scoring.tolerance", 0.1, f"{DIRECTIONS} scores"),
     ("scoring.sample", 3000, NOTHING),  # by itself, as fit.sample
     ("scoring.sample", 8, f"parameters {DIRECTIONS} scores"),
-    ("filter.seeds", 2, "filter/a filter/b scores"),
+    ("filter.seeds", 3, "filter/a filter/b scores"),
     ("fit.epochs", 3, f"fit_choice heads evidence pairs {TARGETS} {DIRECTIONS}"),  # by default the damping is that of the heads
 ]
 KEYS = ((HEADS, KEYS_OF_HEADS), (HEADS | {"index": None}, KEYS_WITHOUT_INDEX), (ORDER_TWO, KEYS_OF_ORDER_TWO))
