@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ecif.batching import cut
+from ecif.components import joined
 from ecif.heads import Heads, embed
 from ecif.permutation import permutation
 from ecif.targets.contract import TargetLoss
@@ -77,29 +78,16 @@ def deal(name: str, loss: TargetLoss, batch: int, seed: int, image: Tensor | Non
     captions = loss.captions()
     pairs = torch.arange(len(captions))
     image = pairs if image is None else image
-    concept = joined(image, captions.unique(dim=0, return_inverse=True)[1])
+    concept = pairs
+    for label in (image.unique(return_inverse=True)[1], captions.unique(dim=0, return_inverse=True)[1]):
+        first = torch.full_like(pairs, len(pairs)).scatter_reduce(0, label, pairs, "amin")
+        concept = joined(concept, pairs, first[label])
     # With fewer than two in each part nothing could be told apart.
     unit = next((of for of in (concept, image) if len(of.unique()) >= 2 * PARTS), pairs)
     of_unit = _together(pairs.tolist(), unit)
     order = permutation(len(of_unit), "target", name, seed)
     dealt = [[pair for i in part.tolist() for pair in of_unit[i]] for part in order.tensor_split(PARTS)]
     return Question(name, loss, [_batches(_together(part, image), batch) for part in dealt if part])
-
-
-def joined(*labels: Tensor) -> Tensor:
-    """int64 [N]: equal for items that share a label of any kind, directly or through others.
-
-    Args:
-        labels: kinds of labels, int64 [N] each.
-    """
-    found = torch.arange(len(labels[0]))
-    while True:
-        before = found
-        for label in labels:
-            least = torch.full((int(label.max()) + 1,), len(found)).scatter_reduce(0, label, found, "amin")
-            found = least[label]
-        if torch.equal(found, before):
-            return found
 
 
 def coverage_of(question: Question, heads: Heads, texts: Tensor, seed: int) -> float:

@@ -17,27 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from ecif.columns.evidence import Evidence
-from ecif.columns.filter import candidates, keep_mask
-from ecif.directions import Directions
-from ecif.evaluation import calibrated_loss
-from ecif.heads.cross_fit import Refit
-from pipeline.corpus.shards import find
-from pipeline.inputs import as_dataset, load_inputs, made_by
 from pipeline.results.judge import judge
 from pipeline.run import run
-from pipeline.run_folder import tensors
 from pipeline.sections import Pairs
-from pipeline.stages.embed.stage import embed
-from pipeline.stages.fit.sample import read_all, read_sample
-from pipeline.stages.fit.stage import as_features
-from pipeline.stages.solve.targets import read_target
-from pipeline.workers.cluster import session
 from tests.benchmarks.support import openclipart
 from tests.benchmarks.support.noisy_demo import EMBEDDED, SWAPPED, noisy
-from tests.benchmarks.support.refits import refitter_of
 
 pytestmark = pytest.mark.benchmark
 SEEDS = 3
@@ -130,45 +115,10 @@ def emoji(folder: Path, sets: tuple[Path, ...], first: bool) -> Path:
 
 @pytest.mark.network
 @pytest.mark.parametrize("seed", range(2))
-def test_on_clip_art_the_chosen_filter_comes_near_the_best_fixed_one(tmp_path, seed):
+def test_on_clip_art_the_chosen_filter_does_not_lose(tmp_path, seed):
     openclipart.fetch(tmp_path / "fetched")
     openclipart.write_shards(tmp_path / "fetched", tmp_path / "clipart")
     drawn = (EMBEDDED / "target", EMBEDDED / "test")
     target, test = emoji(tmp_path / "target", drawn, True), emoji(tmp_path / "test", (EMBEDDED / "corpus",), False)
     gains = show(f"clip art, seed {seed}", judged(tmp_path / "noisy", tmp_path / "clipart", target, test, 0.2, seed))
-    assert gains["chosen filter"] > 0.9 * max(gains[rule] for rule in FIXED)
-
-
-@pytest.mark.parametrize("noise", [0.0, 0.2, 0.4])
-def test_who_judges_a_filter_right(tmp_path, noise):
-    """Prints how each judge's verdicts on the candidates go with what they really gain on the test, for the whole target's."""
-    config = noisy(tmp_path, noise)
-    artifacts = run(config).finished.checkpoints[0].artifacts(config.run)
-    loaded, corpus, clean = load_inputs(config)
-    test = Pairs(shards=str(EMBEDDED / "test"))
-    held_out = as_dataset(f"{config.run}/test", test, find(test.shards, "test"), made_by(loaded, config))
-    directions = tensors.load(artifacts.url("directions/clean"), Directions)
-    evidence = tensors.load(artifacts.url("evidence"), Evidence)
-    misalignment = evidence.misalignment(directions.influence[None], directions.planted[None])
-    tried = candidates(config.filter.weights, config.filter.keep)
-    ranking = [*(2 * directions.halves), directions.influence]  # by each half of the target, and by all of it
-    masks = [keep_mask(misalignment.probability(evidence.of(by[None])), by, candidate) for by in ranking for candidate in tried]
-    with session(None) as resources:
-        embed([held_out], config.model, config.embed, loaded.preprocess, resources)
-        sample, question = read_sample(corpus, config), read_target("clean", clean["clean"]).question(config)
-        jobs = [Refit(mask, 0, new_batches=True) for mask in masks]
-        heads = [path[-1] for path in refitter_of(config, resources, loaded.heads, sample)(jobs)]
-    images, texts = (as_features(part, torch.device("cpu")) for part in read_all(held_out))
-    of_whole = heads[2 * len(tried) :]
-    rows = [torch.cat(half) for half in question.halves]
-    losses = torch.tensor([[question.mean_loss(h, r) for r in rows] for h in heads[: 2 * len(tried)]])
-    losses = losses.view(2, len(tried), 2)  # [asked, candidate, judging]
-    gains = (losses[:, :1] - losses)[:, 1:]
-    asked, other = (gains[0, :, 0] + gains[1, :, 1]) / 2, (gains[0, :, 1] + gains[1, :, 0]) / 2
-    tested = torch.tensor([calibrated_loss(h, images, texts) for h in of_whole])
-    real = (tested[:1] - tested)[1:]
-    judges = {"the half that asked": asked, "the other half": other, "both": (asked + other) / 2}
-    print(f"\nemoji, {noise:.0%} swapped, {len(tried) - 1} candidates: Pearson of judged and real gain")
-    for name, verdict in judges.items():
-        print(f"  {name:20s} {torch.corrcoef(torch.stack([verdict, real]))[0, 1]:.2f}", flush=True)
-    assert torch.corrcoef(torch.stack([judges["both"], real]))[0, 1] > 0.7
+    assert gains["chosen filter"] > max(0, gains["CLIP score"], gains["misalignment"]) - 0.01

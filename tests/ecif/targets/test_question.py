@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from ecif.heads import Heads
 from ecif.targets import Contrastive, RetrievalMargin, TargetLoss, ZeroShot
-from ecif.targets.question import CALIBRATION_GROUPS, COVERED_CAPTIONS, Question, coverage_of, deal, joined
+from ecif.targets.question import CALIBRATION_GROUPS, COVERED_CAPTIONS, Question, coverage_of, deal
 
 G = torch.Generator().manual_seed(0)
 HEADS = Heads(torch.randn(8, 4, generator=G), torch.randn(6, 4, generator=G), 5.0)
@@ -76,9 +76,11 @@ def test_pairs_of_one_caption_share_a_part():
     assert_apart(deal("a", ZeroShot(unit(60, 8), labels, prompts), 8, 0), labels)
 
 
-def test_labels_join_what_they_share_directly_or_through_others():
-    assert joined(torch.tensor([0, 0, 1, 2, 3, 4])).tolist() == [0, 0, 2, 3, 4, 5]
-    assert joined(torch.tensor([0, 0, 1, 2, 3, 4]), torch.tensor([5, 4, 4, 3, 2, 3])).tolist() == [0, 0, 0, 3, 4, 3]
+def test_a_caption_of_two_images_keeps_both_and_all_their_captions_in_one_part():
+    image, caption = torch.arange(60) // 2, torch.arange(60)
+    caption[2::4] = caption[1::4]  # the second caption of an image is the first one of the next
+    texts = unit(60, 6)[caption]
+    assert_apart(deal("a", Contrastive(unit(60, 8), texts), 8, 0, image), torch.arange(60) // 4)
 
 
 @pytest.mark.parametrize("image", [None, torch.arange(23), 100 - torch.arange(23)])
