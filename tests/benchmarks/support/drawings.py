@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -19,7 +20,6 @@ from torch import Tensor
 from ecif.heads import Heads
 from ecif.towers import load
 from ecif.towers.split import resize_transform
-from jobs.demo.build_corpus import rasterise
 from jobs.demo.model import build_model
 
 CACHE = Path(__file__).parents[3] / "runs" / "benchmarks"
@@ -82,6 +82,9 @@ def icon_set(name: str) -> dict[str, Any]:
 
 def drawn(name: str) -> Iterator[tuple[str, Any]]:
     """Caption and picture of every drawing of a set that is used, by name."""
+    pytest.importorskip("resvg_py")  # of the extra `corpus`
+    from jobs.demo.build_corpus import rasterise
+
     icons = icon_set(name)
     for icon in sorted(icons["icons"]):
         if not icons["icons"][icon].get("hidden") and not any(part in icon for part in LEFT_OUT):
