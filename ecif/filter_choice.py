@@ -42,7 +42,7 @@ OPTIMISM = 0.25  # of a gain on the asked parts, so much counts: a test by anoth
 ERRORS = 2.0  # standard errors that a gain has to exceed
 JUDGED = 512  # pairs of a part that judge a refit, as one batch
 GROUPS = 6  # the standard error is that of a jackknife over as many groups of them
-COUNTED = 1024  # pairs by which the share that the target asks about is found
+COUNTED = 1024  # pairs, and distinct captions, by which the share that the target asks about is found
 
 
 class HowToFilter(NamedTuple):
@@ -53,7 +53,7 @@ class HowToFilter(NamedTuple):
 
     def fits(self) -> int:
         """How many fits the choice takes at most."""
-        return PARTS * len(WEIGHTS) * self.seeds
+        return self.seeds * (1 + PARTS * (len(WEIGHTS) - 1))
 
 
 class Gain(NamedTuple):
@@ -123,28 +123,26 @@ def choose_filter(
     drop, count = (share if share >= NONE else 0.0), len(question.parts)
 
     def masks(held: int) -> list[Tensor]:
-        """The pairs that each candidate keeps, if one part of the target has no say."""
-        asked = [part for part in range(count) if part != held] or [held]
+        """The pairs that each candidate but the first keeps, if one part of the target has no say."""
+        asked = [part for part in range(count) if part != held]
         # Scaled: a part of the target has about that part of its loss.
         influence, planted = (count / len(asked) * of[asked].sum(0) for of in (directions.parts, directions.planted_parts))
         near = nearness(texts, captions[torch.cat([question.rows[part] for part in asked])], centre)
         probability = evidence.misalignment(influence[None], planted[None]).probability(evidence.of(influence[None]))
         values = probability, influence, near
-        keep = [1.0, 1 - drop, 1 - drop]
-        return [ranking(*values, weight).keep(*values, share) for weight, share in zip(WEIGHTS, keep, strict=True)]
+        return [ranking(*values, weight).keep(*values, 1 - drop) for weight in WEIGHTS[1:]]
 
-    rows = permutation(len(texts), "asked share", how.seed)[:COUNTED]
-    covered = asked_share(texts[rows], captions, centre, texts.unique(dim=0))
+    rows, distinct = permutation(len(texts), "asked share", how.seed)[:COUNTED], texts.unique(dim=0)
+    among = distinct[permutation(len(distinct), "captions", how.seed)[:COUNTED]]
+    covered = asked_share(texts[rows], captions, centre, among)
     judged, chosen = None, NOTHING
     if drop:
-        jobs = [
-            Refit(mask, how.seed + s, new_batches=True)
-            for part in range(count)
-            for mask in masks(part)
-            for s in range(how.seeds)
-        ]
-        losses = torch.stack([_losses(question, path[-1]) for path in refit(jobs)])
-        judged = _judged(losses.view(count, len(WEIGHTS), how.seeds, count, 1 + GROUPS), covered)
+        everything = torch.ones(len(texts), dtype=torch.bool)
+        kept = [everything, *(mask for part in range(count) for mask in masks(part))]
+        jobs = [Refit(mask, how.seed + s, new_batches=True) for mask in kept for s in range(how.seeds)]
+        losses = torch.stack([_losses(question, path[-1]) for path in refit(jobs)]).unflatten(0, (len(kept), how.seeds))
+        nothing = losses[0].repeat(count, 1, 1, 1, 1)  # it is the same fit, whoever is asked
+        judged = _judged(torch.cat([nothing, losses[1:].unflatten(0, (count, -1))], 1), covered)
         chosen = choose_candidate(judged)
     near, weight = nearness(texts, captions, centre), WEIGHTS[chosen]
     order = ranking(misalignment.probability(evidence.of(directions.influence[None])), directions.influence, near, weight)
@@ -152,10 +150,14 @@ def choose_filter(
 
 
 def choose_candidate(judged: Judged) -> int:
-    """The chosen candidate: the mildest that no stronger one beats by more than its noise."""
-    if not judged.gain(ALONE, NOTHING).sure and not judged.gain(INFLUENCE, NOTHING).sure:
-        return NOTHING
-    if judged.gain(INFLUENCE, ALONE).sure and judged.cost_of_others(INFLUENCE, ALONE) <= 0:
+    """The chosen candidate: influence if it beats both others, else misalignment alone if it beats nothing, else nothing.
+
+    Where no heads are fitted, all losses are equal and nothing is judged: misalignment alone is taken.
+    """
+    if judged.gain(ALONE, NOTHING) == judged.gain(INFLUENCE, NOTHING) == Gain(0.0, 0.0):
+        return ALONE
+    helps = judged.gain(INFLUENCE, ALONE).sure and judged.cost_of_others(INFLUENCE, ALONE) <= 0
+    if helps and judged.gain(INFLUENCE, NOTHING).sure:
         return INFLUENCE
     return ALONE if judged.gain(ALONE, NOTHING).sure else NOTHING
 
@@ -170,17 +172,22 @@ def said(facts: dict[str, Any]) -> str:
         return f"keep everything: {why}; {silent}"
     how = f"with influence {facts['weight']:g} among pairs as near to the target" if facts["weight"] else "alone"
     sure = f"gain {facts['gain']:.3f} ± {facts['error']:.3f} nats a pair, judged by target pairs that had no say"
+    sure = sure if facts["error"] else "not judged, because no fit improves on the checkpoint's heads"
     return f"keep {facts['keep']:.1%} by misalignment {how}; {sure}; {silent}"
 
 
 def _losses(question: Question, heads: Heads) -> Tensor:
-    """[parts, 1 + GROUPS] mean loss of each part, with all its pairs and without each group; float64."""
+    """[parts, 1 + GROUPS] mean loss of each part, with all its pairs and without each group; float64.
+
+    The losses without a group are NaN for a part with too few pairs: no error is known then, and no gain is sure.
+    """
     table = []
     for rows in question.rows:
         rows = rows[:JUDGED]
         groups = rows.tensor_split(GROUPS)
         without = [torch.cat([*groups[:g], *groups[g + 1 :]]) for g in range(GROUPS)]
-        table.append([question.mean_loss(heads, some if len(some) > 1 else rows) for some in [rows, *without]])
+        enough = len(rows) >= 2 * GROUPS
+        table.append([question.mean_loss(heads, some) if enough or some is rows else math.nan for some in [rows, *without]])
     return torch.tensor(table, dtype=torch.float64)
 
 

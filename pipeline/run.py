@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from ecif.targets.question import FEWEST
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import RunError
@@ -78,8 +79,8 @@ def _checkpoint(
         pace["forward_pass"] = embed([corpus, *clean.values()], config.model, config.embed, model.preprocess, resources)
         embed_prompts(list(clean.values()), config.model, resources)
         for name, target in clean.items():
-            if sum(a.embedded for a in target.accounting().values()) < 4:
-                raise RunError(f"target {name}: fewer than four usable pairs, too little to ask; see its quarantine tables")
+            if sum(a.embedded for a in target.accounting().values()) < FEWEST:
+                raise RunError(f"target {name}: fewer than {FEWEST} usable pairs, too little to ask; see its quarantine tables")
     this = Run(config, resources, find_artifacts(config, corpus, clean))
 
     with clock.stage("fit"):

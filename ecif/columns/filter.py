@@ -21,6 +21,7 @@ from ecif.columns.contract import Column
 QUANTILES = 1025  # points that store the sample's distribution of a probability
 BINS = 10  # of equal size, by nearness to the target
 WEIGHT = 0.3  # of influence, where refits show that it should count
+ENOUGH = 0.5  # a bin that has less than this share of its pairs, because many are equally near, has no reliability
 RELIABLE = 0.5  # the scale is taken in bins that are at least so reliable, relative to the best
 NORMAL = 1.4826  # the standard deviation of a normal distribution in units of its median absolute deviation
 
@@ -95,7 +96,7 @@ def ranking(misalignment: Tensor, influence: Tensor, near: Tensor, weight: float
     median, found, z = torch.zeros(BINS).double(), torch.zeros(BINS).double(), torch.zeros_like(influence)
     for b in range(BINS):
         mine = bins == b
-        if mine.sum() > 2:
+        if mine.sum() >= max(3, ENOUGH * len(p) / BINS):
             median[b] = influence[mine].median()
             z[mine] = influence[mine] - median[b]
             found[b] = _agreement(z[mine], -p[mine]).clamp(min=0)

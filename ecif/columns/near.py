@@ -10,20 +10,19 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 CHUNK = 1024  # captions that are compared at once
+STEPS = 1024  # nearness is rounded to multiples of 1 / STEPS: equal captions are equally near, whatever computes it
 SAME = 0.999  # captions with a larger cosine are equal up to rounding
 
 
 def nearness(captions: Tensor, asked: Tensor, centre: Tensor) -> Tensor:
-    """[N] float32 cosine of each caption with the nearest caption that a target asks about.
+    """[N] float32 cosine of each caption with the nearest caption that a target asks about, rounded.
 
     Args:
         captions: [N, d_t] text features of the pairs.
         asked: [M, d_t] text features of the target's captions.
         centre: [d_t] mean of the corpus's text features.
     """
-    known = normalize(asked.float() - centre, dim=1).unique(dim=0)
-    parts = (normalize(part.float() - centre, dim=1) @ known.T for part in captions.split(CHUNK))
-    return torch.cat([part.amax(1) for part in parts])
+    return (_nearest(captions, asked, centre) * STEPS).round() / STEPS
 
 
 def asked_share(captions: Tensor, asked: Tensor, centre: Tensor, among: Tensor) -> float:
@@ -42,4 +41,10 @@ def asked_share(captions: Tensor, asked: Tensor, centre: Tensor, among: Tensor) 
     for part in captions.split(CHUNK):
         cosine = normalize(part.float() - centre, dim=1) @ known.T
         nearest.append(cosine.masked_fill(cosine > SAME, -1.0).amax(1))
-    return (nearness(captions, asked, centre) >= torch.cat(nearest)).double().mean().item()
+    return (_nearest(captions, asked, centre) >= torch.cat(nearest)).double().mean().item()
+
+
+def _nearest(captions: Tensor, asked: Tensor, centre: Tensor) -> Tensor:
+    known = normalize(asked.float() - centre, dim=1).unique(dim=0)
+    parts = (normalize(part.float() - centre, dim=1) @ known.T for part in captions.split(CHUNK))
+    return torch.cat([part.amax(1) for part in parts])

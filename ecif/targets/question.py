@@ -13,6 +13,7 @@ from ecif.targets.contract import TargetLoss
 from ecif.targets.coverage import coverage
 
 PARTS = 3  # a filter is ranked by all parts but one, and judged by what happens to the one that had no say
+FEWEST = 2 * PARTS  # pairs of a target: one that is alone in its part has nothing to be told apart from
 CALIBRATION_GROUPS = 8  # calibration predicts the loss of this many parts of a target separately
 COVERED_CAPTIONS = 1024  # coverage is measured on this many distinct captions of the corpus
 
@@ -74,20 +75,28 @@ def deal(name: str, loss: TargetLoss, batch: int, seed: int, image: Tensor | Non
         batch: number of pairs that share a softmax. A last batch smaller than half of that joins the one before it.
         seed: of the permutation.
         image: int64 [N], equal for pairs of one image; by default each pair has an image of its own.
+
+    Raises:
+        ValueError: there are fewer than FEWEST pairs.
     """
     captions = loss.captions()
     pairs = torch.arange(len(captions))
+    if len(pairs) < FEWEST:
+        raise ValueError(f"target {name}: {len(pairs)} pairs are too few to ask, it takes at least {FEWEST}")
     image = pairs if image is None else image
     concept = pairs
     for label in (image.unique(return_inverse=True)[1], captions.unique(dim=0, return_inverse=True)[1]):
         first = torch.full_like(pairs, len(pairs)).scatter_reduce(0, label, pairs, "amin")
         concept = joined(concept, pairs, first[label])
-    # With fewer than two in each part nothing could be told apart.
-    unit = next((of for of in (concept, image) if len(of.unique()) >= 2 * PARTS), pairs)
+    # With fewer than two in each part nothing could be told apart. A target of so few captions has them in several parts.
+    unit = next((of for of in (concept, image) if len(of.unique()) >= FEWEST), pairs)
     of_unit = _together(pairs.tolist(), unit)
     order = permutation(len(of_unit), "target", name, seed)
+    # Within a part the pairs are shuffled again: equal captions in one batch would be each other's negatives.
+    place = permutation(len(pairs), "target pairs", name, seed).argsort()
     dealt = [[pair for i in part.tolist() for pair in of_unit[i]] for part in order.tensor_split(PARTS)]
-    return Question(name, loss, [_batches(_together(part, image), batch) for part in dealt if part])
+    shuffled = [sorted(part, key=lambda pair: int(place[pair])) for part in dealt]
+    return Question(name, loss, [_batches(_together(part, image), batch) for part in shuffled])
 
 
 def coverage_of(question: Question, heads: Heads, texts: Tensor, seed: int) -> float:

@@ -137,12 +137,12 @@ def counted(finished: Finished, done: dict[str, Accounting]) -> Finished:
             repeated=len(again),
             shared=unpack(again[:1])[0] if len(again) else "",
         ),
-        exact_copies=ExactCopies(len(images), len(copied), _first_with(finished, copied) if len(copied) else ""),
+        exact_copies=ExactCopies(len(images), len(copied), _first_with(finished, copied[:1]) if len(copied) else ""),
     )
 
 
 def _first_with(finished: Finished, hashes: NDArray[np.bytes_]) -> str:
-    """Shard and key of the first pair whose image has one of some hashes."""
+    """Shard and key of the first pair whose image has one of some hashes; each shard is searched for all of them."""
     for shard, part in finished.of_shards(["key", "image_hash"]):
         there = np.isin(pack(part["image_hash"].to_pylist()), hashes)
         if there.any():

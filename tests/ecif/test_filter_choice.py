@@ -32,7 +32,8 @@ N, TARGET = 400, 90
 G = torch.Generator().manual_seed(0)
 BAD = torch.arange(N) % 5 == 0
 START = Heads(torch.eye(4), torch.eye(4), 1.0)
-IMAGES, TEXTS = torch.randn(TARGET, 4, generator=G), torch.randn(TARGET, 4, generator=G)
+IMAGES = torch.randn(TARGET, 4, generator=G)
+TEXTS = IMAGES @ torch.randn(4, 4, generator=G) + 0.1 * torch.randn(TARGET, 4, generator=G)
 SAMPLE = Sample(torch.randn(N, 4, generator=G), torch.randn(N, 4, generator=G), torch.arange(N) % 4, [N])
 BANK = build_bank(SAMPLE.images, SAMPLE.texts, SAMPLE.fold, START)
 QUESTION = deal("a", Contrastive(IMAGES, TEXTS), 10, 0)
@@ -70,12 +71,13 @@ def chosen(refits: Refits, influence: Tensor = MOVES) -> ChosenFilter:
 
 def test_every_candidate_is_fitted_for_every_part_that_is_held_out_with_every_seed():
     found = chosen(refits := Refits())
-    assert len(refits.jobs) == HOW.fits() == PARTS * 3 * HOW.seeds
-    assert [job.seed for job in refits.jobs] == [3, 4] * PARTS * 3
+    assert len(refits.jobs) == HOW.fits() == (1 + PARTS * 2) * HOW.seeds
+    assert [job.seed for job in refits.jobs] == [3, 4] * (1 + PARTS * 2)
     assert all(job.new_batches for job in refits.jobs)
     assert [one["weight"] for one in found.facts["tried"]] == list(WEIGHTS)
     kept = [int(job.keep.sum()) for job in refits.jobs[:: HOW.seeds]]
-    assert kept == [round(one["keep"] * N) for one in found.facts["tried"]] * PARTS
+    nothing, *others = [round(one["keep"] * N) for one in found.facts["tried"]]
+    assert kept == [nothing, *others * PARTS]
     assert kept[NOTHING] == N > kept[ALONE] == kept[INFLUENCE]
 
 
@@ -87,8 +89,8 @@ def test_a_part_that_judges_has_no_say_in_what_is_dropped():
 
     def masks(influence: Tensor) -> list[list[Tensor]]:
         chosen(refits := Refits(), influence)
-        each = len(WEIGHTS) * HOW.seeds
-        return [[job.keep for job in refits.jobs[part * each : (part + 1) * each]] for part in range(PARTS)]
+        each, jobs = (len(WEIGHTS) - 1) * HOW.seeds, refits.jobs[HOW.seeds :]
+        return [[job.keep for job in jobs[part * each : (part + 1) * each]] for part in range(PARTS)]
 
     before, after = masks(MOVES), masks(changed)
     moved = [max(int((a ^ b).sum()) for a, b in zip(*of, strict=True)) for of in zip(before, after, strict=True)]
@@ -168,6 +170,19 @@ def test_the_error_is_that_of_the_targets_pairs_and_of_the_refits():
 def test_only_what_gains_beyond_its_noise_is_chosen(asked, held, choice):
     assert ERRORS == 2
     assert choose_candidate(Judged(losses(*asked, noise=0.02), losses(*held, noise=0.02), 0.5)) == choice
+
+
+def test_where_nothing_is_fitted_nothing_is_judged_and_misalignment_decides_alone():
+    found = choose_filter(QUESTION, SAMPLE, EVIDENCE, directions(), lambda jobs: [[START] for _ in jobs], HOW)
+    assert found.facts["weight"] == 0
+    assert 0.75 < found.facts["keep"] < 0.85
+    assert "not judged" in said(found.facts)
+
+
+def test_a_target_too_small_to_know_its_noise_drops_nothing():
+    few = deal("a", Contrastive(IMAGES[:20], TEXTS[:20]), 10, 0)
+    found = choose_filter(few, SAMPLE, EVIDENCE, directions(), Refits(), HOW)
+    assert found.facts["keep"] == 1
 
 
 def test_a_pair_is_ranked_alike_in_whatever_shard_it_is():

@@ -176,7 +176,7 @@ def test_targets_of_every_kind_have_a_column_set_each(configure, corpus, tmp_pat
 
 def test_a_target_without_pairs_fails_with_one_line(configure, corpus, tmp_path):
     write_tar(tmp_path / "lonely" / "00000.tar", read_tar(corpus / "target" / "00000.tar")[:3])
-    with pytest.raises(RunError, match="target clean: fewer than four usable pairs"):
+    with pytest.raises(RunError, match="target clean: fewer than 6 usable pairs"):
         run(configure(tmp_path / "run", targets={"clean": {"shards": str(tmp_path / "lonely")}}))
 
 

@@ -73,3 +73,13 @@ def test_a_score_that_says_nothing_leaves_the_order_to_the_others(constant):
     assert scores.isfinite().all()
     if constant == "influence":
         assert torch.equal(scores.argsort(stable=True), ranking(**values, weight=0.0).scores(**values).argsort(stable=True))
+
+
+def test_a_bin_of_a_few_pairs_does_not_decide_how_much_influence_counts():
+    near = torch.ones(N)
+    near[:4] = 0.5
+    influence = INFLUENCE.clone()
+    influence[:4] = 100 * (1 - WORSE[:4])  # by accident, these agree with alignment
+    reliability = ranking(MISALIGNMENT, influence, near, 0.5).reliability
+    assert reliability[0] == 0
+    assert reliability[-1] == 1

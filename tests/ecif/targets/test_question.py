@@ -83,6 +83,18 @@ def test_a_caption_of_two_images_keeps_both_and_all_their_captions_in_one_part()
     assert_apart(deal("a", Contrastive(unit(60, 8), texts), 8, 0, image), torch.arange(60) // 4)
 
 
+def test_pairs_of_one_caption_are_spread_over_the_batches():
+    """They would be each other's negatives."""
+    caption = torch.arange(600) % 12
+    dealt = deal("a", Contrastive(unit(600, 8), unit(12, 6)[caption]), 50, 0).batches
+    assert min(len(caption[rows].unique()) for rows in dealt) == 4  # all that the part has
+
+
+def test_a_target_of_too_few_pairs_is_refused_by_name():
+    with pytest.raises(ValueError, match="target a: 5 pairs are too few to ask, it takes at least 6"):
+        ask(of_size(5))
+
+
 @pytest.mark.parametrize("image", [None, torch.arange(23), 100 - torch.arange(23)])
 def test_images_with_one_caption_each_are_dealt_as_pairs(image):
     dealt = [rows.tolist() for rows in deal("a", of_size(23), 5, 0, image).batches]
