@@ -94,7 +94,7 @@ KINDS: dict[str, Kind] = {
     "directions": Kind(
         "solve",
         "H^-1 grad L_T for each set of heads, the damping, and the sampled pairs' influence",
-        version=3,
+        version=4,
         reads=("solve.iterations", "solve.dampings", "solve.calibration_refits", "score.negative", "repeats", "seed"),
         made_of=("heads", "question"),
         each=("target",),
@@ -122,7 +122,7 @@ KINDS: dict[str, Kind] = {
     "filter": Kind(
         "filter",
         "whether pairs are dropped and whether influence counts, what each candidate lost, and what ranks pairs",
-        version=3,
+        version=4,
         reads=("filter", "seed"),
         made_of=("evidence", "directions"),
         each=("target",),
@@ -139,7 +139,7 @@ KINDS: dict[str, Kind] = {
     "influence": Kind(
         "score",
         "influence on the target, as a positive and as a negative, and how near the caption is to the target's",
-        version=2,
+        version=3,
         reads=("repeats", "score.negative"),
         made_of=("batches", "copies", "directions"),
         each=("target", "shard"),
