@@ -195,7 +195,7 @@ def _judged(losses: Tensor, covered: float) -> Judged:
     """Sort losses [held, C, seeds, part, 1 + GROUPS] by whether a part was asked or held out; mean over what is held out."""
     count = len(losses)
     held = torch.stack([losses[part, ..., part, :] for part in range(count)])
-    asked = (losses.sum(3) - held) / (count - 1) if count > 1 else held
+    asked = (losses.sum(3) - held) / (count - 1)
     return Judged(asked.mean(0), held.mean(0), covered)
 
 
