@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ecif.batching import Batching, Shuffled, choose_batches
 from ecif.columns import Column, HeldOutPairs, PairScore, held_out_values
-from ecif.columns.agreement import Agreement
+from ecif.columns.agreement import Agreement, agreement_with_target
 from ecif.columns.bank import Bank
 from ecif.columns.clip_score import ClipScore
 from ecif.columns.held_out_cosine import HeldOutCosine
@@ -89,7 +89,8 @@ def attribute(
 
     Returns:
         Columns [N] float32 by name, in the order of a run's table: `clip_score`, `held_out_cosine`, `held_out_loss`,
-            `agreement`, `image_copies`, `caption_copies`, for every target the influence and `near_<target>`, `misalignment`,
+            `agreement`, `image_copies`, `caption_copies`, for every target the influence, `agreement_<target>` and
+            `near_<target>`, `misalignment`,
             `filter_<target>`, and those of `settings.columns`.
             `ecif.columns` says what each means.
 
@@ -134,17 +135,20 @@ def attribute(
     for i, name in enumerate(directions):
         columns[f"influence_positive_{name}"], columns[f"influence_negative_{name}"] = influence[0, i], influence[1, i]
         columns[f"influence_{name}"] = influence[0, i] + influence[1, i]
+        columns[f"agreement_{name}"] = agreement_with_target(directions[name].bank, images.float(), texts.float())
         columns[f"near_{name}"] = nearness(texts, directions[name].captions, bank.text_centre)
     misalignment = evidence.misalignment(
-        torch.stack([found.influence for found in directions.values()]),
-        torch.stack([found.planted for found in directions.values()]),
+        torch.cat([found.scores() for found in directions.values()]),
+        torch.cat([found.planted_scores() for found in directions.values()]),
     )
-    columns["misalignment"] = misalignment.probability(torch.cat([seen, influence.sum(0).T], 1)).float()
+    of_targets = [columns[f"{column}_{name}"] for name in directions for column in ("influence", "agreement")]
+    columns["misalignment"] = misalignment.probability(torch.cat([seen, torch.stack(of_targets, 1)], 1)).float()
     if settings.filter:
         tried = HowToFilter(settings.filter_seeds, settings.seed)
         for name, question in questions.items():
             chosen = choose_filter(question, corpus.sample, evidence, directions[name], refit, tried)
-            columns[f"filter_{name}"] = chosen.scores(seen, columns[f"influence_{name}"], columns[f"near_{name}"])
+            of_target = (columns[f"{column}_{name}"] for column in ("influence", "agreement", "near"))
+            columns[f"filter_{name}"] = chosen.scores(seen, *of_target)
     for score in (score for score in requested if not score.evidence):
         for name in questions if score.each_target else [""]:
             columns[Column.of(type(score), name).name] = column_of(score, targets.get(name))

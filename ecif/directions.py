@@ -11,12 +11,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ecif.columns.agreement import agreement_with_target
+from ecif.columns.bank import Bank, build_bank
 from ecif.damping import choose_damping
 from ecif.heads import Heads
 from ecif.heads.cross_fit import FittedHeads
-from ecif.sample import LinearSystem, SampleSystem
+from ecif.permutation import permutation
+from ecif.sample import LinearSystem, Sample, SampleSystem
 from ecif.solve import KrylovSpaces
-from ecif.targets.question import Question, coverage_of
+from ecif.targets.question import PARTS, Question, coverage_of
+
+BANK = 4096  # the most pairs of a target that pairs are compared with
 
 
 class Refitted(NamedTuple):
@@ -46,6 +51,9 @@ class Directions(NamedTuple):
     calibration: Calibration
     residual: float  # the largest relative residual of the systems
     captions: Tensor  # [M, d_t] distinct captions of the target: what it asks about
+    bank: Bank  # pairs of the target; the fold of each is its part
+    agreement: Tensor  # [1 + PARTS, N] of the sampled pairs with the bank: with all of it, then without each part
+    planted_agreement: Tensor  # [1 + PARTS, N] the same, each pair with the caption of its partner
     coverage: float  # share of the sample's captions that the target covers, 0 to 1, see `ecif.targets.coverage`
 
     @property
@@ -53,10 +61,17 @@ class Directions(NamedTuple):
         """[N] influence of the sampled pairs on the whole target."""
         return self.parts.sum(0)
 
-    @property
-    def planted(self) -> Tensor:
-        """[N] the same, each pair with the caption of its partner."""
-        return self.planted_parts.sum(0)
+    def scores(self, without: int = -1) -> Tensor:
+        """[2, N] of the sampled pairs: influence on the target, and agreement with it.
+
+        Args:
+            without: the part of the target that has no say; -1 asks all. The influence is scaled to that of a whole target.
+        """
+        return _scores(self.parts, self.agreement, without)
+
+    def planted_scores(self, without: int = -1) -> Tensor:
+        """[2, N] the same, each pair with the caption of its partner."""
+        return _scores(self.planted_parts, self.planted_agreement, without)
 
 
 class HowToSolve(NamedTuple):
@@ -81,6 +96,8 @@ def solve_question(
     """
     groups, calibration = _calibrate(system, fitted, question, refitted, how)
     answers, residual = _cross_fitted(system, fitted, question, calibration.damping, how)
+    bank = _bank(question, fitted.full, how.seed)
+    agreement, planted = (_agreement(bank, system.sample, captions) for captions in _captions(system.sample))
     return Directions(
         answers.sum(2),
         system.held_out_influence(answers),
@@ -89,8 +106,36 @@ def solve_question(
         calibration,
         residual,
         question.loss.captions().half().unique(dim=0),
+        bank,
+        agreement,
+        planted,
         coverage_of(question, fitted.full, system.sample.texts, how.seed),
     )
+
+
+def _scores(parts: Tensor, agreement: Tensor, without: int) -> Tensor:
+    asked = [part for part in range(len(parts)) if part != without]
+    return torch.stack([len(parts) / len(asked) * parts[asked].sum(0), agreement[1 + without]])
+
+
+def _bank(question: Question, heads: Heads, seed: int) -> Bank:
+    """A bank of the target's pairs, or of BANK random ones if there are more."""
+    rows = torch.cat(question.rows)
+    part = torch.cat([torch.full_like(of_part, part) for part, of_part in enumerate(question.rows)])
+    chosen = permutation(len(rows), "target bank", question.name, seed)[:BANK].sort().values
+    images, texts = (of[rows[chosen]].float() for of in (question.loss.images, question.loss.captions()))
+    return build_bank(images, texts, part[chosen], heads)
+
+
+def _captions(sample: Sample) -> tuple[Tensor, Tensor]:
+    """Text features [N, d_t] of the sampled pairs' captions, and of those of their partners."""
+    return sample.texts.float(), sample.texts[sample.partners()].float()
+
+
+def _agreement(bank: Bank, sample: Sample, captions: Tensor) -> Tensor:
+    """[1 + PARTS, N] agreement of the sampled images and some captions with a target: with all, then without each part."""
+    images = sample.images.float()
+    return torch.stack([agreement_with_target(bank, images, captions, without) for without in range(-1, PARTS)])
 
 
 def _calibrate(

@@ -89,18 +89,19 @@ class ChosenFilter(NamedTuple):
     """The ranking of pairs for one target, and how it was chosen."""
 
     ranking: Ranking
-    misalignment: Misalignment  # learned from evidence that includes influence on this target only
+    misalignment: Misalignment  # learned from evidence that includes the scores of this target only
     facts: dict[str, Any]  # what was chosen, how sure it is and what was tried, for run.json
 
-    def scores(self, evidence: Tensor, influence: Tensor, near: Tensor) -> Tensor:
+    def scores(self, evidence: Tensor, influence: Tensor, agreement: Tensor, near: Tensor) -> Tensor:
         """[N] float32 in 0 to 1: the higher its score, the earlier a pair is kept.
 
         Args:
-            evidence: [N, E] scores of the pairs that count as evidence, without influence.
+            evidence: [N, E] scores of the pairs that count as evidence and depend on no target.
             influence: [N] influence of the pairs on the target.
+            agreement: [N] agreement of the pairs with the target's.
             near: [N] nearness of their captions to the target's.
         """
-        probability = self.misalignment.probability(torch.cat([evidence, influence[:, None]], 1)).float()
+        probability = self.misalignment.probability(torch.cat([evidence, torch.stack([influence, agreement], 1)], 1)).float()
         return self.ranking.scores(probability, influence, near)
 
 
@@ -118,18 +119,17 @@ def choose_filter(
         how: the number of refits.
     """
     captions, texts, centre = question.loss.captions(), sample.texts.float(), evidence.bank.text_centre
-    misalignment = evidence.misalignment(directions.influence[None], directions.planted[None])
+    misalignment = evidence.misalignment(directions.scores(), directions.planted_scores())
     share = misalignment.known_share or 0.0
     drop, count = (share if share >= NONE else 0.0), len(question.parts)
 
     def masks(held: int) -> list[Tensor]:
         """The pairs that each candidate but the first keeps, if one part of the target has no say."""
         asked = [part for part in range(count) if part != held]
-        # Scaled: a part of the target has about that part of its loss.
-        influence, planted = (count / len(asked) * of[asked].sum(0) for of in (directions.parts, directions.planted_parts))
+        scores = directions.scores(without=held)
         near = nearness(texts, captions[torch.cat([question.rows[part] for part in asked])], centre)
-        probability = evidence.misalignment(influence[None], planted[None]).probability(evidence.of(influence[None]))
-        values = probability, influence, near
+        probability = evidence.misalignment(scores, directions.planted_scores(without=held)).probability(evidence.of(scores))
+        values = probability, scores[0], near
         return [ranking(*values, weight).keep(*values, 1 - drop) for weight in WEIGHTS[1:]]
 
     rows, distinct = permutation(len(texts), "asked share", how.seed)[:COUNTED], texts.unique(dim=0)
@@ -145,7 +145,7 @@ def choose_filter(
         judged = _judged(torch.cat([nothing, losses[1:].unflatten(0, (count, -1))], 1), covered)
         chosen = choose_candidate(judged)
     near, weight = nearness(texts, captions, centre), WEIGHTS[chosen]
-    order = ranking(misalignment.probability(evidence.of(directions.influence[None])), directions.influence, near, weight)
+    order = ranking(misalignment.probability(evidence.of(directions.scores())), directions.influence, near, weight)
     return ChosenFilter(order, misalignment, _facts(judged, chosen, drop, covered))
 
 

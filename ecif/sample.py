@@ -297,7 +297,7 @@ def gather_evidence(system: SampleSystem, scores: list[PairScore], bank: Bank) -
         bank: the bank that the slices hold.
     """
     sample = system.sample
-    return Evidence(system.scores(scores), system.scores(scores, plant=True), _swapped(sample), bank)
+    return Evidence(system.scores(scores), system.scores(scores, plant=True), _swapped(sample), sample.fold, bank)
 
 
 def _swapped(sample: Sample) -> Tensor:

@@ -265,7 +265,8 @@ def _report(outcome: "Outcome") -> None:
     facts = next(iter(checkpoints[0].targets.values()))
     share = facts["misaligned"]
     told = "unknown" if share is None else f"{share:.1%} of the pairs"
-    say(f"misaligned, as far as swaps tell: {told}, at most {facts['misaligned_at_most']:.1%}")
+    low, high = facts["misaligned_at_least"], facts["misaligned_at_most"]
+    say(f"misaligned, as far as swaps tell: {told}, between {low:.1%} and {high:.1%}")
     bad = ", ".join(f"{count} {reason}" for reason, count in outcome.quarantined.items())
     lost = sum(outcome.quarantined.values())
     say(f"{outcome.scored} of {outcome.pairs} pairs scored, {lost} quarantined" + (f": {bad}" if bad else ""))

@@ -9,13 +9,15 @@ neighbour embedding (Hinton & Roweis, 2002):
 M is the number of the bank's pairs outside the pair's own fold. Draw one neighbour from each distribution: the score is the log
 of how many times likelier than chance both are the same pair. ASIF also compares two modalities by their similarity to known
 pairs (Norelli et al., arXiv 2210.01738). The score uses trunk features only. Without heads and a fit, nothing is memorised.
+
+The pairs of a target are another bank. They are known to be right, so they tell more of the pairs that the target asks about.
 """
 
 import torch
 from torch import Tensor
 
 from ecif.columns.bank import Bank
-from ecif.columns.contract import HeldOutPairs, PairScore
+from ecif.columns.contract import Column, HeldOutPairs, PairScore
 
 CHUNK = 256  # pairs that are compared with the bank at once
 
@@ -44,6 +46,28 @@ def agreement_with(bank: Bank, images: Tensor, texts: Tensor, fold: Tensor) -> T
     """
     parts = zip(images.split(CHUNK), texts.split(CHUNK), fold.split(CHUNK), strict=True)
     return torch.cat([_agreement(bank, *part) for part in parts])
+
+
+def agreement_with_target(bank: Bank, images: Tensor, texts: Tensor, without: int = -1) -> Tensor:
+    """Agreement [N] of every pair with the pairs of a target, float32, in nats.
+
+    Args:
+        bank: the target's pairs; the fold of each is its part of the target (`ecif.targets.question`).
+        images: [N, d_x] features.
+        texts: [N, d_t] features.
+        without: the part that has no say; -1 asks all.
+    """
+    return agreement_with(bank, images, texts, torch.full((len(images),), without, device=images.device))
+
+
+def agreement_column(target: str) -> Column:
+    """The column of a pair's agreement with a target."""
+    return Column(
+        f"agreement_{target}",
+        "high",
+        "nats",
+        "Log of how many times likelier than chance image and caption name the same pair of the target; 0 is chance.",
+    )
 
 
 def _agreement(bank: Bank, images: Tensor, texts: Tensor, fold: Tensor) -> Tensor:

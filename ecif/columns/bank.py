@@ -1,4 +1,4 @@
-"""A bank: pairs of the corpus among which every pair's nearest neighbours are found.
+"""A bank: pairs of the corpus, or of a target, among which every pair's nearest neighbours are found.
 
 Neighbours are compared within one modality, by the cosine of trunk features that are centred on the bank's mean. Fitted heads
 play no part. A pair is not compared with the bank's pairs of its own fold: the pair itself and its copies may be among them.
@@ -19,14 +19,14 @@ LOG2_SHARPNESS, HALVINGS = (-5.0, 10.0), 16  # the bisection's interval and step
 
 
 class Bank(NamedTuple):
-    """M pairs of the corpus."""
+    """M pairs."""
 
     images: Tensor  # [M, d_x] float16, centred, unit length
     texts: Tensor  # [M, d_t] float16, centred, unit length
     image_centre: Tensor  # [d_x] float32, mean of the features before centring
     text_centre: Tensor  # [d_t] float32
     fold: Tensor  # [M] fold of each pair
-    cosine: Tensor  # [M] float32, cosine of image and text of each pair under the checkpoint's heads
+    cosine: Tensor  # [M] float32, cosine of image and text of each pair under the heads that the bank was built with
     sharpness: Tensor  # [2] float64, softmax sharpness: s_x of images, s_t of texts
 
     def to(self, device: torch.device | str) -> "Bank":
@@ -46,7 +46,7 @@ class Bank(NamedTuple):
         return fold[:, None] == self.fold[None]
 
 
-def build_bank(images: Tensor, texts: Tensor, fold: Tensor, checkpoint: Heads) -> Bank:
+def build_bank(images: Tensor, texts: Tensor, fold: Tensor, heads: Heads) -> Bank:
     """Make a bank, and choose the sharpness of each modality so that the median row has about NEIGHBOURS neighbours.
 
     In a small bank, a quarter of the distinct rows are neighbours instead.
@@ -55,12 +55,12 @@ def build_bank(images: Tensor, texts: Tensor, fold: Tensor, checkpoint: Heads) -
         images: [M, d_x] float32 features.
         texts: [M, d_t] float32 features.
         fold: [M] fold of each pair.
-        checkpoint: the model's own heads.
+        heads: for the cosines; for a bank of the corpus the model's own.
     """
     image_centre, text_centre = images.mean(0), texts.mean(0)
     known = [normalize(features, dim=1).half() for features in (images - image_centre, texts - text_centre)]
     sharpness = torch.tensor([_sharpness(side) for side in known], dtype=torch.float64, device=images.device)
-    embedded = embed(checkpoint, images, texts)
+    embedded = embed(heads, images, texts)
     cosine = (embedded.u * embedded.v).sum(1)
     return Bank(known[0], known[1], image_centre, text_centre, fold, cosine, sharpness)
 

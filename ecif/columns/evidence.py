@@ -15,22 +15,24 @@ class Evidence(NamedTuple):
     real: Tensor  # [E, N] scores of the pairs with their own captions
     planted: Tensor  # [E, N] scores of planted swaps: each pair with the caption of another pair of its fold
     swapped: Tensor  # [N] bool: the planted caption differs from the pair's own
+    fold: Tensor  # [N] int16, the fold of each pair
     bank: Bank  # the bank that the scores were computed with
 
-    def misalignment(self, influence: Tensor, planted_influence: Tensor) -> Misalignment:
+    def misalignment(self, of_targets: Tensor, planted_of_targets: Tensor) -> Misalignment:
         """Learn to tell planted swaps from the corpus's own pairs.
 
         Args:
-            influence: [T, N] influence of the pairs on T targets.
-            planted_influence: [T, N] influence of the planted swaps.
+            of_targets: [S, N] scores of the pairs that depend on targets, see `ecif.directions.Directions.scores`.
+            planted_of_targets: [S, N] the same of the planted swaps.
 
         Raises:
             ValueError: no planted caption differs from the pair's own.
         """
         if not self.swapped.any():
             raise ValueError("all captions of the sampled pairs are alike: nothing tells which belong to their images")
-        return learn_misalignment(self.of(influence), torch.cat([self.planted, planted_influence]).T[self.swapped])
+        planted = torch.cat([self.planted, planted_of_targets]).T[self.swapped]
+        return learn_misalignment(self.of(of_targets), planted, self.fold, self.fold[self.swapped])
 
-    def of(self, influence: Tensor) -> Tensor:
-        """[N, E + T] evidence of the pairs, with influence [T, N] on T targets."""
-        return torch.cat([self.real, influence]).T
+    def of(self, of_targets: Tensor) -> Tensor:
+        """[N, E + S] evidence of the pairs, with scores [S, N] that depend on targets."""
+        return torch.cat([self.real, of_targets]).T

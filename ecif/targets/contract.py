@@ -46,6 +46,7 @@ class TargetLoss(Kind, ABC):
         has_curvature: without calibration, the loss is the training loss on the target's pairs. Its gradient and Gauss-Newton
             matrix are then known for any parameters, as second order and forward mode need.
         labelled: the target has images with a class each. It reads labels and prompts instead of captions.
+        images: [N, d_x] features of the target's images.
     """
 
     unit: ClassVar[str] = "nats"  # of the loss
@@ -53,6 +54,7 @@ class TargetLoss(Kind, ABC):
     has_curvature: ClassVar[bool] = False
     labelled: ClassVar[bool] = False
 
+    images: Tensor
     calibrated: bool = option(
         False, "take the loss at its best temperature, so that a mere change of confidence does not count"
     )

@@ -123,16 +123,17 @@ def _best(table: pa.Table, by: str, keep: float) -> list[str]:
 def rankings(config: Config) -> dict[str, str]:
     """The rules that rank by one column: the name of each, and its column."""
     target = next(iter(config.targets))
+    labels = LABELS | {f"agreement_{target}": "agreement with the target"}
     ranking = (column.name for column in columns(config) if _ranks(column, target))
-    return {LABELS.get(name, name.removesuffix(f"_{target}")): name for name in ranking}
+    return {labels.get(name, name.removesuffix(f"_{target}")): name for name in ranking}
 
 
 def _ranks(column: Column, target: str) -> bool:
     """Whether a column is judged as a filter. Those that say nothing of how good a pair is, and other targets', are not."""
     others = ("influence_positive_", "influence_negative_", "near_", "filter_", "leverage", "image_copies", "caption_copies")
-    return not column.name.startswith(others) and (
-        not column.name.startswith("influence_") or column.name == f"influence_{target}"
-    )
+    of_targets = ("influence_", "agreement_")
+    mine = tuple(of + target for of in of_targets)
+    return not column.name.startswith(others) and (not column.name.startswith(of_targets) or column.name in mine)
 
 
 def _measures(trained: list[Heads], images: Tensor, texts: Tensor, question: Question) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -58,7 +59,7 @@ class Trainings(NamedTuple):
 
     def fingerprint(self) -> str:
         """A name of everything that a training depends on, beside the pairs, the rule and the seed."""
-        weights = {} if self.weights is None else {name: _hash(value.numpy()) for name, value in sorted(self.weights.items())}
+        weights = {name: _hash_of_tensor(value) for name, value in sorted((self.weights or {}).items())}
         return fingerprint(VERSION, self.architecture, self.recipe._asdict(), weights)
 
 
@@ -163,6 +164,12 @@ def _row(rule: Rule, results: list[dict[str, Any]]) -> dict[str, Any]:
         values = [result["measures"][name] for result in results]
         row |= {name: float(np.mean(values)), f"{name}_std": float(np.std(values))}
     return row
+
+
+def _hash_of_tensor(tensor: Tensor) -> str:
+    """Of its bytes: numpy has no bfloat16."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return f"{tuple(tensor.shape)} {tensor.dtype} {_hash(flat.view(torch.uint8).numpy())}"
 
 
 def _hash(array: NDArray[Any]) -> str:

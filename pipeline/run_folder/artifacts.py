@@ -87,14 +87,14 @@ KINDS: dict[str, Kind] = {
     "evidence": Kind(
         "solve",
         "the sampled pairs' scores, with their own and with planted captions; features of up to 16,384 of them",
-        version=2,
+        version=3,
         reads=("repeats", "seed"),
         made_of=("heads", "copies"),
     ),
     "directions": Kind(
         "solve",
-        "H^-1 grad L_T for each set of heads, the damping, and the sampled pairs' influence",
-        version=4,
+        "H^-1 grad L_T for each set of heads, the damping, pairs of the target, and the sampled pairs' scores on it",
+        version=5,
         reads=("solve.iterations", "solve.dampings", "solve.calibration_refits", "score.negative", "repeats", "seed"),
         made_of=("heads", "question"),
         each=("target",),
@@ -102,7 +102,7 @@ KINDS: dict[str, Kind] = {
     "misalignment": Kind(
         "solve",
         "what turns a pair's evidence into the probability that it is misaligned",
-        version=2,
+        version=3,
         made_of=("evidence", "directions"),
     ),
     "curvature": Kind(
@@ -122,7 +122,7 @@ KINDS: dict[str, Kind] = {
     "filter": Kind(
         "filter",
         "whether pairs are dropped and whether influence counts, what each candidate lost, and what ranks pairs",
-        version=4,
+        version=5,
         reads=("filter", "seed"),
         made_of=("evidence", "directions"),
         each=("target",),
@@ -138,8 +138,8 @@ KINDS: dict[str, Kind] = {
     ),
     "influence": Kind(
         "score",
-        "influence on the target, as a positive and as a negative, and how near the caption is to the target's",
-        version=3,
+        "influence on the target, as a positive and as a negative, agreement with its pairs, and nearness to its captions",
+        version=4,
         reads=("repeats", "score.negative"),
         made_of=("batches", "copies", "directions"),
         each=("target", "shard"),

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from ecif.columns import Column, PairScore
+from ecif.columns.agreement import agreement_column
 from ecif.columns.filter import filter_column, near_column
 from ecif.columns.influence import LEVERAGE, influence_columns
 from ecif.columns.misalignment import MISALIGNMENT
@@ -55,7 +56,7 @@ def columns(config: Config) -> list[Column]:
     """Every score column of a run, in the order of the table. Sidecar columns come after them."""
     found = [*(Column.of(score) for score in evidence_scores(config)), *COPIES]
     for name, target in config.targets.items():
-        found += [*influence_columns(name, target.kind.unit), near_column(name)]
+        found += [*influence_columns(name, target.kind.unit), agreement_column(name), near_column(name)]
     found.append(MISALIGNMENT)
     found += [filter_column(name) for name in config.targets] if config.filter else []
     found += [LEVERAGE] if config.score.order == 2 else []

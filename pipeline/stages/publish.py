@@ -141,13 +141,13 @@ class _OfCheckpoint:
         evidence = torch.stack(list(scores.values()), 1)
         moved = {name: self._parts(f"influence/{name}", shard) for name in config.targets}
         # Misalignment and filters were learned from the heads' first-order influence on the sample, so they take the same here.
-        influence = {name: parts["positive"] + parts["negative"] for name, parts in moved.items()}
-        together = torch.cat([evidence, torch.stack(list(influence.values()), 1)], 1)
-        scores |= {f"near_{name}": parts["near"] for name, parts in moved.items()}
+        learned = {name: (of["positive"] + of["negative"], of["agreement"]) for name, of in moved.items()}
+        together = torch.cat([evidence, torch.stack([one for of in learned.values() for one in of], 1)], 1)
+        scores |= {f"{column}_{name}": of[column] for name, of in moved.items() for column in ("agreement", "near")}
         scores |= {column.name: _column(pairs, column.name) for column in COPIES}
         scores["misalignment"] = self.misalignment.probability(together).float()
         for name, chosen in self.filters.items():
-            scores[f"filter_{name}"] = chosen.scores(evidence, influence[name], moved[name]["near"])
+            scores[f"filter_{name}"] = chosen.scores(evidence, *learned[name], moved[name]["near"])
         if config.score.order == 2:
             corrections = {name: self._parts(f"correction/{name}", shard) for name in config.targets}
             scores["leverage"] = torch.stack([parts["leverage"] for parts in corrections.values()]).amax(0)

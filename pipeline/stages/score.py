@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecif.columns.agreement import agreement_with_target
 from ecif.columns.contract import HeldOutPairs, held_out_values
 from ecif.columns.evidence import Evidence
 from ecif.columns.influence import held_out_influence
@@ -97,6 +98,7 @@ class ScoreShard:
         solved = dict(zip(asked, found, strict=True))
         self.directions = {target: of.folds.to(self.device) for target, of in solved.items()}
         self.captions = {target: of.captions.to(self.device) for target, of in solved.items()}
+        self.banks = {target: of.bank.to(self.device) for target, of in solved.items()}
         self.corrected = [target for target in config.targets if f"correction/{target}" in keys]
         if self.corrected:
             curvature = tensors.load(artifacts.url("curvature"), Curvature)
@@ -143,12 +145,18 @@ class ScoreShard:
         return HeldOutPairs(images, texts, fold, batches, self.start, [], self.loss, self.bank)
 
     def _influence(self, pairs: HeldOutPairs, keys: list[str]) -> dict[str, dict[str, Tensor]]:
-        """Both parts of the influence on the targets that are asked for, and how near the captions are to theirs."""
+        """Both parts of the influence on the targets that are asked for, agreement with their pairs, and nearness to them."""
         asked = [target for target in self.directions if f"influence/{target}" in keys]
         positive, negative = held_out_influence(pairs, self.heads, [self.directions[target] for target in asked])
-        near = {target: nearness(pairs.texts, self.captions[target], self.bank.text_centre) for target in asked}
-        parts = {t: {"positive": positive[i], "negative": negative[i], "near": near[t]} for i, t in enumerate(asked)}
-        return {f"influence/{target}": of_target for target, of_target in parts.items()}
+        found = {}
+        for i, target in enumerate(asked):
+            found[f"influence/{target}"] = {
+                "positive": positive[i],
+                "negative": negative[i],
+                "agreement": agreement_with_target(self.banks[target], pairs.images, pairs.texts),
+                "near": nearness(pairs.texts, self.captions[target], self.bank.text_centre),
+            }
+        return found
 
     def _corrections(self, pairs: HeldOutPairs, keys: list[str]) -> dict[str, dict[str, Tensor]]:
         """Second-order corrections of both parts, and leverage.

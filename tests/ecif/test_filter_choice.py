@@ -40,7 +40,7 @@ QUESTION = deal("a", Contrastive(IMAGES, TEXTS), 10, 0)
 MOVES = torch.randn(PARTS, N, generator=G)  # on the parts of the target; nothing of which pairs are bad
 HOW = HowToFilter(2, 3)
 LOSS, PLANTED = 3 + 4 * BAD + torch.randn(1, N, generator=G), 7 + torch.randn(1, N, generator=G)
-EVIDENCE = Evidence(LOSS, PLANTED, torch.ones(N, dtype=torch.bool), BANK)  # bad pairs have a high loss
+EVIDENCE = Evidence(LOSS, PLANTED, torch.ones(N, dtype=torch.bool), SAMPLE.fold, BANK)  # bad pairs have a high loss
 
 
 class Refits:
@@ -62,7 +62,8 @@ class Refits:
 def directions(influence: Tensor = MOVES) -> Directions:
     none = torch.zeros(0)
     calibration = Calibration(0.1, None, 0, [], [])
-    return Directions(none, influence, torch.zeros(PARTS, N), none, calibration, 0.0, TEXTS, 1.0)
+    agreement = torch.zeros(1 + PARTS, N)  # says nothing
+    return Directions(none, influence, torch.zeros(PARTS, N), none, calibration, 0.0, TEXTS, BANK, agreement, agreement, 1.0)
 
 
 def chosen(refits: Refits, influence: Tensor = MOVES) -> ChosenFilter:
@@ -103,7 +104,7 @@ def test_where_only_bad_pairs_do_harm_they_go_and_influence_is_not_trusted():
     assert found.facts["weight"] == 0
     assert 0.75 < found.facts["keep"] < 0.85
     assert found.facts["gain"] > 2 * found.facts["error"]
-    scores = found.scores(EVIDENCE.real.T, MOVES.sum(0), torch.zeros(N))
+    scores = found.scores(EVIDENCE.real.T, MOVES.sum(0), torch.zeros(N), torch.zeros(N))
     assert scores[BAD].mean() + 0.3 < scores[~BAD].mean()
 
 
@@ -187,9 +188,8 @@ def test_a_target_too_small_to_know_its_noise_drops_nothing():
 
 def test_a_pair_is_ranked_alike_in_whatever_shard_it_is():
     found = chosen(Refits())
-    evidence, influence, near = EVIDENCE.real.T, MOVES.sum(0), torch.rand(N)
-    scores = found.scores(evidence, influence, near)
-    assert torch.equal(found.scores(evidence[7:9], influence[7:9], near[7:9]), scores[7:9])
+    columns = EVIDENCE.real.T, MOVES.sum(0), torch.rand(N), torch.rand(N)
+    assert torch.equal(found.scores(*(of[7:9] for of in columns)), found.scores(*columns)[7:9])
 
 
 def test_a_user_reads_what_was_chosen_how_sure_it_is_and_what_the_target_does_not_ask_about():

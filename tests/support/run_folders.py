@@ -11,8 +11,8 @@ from pipeline.operate.verify import Violation, verify
 
 COLUMNS = ["shard", "index", "key", "uid", "image_hash", "batch", "fold", "clip_score", "held_out_cosine"]
 COLUMNS += ["held_out_loss", "agreement", "image_copies", "caption_copies"]
-COLUMNS += ["influence_positive_clean", "influence_negative_clean", "influence_clean", "near_clean", "misalignment"]
-COLUMNS += ["filter_clean"]
+COLUMNS += ["influence_positive_clean", "influence_negative_clean", "influence_clean", "agreement_clean", "near_clean"]
+COLUMNS += ["misalignment", "filter_clean"]
 STATE = ("lease/", "started.json", "run.json")  # say when a run was and who ran it
 
 

@@ -42,7 +42,8 @@ class Solved(NamedTuple):
 
         The share is None where it is unknown.
         """
-        share = {"misaligned": self.misalignment.known_share, "misaligned_at_most": self.misalignment.at_most}
+        low, high = self.misalignment.interval
+        share = {"misaligned": self.misalignment.known_share, "misaligned_at_least": low, "misaligned_at_most": high}
         return {
             name: found.calibration._asdict() | {"residual": found.residual, "coverage": found.coverage} | share
             for name, found in self.directions.items()
@@ -88,8 +89,8 @@ def solve(run: Run, how: HowToFit, fitted: FittedHeads, sample: Sample, targets:
         found = {t.name: tensors.load(run.artifacts.url(f"directions/{t.name}"), Directions) for t in targets}
 
         def learn() -> Misalignment:
-            influence, planted = ([getattr(d, part) for d in found.values()] for part in ("influence", "planted"))
-            return evidence.misalignment(torch.stack(influence), torch.stack(planted))
+            real, planted = ([d.scores() for d in found.values()], [d.planted_scores() for d in found.values()])
+            return evidence.misalignment(torch.cat(real), torch.cat(planted))
 
         return Solved(evidence, found, tensors.once(run.artifacts.url("misalignment"), Misalignment, learn))
     except ValueError as error:

@@ -12,6 +12,7 @@ from ecif.columns.clip_score import ClipScore
 from ecif.columns.evidence import Evidence
 from ecif.columns.held_out_cosine import HeldOutCosine
 from ecif.columns.held_out_loss import HeldOutLoss
+from ecif.columns.near import nearness
 from ecif.copies import find_copies, pair_ids
 from ecif.directions import Directions, HowToSolve, Refitted, solve_question
 from ecif.evaluation import calibrated_loss
@@ -37,9 +38,14 @@ class Solved(NamedTuple):
     chosen: ChosenFilter
 
     @property
+    def near(self) -> Tensor:
+        """[N] nearness of the captions to the target's."""
+        return nearness(self.sample.texts.float(), self.question.loss.captions(), self.evidence.bank.text_centre)
+
+    @property
     def probability(self) -> Tensor:
         """[N] of misalignment, as the filter knows it."""
-        return self.chosen.misalignment.probability(self.evidence.of(self.directions.influence[None]))
+        return self.chosen.misalignment.probability(self.evidence.of(self.directions.scores()))
 
     def test_loss(self, kept: Tensor, images: Tensor, texts: Tensor, seeds: int = 3) -> float:
         """Loss of heads that are fitted on some pairs, mean over seeds."""

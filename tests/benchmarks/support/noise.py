@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import subprocess
 import tarfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ecif.permutation import permutation
-from tests.benchmarks.support.drawings import CACHE, Drawings
+from tests.benchmarks.support.drawings import Drawings, npm_pack
 
 BOILERPLATE = (
     "image may contain text",
@@ -141,14 +140,8 @@ def _foreign(noisy: Noisy, names: list[str], rows: list[int], embed: Embed) -> l
 
 def _translations() -> dict[str, list[str]]:
     """For each English name of an emoji, its names in FOREIGN."""
-    folder = CACHE / "npm"
-    folder.mkdir(parents=True, exist_ok=True)
-    tarball = folder / "cldr-annotations-full-48.0.0.tgz"
-    if not tarball.exists():
-        fetch = ["npm", "pack", "--silent", "--pack-destination", str(folder), CLDR]
-        subprocess.run(fetch, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     names: dict[str, dict[str, str]] = {}
-    with tarfile.open(tarball) as tar:
+    with tarfile.open(npm_pack(CLDR)) as tar:
         for language in ("en", *FOREIGN):
             data = json.load(tar.extractfile(f"package/annotations/{language}/annotations.json"))  # type: ignore[arg-type]
             for emoji, of in data["annotations"]["annotations"].items():

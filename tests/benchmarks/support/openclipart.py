@@ -10,7 +10,9 @@ import json
 import re
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,9 +43,8 @@ def caption(svg: str) -> str:
     return " ".join(html.unescape(" ".join(parts)).split())
 
 
-def write_shards(fetched: Path, corpus: Path) -> int:
-    """Write PAIRS drawings, chosen by a hash of their name, as shards in img2dataset's layout; returns how many there are."""
-    corpus.mkdir(parents=True, exist_ok=True)
+def chosen(fetched: Path) -> list[tuple[Path, str]]:
+    """PAIRS drawings as PNG, chosen by a hash of their name, each with its caption."""
     root = fetched / "usr" / "share" / "openclipart"
     drawings = sorted((root / "png").rglob("*.png"), key=lambda p: hashlib.sha256(p.name.encode()).digest())
     pairs = []
@@ -53,6 +54,27 @@ def write_shards(fetched: Path, corpus: Path) -> int:
             pairs.append((png, text))
         if len(pairs) == PAIRS:
             break
+    return pairs
+
+
+def drawn(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Caption and picture of every chosen drawing that is not too large for Pillow's own limit, on white."""
+    from PIL import Image
+
+    fetch(folder)
+    for png, text in chosen(folder):
+        try:
+            image = Image.open(png).convert("RGBA")
+        except Image.DecompressionBombError:
+            continue
+        white = Image.new("RGBA", image.size, "white")
+        yield text, Image.alpha_composite(white, image).convert("RGB")
+
+
+def write_shards(fetched: Path, corpus: Path) -> int:
+    """Write the chosen drawings as shards in img2dataset's layout; returns how many there are."""
+    corpus.mkdir(parents=True, exist_ok=True)
+    pairs = chosen(fetched)
     for first in range(0, len(pairs), IN_A_SHARD):
         some = [(png, _meta(first + i, png, text)) for i, (png, text) in enumerate(pairs[first : first + IN_A_SHARD])]
         shard = corpus / f"{first // IN_A_SHARD:05d}"

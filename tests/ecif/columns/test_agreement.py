@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ecif.columns.agreement import agreement_with
+from ecif.columns.agreement import agreement_with, agreement_with_target
 from ecif.columns.bank import NEIGHBOURS, Bank, build_bank
 from ecif.evaluation import auroc
 from ecif.heads import Heads
@@ -96,3 +96,13 @@ def test_pairs_without_anything_to_compare_with_are_finite():
     alike = bank_of(images, texts[:1].expand(40, -1), fold)
     assert agreement_with(alike, images, texts, fold).isfinite().all()
     assert agreement_with(bank_of(images, texts, torch.zeros(40)), images, texts, torch.zeros(40)).tolist() == [0.0] * 40
+
+
+@pytest.mark.parametrize("without", [-1, 0, 2])
+def test_a_part_of_a_target_that_has_no_say_is_as_good_as_not_there(without):
+    """Beyond that, sharpness and centre are those of the whole target."""
+    (images, texts, _), part = pairs(60, 8), torch.arange(60) % 3
+    bank, asked = bank_of(images, texts, part), part != without
+    some = bank._replace(images=bank.images[asked], texts=bank.texts[asked], fold=part[asked])
+    truth = agreement_with(some, images, texts, torch.full((60,), -1))
+    assert agreement_with_target(bank, images, texts, without).tolist() == pytest.approx(truth.tolist(), abs=1e-5)

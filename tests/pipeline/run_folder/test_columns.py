@@ -23,7 +23,8 @@ def listed(config: Config) -> list[str]:
 
 
 def influence(target: str) -> list[str]:
-    return [f"influence_positive_{target}", f"influence_negative_{target}", f"influence_{target}", f"near_{target}"]
+    kinds = ("influence_positive", "influence_negative", "influence", "agreement", "near")
+    return [f"{kind}_{target}" for kind in kinds]
 
 
 SCORES = ["clip_score", "held_out_cosine", "held_out_loss", "agreement"]
