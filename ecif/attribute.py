@@ -147,7 +147,7 @@ def attribute(
         tried = HowToFilter(settings.filter_seeds, settings.seed)
         for name, question in questions.items():
             chosen = choose_filter(question, corpus.sample, evidence, directions[name], refit, tried)
-            of_target = (columns[f"{column}_{name}"] for column in ("influence", "agreement", "near"))
+            of_target = (columns[f"{column}_{name}"] for column in ("influence", "agreement"))
             columns[f"filter_{name}"] = chosen.scores(seen, *of_target)
     for score in (score for score in requested if not score.evidence):
         for name in questions if score.each_target else [""]:

@@ -1,22 +1,20 @@
 """Choose the filter of a target by refits, judged by target pairs that had no say.
 
-A candidate drops some of the sampled pairs, and the heads are refitted on the rest. There are three, from the mildest on:
+There are two candidates:
 
 - drop nothing;
-- drop the run's own share of misaligned pairs, by misalignment alone;
-- drop as many, with influence among pairs that are about as near to the target (`ecif.columns.filter`).
+- drop the run's own share of misaligned pairs, by misalignment.
 
-The target has three parts. In turn, two of them rank the pairs (they are *asked*), and the third one is *held out*. What a
-refit loses on the asked parts is optimistic, because these pairs chose what was dropped for them. What it loses on the held-out
-part is what happens to everything that a target does not name. A corpus has both kinds of pairs: a share c whose captions the
-target asks about, and others. So
+The heads are refitted on what each candidate keeps. The target has three parts. In turn, two of them rank the pairs (they are
+*asked*), and the third one is *held out*. What a refit loses on the asked parts is optimistic, because these pairs chose what
+was dropped for them. What it loses on the held-out part is what happens to everything that a target does not name. A corpus has
+both kinds of pairs: a share c whose captions the target asks about, and others. So
 
     M = OPTIMISM c (loss on the asked parts) + (1 - c) (loss on the held-out part)
 
-A candidate replaces a milder one if M is lower by more than ERRORS standard errors. Influence must not cost the held-out part
-anything, either. No candidate drops more than the share. Heads on frozen trunks, and target pairs by the same artists, reward
-larger budgets and a larger say of influence. Test sets from other sources and models that are trained as a whole do not
-(docs/method.md).
+Pairs are dropped if M is lower by more than ERRORS standard errors, and never more than the share. Heads on frozen trunks, and
+target pairs by the same artists, reward larger budgets and a say of influence beside misalignment. Test sets from other sources
+and models that are trained as a whole do not (docs/method.md).
 """
 
 import math
@@ -26,9 +24,9 @@ import torch
 from torch import Tensor
 
 from ecif.columns.evidence import Evidence
-from ecif.columns.filter import WEIGHT, Ranking, ranking
+from ecif.columns.filter import best, order, quantiles
 from ecif.columns.misalignment import NONE, Misalignment
-from ecif.columns.near import asked_share, nearness
+from ecif.columns.near import asked_share
 from ecif.directions import Directions
 from ecif.heads import Heads
 from ecif.heads.cross_fit import Refit, Refitter
@@ -36,8 +34,7 @@ from ecif.permutation import permutation
 from ecif.sample import Sample
 from ecif.targets.question import PARTS, Question
 
-NOTHING, ALONE, INFLUENCE = range(3)  # the candidates
-WEIGHTS = (0.0, 0.0, WEIGHT)  # of influence in each
+NOTHING, SHARE = range(2)  # the candidates
 OPTIMISM = 0.25  # of a gain on the asked parts, so much counts: a test by another artist showed half of it
 ERRORS = 2.0  # standard errors that a gain has to exceed
 JUDGED = 512  # pairs of a part that judge a refit, as one batch
@@ -53,11 +50,11 @@ class HowToFilter(NamedTuple):
 
     def fits(self) -> int:
         """How many fits the choice takes at most."""
-        return self.seeds * (1 + PARTS * (len(WEIGHTS) - 1))
+        return self.seeds * (1 + PARTS)
 
 
 class Gain(NamedTuple):
-    """How much lower M is than that of another candidate. Above 0 is better."""
+    """How much lower M is if the share is dropped. Above 0 that is better."""
 
     gain: float  # nats a pair
     error: float  # standard error: of the target's pairs and of the refits
@@ -75,34 +72,33 @@ class Judged(NamedTuple):
     held: Tensor  # [C, seeds, 1 + GROUPS] on the held-out part
     covered: float  # c, the share of the corpus that the target asks about
 
-    def gain(self, of: int, over: int) -> Gain:
-        """By how much candidate `of` is better than `over`."""
+    def gain(self) -> Gain:
+        """By how much it is better to drop the share than nothing."""
         m = OPTIMISM * self.covered * self.asked + (1 - self.covered) * self.held
-        return _difference(m, of, over)
-
-    def cost_of_others(self, of: int, over: int) -> float:
-        """What candidate `of` costs pairs that had no say, in nats a pair; below 0 it helps them."""
-        return -_difference(self.held, of, over).gain
+        gain = (m[NOTHING] - m[SHARE]).mean(0)
+        jackknife = (GROUPS - 1) * (gain[1:] - gain[1:].mean()).square().mean()
+        seeds = m.shape[1]
+        refits = 2 * m[:, :, 0].var(1).mean() / seeds if seeds > 1 else torch.zeros(())  # alike for both candidates
+        return Gain(gain[0].item(), math.sqrt(jackknife + refits))
 
 
 class ChosenFilter(NamedTuple):
-    """The ranking of pairs for one target, and how it was chosen."""
+    """The order of pairs for one target, and how it was chosen how many are kept."""
 
-    ranking: Ranking
     misalignment: Misalignment  # learned from evidence that includes the scores of this target only
+    among: Tensor  # [QUANTILES] float64, quantiles of the sampled pairs' probabilities
     facts: dict[str, Any]  # what was chosen, how sure it is and what was tried, for run.json
 
-    def scores(self, evidence: Tensor, influence: Tensor, agreement: Tensor, near: Tensor) -> Tensor:
+    def scores(self, evidence: Tensor, influence: Tensor, agreement: Tensor) -> Tensor:
         """[N] float32 in 0 to 1: the higher its score, the earlier a pair is kept.
 
         Args:
             evidence: [N, E] scores of the pairs that count as evidence and depend on no target.
             influence: [N] influence of the pairs on the target.
             agreement: [N] agreement of the pairs with the target's.
-            near: [N] nearness of their captions to the target's.
         """
-        probability = self.misalignment.probability(torch.cat([evidence, torch.stack([influence, agreement], 1)], 1)).float()
-        return self.ranking.scores(probability, influence, near)
+        of_target = torch.stack([influence, agreement], 1)
+        return order(self.misalignment.probability(torch.cat([evidence, of_target], 1)).float(), self.among)
 
 
 def choose_filter(
@@ -119,47 +115,36 @@ def choose_filter(
         how: the number of refits.
     """
     captions, texts, centre = question.loss.captions(), sample.texts.float(), evidence.bank.text_centre
-    misalignment = evidence.misalignment(directions.scores(), directions.planted_scores())
-    share = misalignment.known_share or 0.0
-    drop, count = (share if share >= NONE else 0.0), len(question.parts)
+    count = len(question.parts)
 
-    def masks(held: int) -> list[Tensor]:
-        """The pairs that each candidate but the first keeps, if one part of the target has no say."""
-        asked = [part for part in range(count) if part != held]
+    def misaligned(held: int = -1) -> tuple[Misalignment, Tensor]:
+        """How misalignment is known if one part of the target has no say, and the probability of the sampled pairs."""
         scores = directions.scores(without=held)
-        near = nearness(texts, captions[torch.cat([question.rows[part] for part in asked])], centre)
-        probability = evidence.misalignment(scores, directions.planted_scores(without=held)).probability(evidence.of(scores))
-        values = probability, scores[0], near
-        return [ranking(*values, weight).keep(*values, 1 - drop) for weight in WEIGHTS[1:]]
+        model = evidence.misalignment(scores, directions.planted_scores(without=held))
+        return model, model.probability(evidence.of(scores))
 
     rows, distinct = permutation(len(texts), "asked share", how.seed)[:COUNTED], texts.unique(dim=0)
     among = distinct[permutation(len(distinct), "captions", how.seed)[:COUNTED]]
     covered = asked_share(texts[rows], captions, centre, among)
-    judged, chosen = None, NOTHING
+    misalignment, probability = misaligned()
+    share = misalignment.known_share or 0.0
+    judged, drop = None, (share if share >= NONE else 0.0)
     if drop:
         everything = torch.ones(len(texts), dtype=torch.bool)
-        kept = [everything, *(mask for part in range(count) for mask in masks(part))]
+        kept = [everything, *(best(-misaligned(part)[1], 1 - drop) for part in range(count))]
         jobs = [Refit(mask, how.seed + s, new_batches=True) for mask in kept for s in range(how.seeds)]
         losses = torch.stack([_losses(question, path[-1]) for path in refit(jobs)]).unflatten(0, (len(kept), how.seeds))
-        nothing = losses[0].repeat(count, 1, 1, 1, 1)  # it is the same fit, whoever is asked
-        judged = _judged(torch.cat([nothing, losses[1:].unflatten(0, (count, -1))], 1), covered)
-        chosen = choose_candidate(judged)
-    near, weight = nearness(texts, captions, centre), WEIGHTS[chosen]
-    order = ranking(misalignment.probability(evidence.of(directions.scores())), directions.influence, near, weight)
-    return ChosenFilter(order, misalignment, _facts(judged, chosen, drop, covered))
+        nothing = losses[0].repeat(count, 1, 1, 1)  # it is the same fit, whoever is asked
+        judged = _judged(torch.stack([nothing, losses[1:]], 1), covered)
+    return ChosenFilter(misalignment, quantiles(probability), _facts(judged, drop, covered))
 
 
-def choose_candidate(judged: Judged) -> int:
-    """The chosen candidate: influence if it beats both others, else misalignment alone if it beats nothing, else nothing.
+def choose_candidate(gain: Gain) -> int:
+    """The share is dropped if that gains more than its noise.
 
-    Where no heads are fitted, all losses are equal and nothing is judged: misalignment alone is taken.
+    Where no heads are fitted, both losses are equal and nothing is judged: the share is dropped.
     """
-    if judged.gain(ALONE, NOTHING) == judged.gain(INFLUENCE, NOTHING) == Gain(0.0, 0.0):
-        return ALONE
-    helps = judged.gain(INFLUENCE, ALONE).sure and judged.cost_of_others(INFLUENCE, ALONE) <= 0
-    if helps and judged.gain(INFLUENCE, NOTHING).sure:
-        return INFLUENCE
-    return ALONE if judged.gain(ALONE, NOTHING).sure else NOTHING
+    return SHARE if gain.sure or gain == Gain(0.0, 0.0) else NOTHING
 
 
 def said(facts: dict[str, Any]) -> str:
@@ -170,10 +155,9 @@ def said(facts: dict[str, Any]) -> str:
             "no filter gains more than its noise" if facts["tried"] else "no share of misaligned pairs is known, or it is none"
         )
         return f"keep everything: {why}; {silent}"
-    how = f"with influence {facts['weight']:g} among pairs as near to the target" if facts["weight"] else "alone"
     sure = f"gain {facts['gain']:.3f} ± {facts['error']:.3f} nats a pair, judged by target pairs that had no say"
     sure = sure if facts["error"] else "not judged, because no fit improves on the checkpoint's heads"
-    return f"keep {facts['keep']:.1%} by misalignment {how}; {sure}; {silent}"
+    return f"keep {facts['keep']:.1%} by misalignment; {sure}; {silent}"
 
 
 def _losses(question: Question, heads: Heads) -> Tensor:
@@ -199,23 +183,12 @@ def _judged(losses: Tensor, covered: float) -> Judged:
     return Judged(asked.mean(0), held.mean(0), covered)
 
 
-def _difference(losses: Tensor, of: int, over: int) -> Gain:
-    """The gain of a candidate over another, from losses [C, seeds, 1 + GROUPS]."""
-    gain = (losses[over] - losses[of]).mean(0)
-    jackknife = (GROUPS - 1) * (gain[1:] - gain[1:].mean()).square().mean()
-    seeds = losses.shape[1]
-    refits = 2 * losses[:, :, 0].var(1).mean() / seeds if seeds > 1 else torch.zeros(())  # alike for all candidates
-    return Gain(gain[0].item(), math.sqrt(jackknife + refits))
-
-
-def _facts(judged: Judged | None, chosen: int, drop: float, covered: float) -> dict[str, Any]:
-    tried, best = [], Gain(0.0, 0.0)
-    if judged:
-        best = judged.gain(chosen, NOTHING)
-        asked, held = (losses[:, :, 0].mean(1).tolist() for losses in (judged.asked, judged.held))
-        tried = [
-            {"weight": WEIGHTS[i], "keep": 1 - drop if i else 1.0, "asked_loss": asked[i], "held_loss": held[i]}
-            for i in range(len(WEIGHTS))
-        ]
-    keep = 1.0 if chosen == NOTHING else 1 - drop
-    return {"weight": WEIGHTS[chosen], "keep": keep, "gain": best.gain, "error": best.error, "asked": covered, "tried": tried}
+def _facts(judged: Judged | None, drop: float, covered: float) -> dict[str, Any]:
+    if not judged:
+        return {"keep": 1.0, "gain": 0.0, "error": 0.0, "asked": covered, "tried": []}
+    keep, gain = (1.0, 1 - drop), judged.gain()
+    asked, held = (losses[:, :, 0].mean(1).tolist() for losses in (judged.asked, judged.held))
+    tried = [{"keep": keep[i], "asked_loss": asked[i], "held_loss": held[i]} for i in (NOTHING, SHARE)]
+    chosen = choose_candidate(gain)
+    best = gain if chosen == SHARE else Gain(0.0, 0.0)
+    return {"keep": keep[chosen], "gain": best.gain, "error": best.error, "asked": covered, "tried": tried}

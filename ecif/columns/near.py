@@ -1,17 +1,28 @@
 """How near is a pair's caption to what a target asks about?
 
 Captions are compared by the cosine of their trunk features, centred on the bank's mean. A pair whose caption is far from every
-caption of a target has an influence near 0, whether it is good or bad: the target does not ask about it. The filter compares
-the influence of pairs only with that of pairs that are about as near.
+caption of a target has an influence near 0, whether it is good or bad: the target does not ask about it.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ecif.columns.contract import Column
+
 CHUNK = 1024  # captions that are compared at once
 STEPS = 1024  # nearness is rounded to multiples of 1 / STEPS: equal captions are equally near, whatever computes it
 SAME = 0.999  # captions with a larger cosine are equal up to rounding
+
+
+def near_column(target: str) -> Column:
+    """The column of a pair's nearness to a target."""
+    return Column(
+        f"near_{target}",
+        "high",
+        "cosine",
+        "Of the caption with the target's nearest caption, by centred text features: whether the target asks about the pair.",
+    )
 
 
 def nearness(captions: Tensor, asked: Tensor, centre: Tensor) -> Tensor:

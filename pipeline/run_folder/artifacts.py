@@ -121,8 +121,8 @@ KINDS: dict[str, Kind] = {
     ),
     "filter": Kind(
         "filter",
-        "whether pairs are dropped and whether influence counts, what each candidate lost, and what ranks pairs",
-        version=5,
+        "how many pairs are kept, what each candidate lost, and what ranks pairs",
+        version=6,
         reads=("filter", "seed"),
         made_of=("evidence", "directions"),
         each=("target",),

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 from ecif.columns import Column, PairScore
 from ecif.columns.agreement import agreement_column
-from ecif.columns.filter import filter_column, near_column
+from ecif.columns.filter import filter_column
 from ecif.columns.influence import LEVERAGE, influence_columns
 from ecif.columns.misalignment import MISALIGNMENT
+from ecif.columns.near import near_column
 from ecif.copies import COPIES
 from ecif.registry import find_kind
 from pipeline.config import Config

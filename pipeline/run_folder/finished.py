@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from ecif import __version__
 from pipeline import storage
@@ -137,14 +136,14 @@ def counted(finished: Finished, done: dict[str, Accounting]) -> Finished:
             repeated=len(again),
             shared=unpack(again[:1])[0] if len(again) else "",
         ),
-        exact_copies=ExactCopies(len(images), len(copied), _first_with(finished, copied[:1]) if len(copied) else ""),
+        exact_copies=ExactCopies(len(images), len(copied), _first_with(finished, copied[0]) if len(copied) else ""),
     )
 
 
-def _first_with(finished: Finished, hashes: NDArray[np.bytes_]) -> str:
-    """Shard and key of the first pair whose image has one of some hashes; each shard is searched for all of them."""
+def _first_with(finished: Finished, image: np.bytes_) -> str:
+    """Shard and key of the first pair whose image has this hash."""
     for shard, part in finished.of_shards(["key", "image_hash"]):
-        there = np.isin(pack(part["image_hash"].to_pylist()), hashes)
+        there = pack(part["image_hash"].to_pylist()) == image
         if there.any():
             return f"{shard} {part['key'][int(there.argmax())].as_py()}"
     return ""

@@ -147,7 +147,7 @@ class _OfCheckpoint:
         scores |= {column.name: _column(pairs, column.name) for column in COPIES}
         scores["misalignment"] = self.misalignment.probability(together).float()
         for name, chosen in self.filters.items():
-            scores[f"filter_{name}"] = chosen.scores(evidence, *learned[name], moved[name]["near"])
+            scores[f"filter_{name}"] = chosen.scores(evidence, *learned[name])
         if config.score.order == 2:
             corrections = {name: self._parts(f"correction/{name}", shard) for name in config.targets}
             scores["leverage"] = torch.stack([parts["leverage"] for parts in corrections.values()]).amax(0)

@@ -51,7 +51,7 @@ def show(title: str, verdict: dict) -> dict[str, float]:
         f"\n{title}: {verdict['swapped'] / verdict['pairs']:.1%} swapped; the run expects {verdict['expected']:.1%} misaligned,"
     )
     print(f"  calibration error {verdict['calibration_error']:.3f};", end="")
-    print(f" it chose influence {chosen['weight']:g}, keep {chosen['keep']:g}")
+    print(f" it chose to keep {chosen['keep']:g}")
     gains = {}
     for row in verdict["rules"]:
         name, column = row["rule"], row["column"]

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ecif.columns.filter import order
 from ecif.training import SMALL
 from pipeline.results.small_images import tokens_of
 from pipeline.results.soft_cap import SoftCap, sample
@@ -31,8 +32,7 @@ def pairs(corpus: Corpus, rows: list[int], captions: list[int]) -> Pairs:
 
 def soft_cap(corpus: Corpus) -> np.ndarray:
     """How often a pair is drawn in proportion to the chosen filter's column."""
-    found = corpus.found
-    scores = found.chosen.ranking.scores(found.probability, found.directions.influence, found.near)
+    scores = order(corpus.found.probability, corpus.found.chosen.among)
     uids = [f"{row:032x}" for row in range(len(scores))]
     table = pa.table({"uid": uids, "filter_clean": scores.numpy()})
     return sample([table], "filter_clean", SoftCap(keep=DRAWS)).copies

@@ -8,14 +8,13 @@ from ecif.columns.bank import build_bank
 from ecif.columns.evidence import Evidence
 from ecif.directions import Calibration, Directions
 from ecif.filter_choice import (
-    ALONE,
     ERRORS,
     GROUPS,
-    INFLUENCE,
     NOTHING,
     OPTIMISM,
-    WEIGHTS,
+    SHARE,
     ChosenFilter,
+    Gain,
     HowToFilter,
     Judged,
     choose_candidate,
@@ -72,39 +71,36 @@ def chosen(refits: Refits, influence: Tensor = MOVES) -> ChosenFilter:
 
 def test_every_candidate_is_fitted_for_every_part_that_is_held_out_with_every_seed():
     found = chosen(refits := Refits())
-    assert len(refits.jobs) == HOW.fits() == (1 + PARTS * 2) * HOW.seeds
-    assert [job.seed for job in refits.jobs] == [3, 4] * (1 + PARTS * 2)
+    assert len(refits.jobs) == HOW.fits() == (1 + PARTS) * HOW.seeds
+    assert [job.seed for job in refits.jobs] == [3, 4] * (1 + PARTS)
     assert all(job.new_batches for job in refits.jobs)
-    assert [one["weight"] for one in found.facts["tried"]] == list(WEIGHTS)
     kept = [int(job.keep.sum()) for job in refits.jobs[:: HOW.seeds]]
-    nothing, *others = [round(one["keep"] * N) for one in found.facts["tried"]]
-    assert kept == [nothing, *others * PARTS]
-    assert kept[NOTHING] == N > kept[ALONE] == kept[INFLUENCE]
+    nothing, share = [round(one["keep"] * N) for one in found.facts["tried"]]
+    assert kept == [nothing, *[share] * PARTS]
+    assert nothing == N > share
 
 
 def test_a_part_that_judges_has_no_say_in_what_is_dropped():
-    """Influence on the part that is held out plays no role, nor do its captions."""
+    """Neither influence on the part that is held out nor agreement with it plays a role."""
     held = 1
-    changed = MOVES.clone()
-    changed[held] = changed[held].flip(0)
+    telling = MOVES - 2 * BAD
+    blind = telling.clone()
+    blind[held] = telling[held].flip(0)
 
-    def masks(influence: Tensor) -> list[list[Tensor]]:
+    def masks(influence: Tensor) -> list[Tensor]:
         chosen(refits := Refits(), influence)
-        each, jobs = (len(WEIGHTS) - 1) * HOW.seeds, refits.jobs[HOW.seeds :]
-        return [[job.keep for job in jobs[part * each : (part + 1) * each]] for part in range(PARTS)]
+        return [job.keep for job in refits.jobs[HOW.seeds :: HOW.seeds]]
 
-    before, after = masks(MOVES), masks(changed)
-    moved = [max(int((a ^ b).sum()) for a, b in zip(*of, strict=True)) for of in zip(before, after, strict=True)]
+    moved = [int((a ^ b).sum()) for a, b in zip(masks(telling), masks(blind), strict=True)]
     # The share of misaligned pairs is learned with all of the target. It moves by hardly a pair.
     assert all(count <= 2 if part == held else count > 4 for part, count in enumerate(moved))
 
 
-def test_where_only_bad_pairs_do_harm_they_go_and_influence_is_not_trusted():
+def test_where_only_bad_pairs_do_harm_they_go():
     found = chosen(Refits())
-    assert found.facts["weight"] == 0
     assert 0.75 < found.facts["keep"] < 0.85
     assert found.facts["gain"] > 2 * found.facts["error"]
-    scores = found.scores(EVIDENCE.real.T, MOVES.sum(0), torch.zeros(N), torch.zeros(N))
+    scores = found.scores(EVIDENCE.real.T, MOVES.sum(0), torch.zeros(N))
     assert scores[BAD].mean() + 0.3 < scores[~BAD].mean()
 
 
@@ -123,7 +119,7 @@ def test_without_a_known_share_nothing_is_fitted_and_nothing_dropped():
 
 
 def losses(*of: float, noise: float = 0.0) -> Tensor:
-    """Of the three candidates with two seeds; every group of target pairs says the same."""
+    """Of both candidates with two seeds; every group of target pairs says the same."""
     table = torch.tensor(of, dtype=torch.float64)[:, None, None].repeat(1, 2, 1 + GROUPS)
     table[:, 0] += noise
     table[:, 1] -= noise
@@ -131,7 +127,7 @@ def losses(*of: float, noise: float = 0.0) -> Tensor:
 
 
 def test_a_gain_counts_by_the_share_that_the_target_asks_about_and_less_where_it_is_optimistic():
-    found = Judged(losses(1, 0.6, 0.5), losses(1, 0.9, 1.1), 0.3).gain(ALONE, NOTHING)
+    found = Judged(losses(1, 0.6), losses(1, 0.9), 0.3).gain()
     assert found.gain == pytest.approx(OPTIMISM * 0.3 * 0.4 + 0.7 * 0.1)
     assert found.error == pytest.approx(0)
 
@@ -139,16 +135,16 @@ def test_a_gain_counts_by_the_share_that_the_target_asks_about_and_less_where_it
 def test_the_error_is_that_of_the_targets_pairs_and_of_the_refits():
     """Against the error of a mean over groups, and the spread of seeds by simulation."""
     values = torch.randn(GROUPS, 50, generator=G, dtype=torch.float64)  # gains of pairs, in equal groups
-    table = losses(0, 0, 0)
-    table[ALONE, :, 0] = -values.mean()
-    table[ALONE, :, 1:] = torch.stack([-torch.cat([values[:g], values[g + 1 :]]).mean() for g in range(GROUPS)])
-    found = Judged(table, table, 0.0).gain(ALONE, NOTHING)
+    table = losses(0, 0)
+    table[SHARE, :, 0] = -values.mean()
+    table[SHARE, :, 1:] = torch.stack([-torch.cat([values[:g], values[g + 1 :]]).mean() for g in range(GROUPS)])
+    found = Judged(table, table, 0.0).gain()
     assert found.gain == pytest.approx(values.mean().item())
     assert found.error == pytest.approx(values.mean(1).std().item() / GROUPS**0.5)
     simulated = []
     for _ in range(400):
-        table = 0.1 * torch.randn(3, 2, 1, generator=G, dtype=torch.float64).repeat(1, 1, 1 + GROUPS)
-        simulated.append(Judged(table, table, 0.0).gain(ALONE, NOTHING))
+        table = 0.1 * torch.randn(2, 2, 1, generator=G, dtype=torch.float64).repeat(1, 1, 1 + GROUPS)
+        simulated.append(Judged(table, table, 0.0).gain())
     spread = torch.tensor([one.gain for one in simulated]).std().item()
     error = torch.tensor([one.error for one in simulated]).square().mean().sqrt().item()
     assert error == pytest.approx(spread, rel=0.15)
@@ -158,24 +154,24 @@ def test_the_error_is_that_of_the_targets_pairs_and_of_the_refits():
 @pytest.mark.parametrize(
     ("asked", "held", "choice"),
     [
-        ((1, 1, 1), (1, 1, 1), NOTHING),
-        ((1, 0.99, 0.99), (1, 0.99, 0.99), NOTHING),  # within noise
-        ((1, 0.8, 0.8), (1, 0.8, 0.8), ALONE),
-        ((1, 0.8, 0.2), (1, 0.8, 0.81), ALONE),  # influence serves only what it was asked for
-        ((1, 0.8, 0.7), (1, 0.8, 0.7), INFLUENCE),
-        ((1, 0.8, 0.79), (1, 0.8, 0.79), ALONE),  # hardly better
-        ((1, 1.0, 0.7), (1, 1.0, 0.7), INFLUENCE),
-        ((1, 1.2, 1.1), (1, 1.2, 1.1), NOTHING),
+        ((1, 1), (1, 1.01), NOTHING),
+        ((1, 0.99), (1, 0.99), NOTHING),  # within noise
+        ((1, 0.8), (1, 0.8), SHARE),
+        ((1, 0.8), (1, 1.1), NOTHING),  # it serves only what was asked
+        ((1, 1.2), (1, 1.2), NOTHING),
     ],
 )
 def test_only_what_gains_beyond_its_noise_is_chosen(asked, held, choice):
     assert ERRORS == 2
-    assert choose_candidate(Judged(losses(*asked, noise=0.02), losses(*held, noise=0.02), 0.5)) == choice
+    assert choose_candidate(Judged(losses(*asked, noise=0.02), losses(*held, noise=0.02), 0.5).gain()) == choice
+
+
+def test_a_gain_without_an_error_is_not_sure():
+    assert choose_candidate(Gain(0.5, float("nan"))) == NOTHING
 
 
 def test_where_nothing_is_fitted_nothing_is_judged_and_misalignment_decides_alone():
     found = choose_filter(QUESTION, SAMPLE, EVIDENCE, directions(), lambda jobs: [[START] for _ in jobs], HOW)
-    assert found.facts["weight"] == 0
     assert 0.75 < found.facts["keep"] < 0.85
     assert "not judged" in said(found.facts)
 
@@ -188,13 +184,13 @@ def test_a_target_too_small_to_know_its_noise_drops_nothing():
 
 def test_a_pair_is_ranked_alike_in_whatever_shard_it_is():
     found = chosen(Refits())
-    columns = EVIDENCE.real.T, MOVES.sum(0), torch.rand(N), torch.rand(N)
+    columns = EVIDENCE.real.T, MOVES.sum(0), torch.rand(N)
     assert torch.equal(found.scores(*(of[7:9] for of in columns)), found.scores(*columns)[7:9])
 
 
 def test_a_user_reads_what_was_chosen_how_sure_it_is_and_what_the_target_does_not_ask_about():
-    facts = {"weight": 0.3, "keep": 0.805, "gain": 0.1234, "error": 0.011, "asked": 0.6, "tried": [{}]}
+    facts = {"keep": 0.805, "gain": 0.1234, "error": 0.011, "asked": 0.6, "tried": [{}]}
     line = said(facts)
-    assert line.startswith("keep 80.5% by misalignment with influence 0.3")
+    assert line.startswith("keep 80.5% by misalignment; gain")
     assert "0.123 ± 0.011 nats" in line
     assert "says nothing about 40% of the corpus" in line

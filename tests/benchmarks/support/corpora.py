@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ecif.columns.filter import ranking
+from ecif.columns.filter import best
 from ecif.permutation import permutation
 from ecif.targets import Contrastive
 from tests.benchmarks.support.drawings import Drawings, drawings
@@ -107,22 +107,13 @@ def rules(corpus: Corpus) -> dict[str, Tensor]:
     found, wrong = corpus.found, corpus.wrong
     share = found.chosen.misalignment.known_share or 0.0
     cosine = found.evidence.real[1]  # cross-fitted: these heads start at random, so the checkpoint's own says nothing
-    of_target = found.probability, found.directions.influence, found.near
     kept = {
         "no filter": torch.ones(len(wrong), dtype=torch.bool),
         **{f"cosine, keep {1 - drop:.0%}": best(cosine, 1 - drop) for drop in (0.05, 0.1, 0.2)},
         "misalignment, own share": best(-found.probability, 1 - share),
-        **{f"with influence {w:g}, own share": ranking(*of_target, w).keep(*of_target, 1 - share) for w in (0.15, 0.3)},
-        "chosen filter": found.chosen.ranking.keep(*of_target, found.chosen.facts["keep"]),
+        "chosen filter": best(-found.probability, found.chosen.facts["keep"]),
     }
     return kept | ({"oracle": ~wrong} if 0 < wrong.sum() < len(wrong) else {})
-
-
-def best(scores: Tensor, share: float) -> Tensor:
-    """[N] bool: the pairs with the highest scores."""
-    kept = torch.zeros(len(scores), dtype=torch.bool)
-    kept[scores.argsort(descending=True, stable=True)[: round(share * len(scores))]] = True
-    return kept
 
 
 def _some(names: set[str], count: int, purpose: str) -> set[str]:

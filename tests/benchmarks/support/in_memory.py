@@ -12,7 +12,6 @@ from ecif.columns.clip_score import ClipScore
 from ecif.columns.evidence import Evidence
 from ecif.columns.held_out_cosine import HeldOutCosine
 from ecif.columns.held_out_loss import HeldOutLoss
-from ecif.columns.near import nearness
 from ecif.copies import find_copies, pair_ids
 from ecif.directions import Directions, HowToSolve, Refitted, solve_question
 from ecif.evaluation import calibrated_loss
@@ -36,11 +35,6 @@ class Solved(NamedTuple):
     question: Question
     directions: Directions
     chosen: ChosenFilter
-
-    @property
-    def near(self) -> Tensor:
-        """[N] nearness of the captions to the target's."""
-        return nearness(self.sample.texts.float(), self.question.loss.captions(), self.evidence.bank.text_centre)
 
     @property
     def probability(self) -> Tensor:
