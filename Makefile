@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo demo-readme test test-slow lint bench results results-quick clean
+.PHONY: demo demo-readme test test-slow lint bench drawings results results-quick clean
 
 demo: $(READY)  ## the main job on the embedded corpus; prints where its results are
 	$(BIN)/ecif demo
@@ -24,13 +24,18 @@ bench: $(READY)  ## ratios, measured side by side
 FILTERS := tests/benchmarks/test_never_loses.py tests/benchmarks/test_noise.py
 TABLES := $(BIN)/python -m tests.benchmarks.support.results docs/results.md
 
-results: $(READY)  ## the tables of docs/results.md; two hours on two cores
+drawings: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[corpus]"
 	$(BIN)/python -m tests.benchmarks.support.drawings
-	$(BIN)/pytest $(FILTERS) -m benchmark -n 2; found=$$?; $(TABLES); exit $$found
-	$(BIN)/pytest tests/benchmarks/test_whole_models.py -m benchmark -s; found=$$?; $(TABLES); exit $$found
 
-results-quick: $(READY)  ## some lines of them, printed; ten minutes once the drawings are there
-	$(BIN)/python -m tests.benchmarks.support.drawings
+results: drawings  ## the tables of docs/results.md; two hours on two cores
+	rm -rf runs/benchmarks/results
+	failed=0; \
+	$(BIN)/pytest $(FILTERS) -m benchmark -n 2 || failed=1; \
+	$(BIN)/pytest tests/benchmarks/test_whole_models.py -m benchmark -s || failed=1; \
+	$(TABLES) && exit $$failed
+
+results-quick: drawings  ## some lines of them, printed; ten minutes once the drawings are there
 	$(BIN)/pytest $(FILTERS) -m benchmark -s -k "emoji-20-0 or icons-20-0 or mixture-0"
 
 lint: $(READY)

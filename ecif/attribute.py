@@ -135,7 +135,7 @@ def attribute(
     for i, name in enumerate(directions):
         columns[f"influence_positive_{name}"], columns[f"influence_negative_{name}"] = influence[0, i], influence[1, i]
         columns[f"influence_{name}"] = influence[0, i] + influence[1, i]
-        columns[f"agreement_{name}"] = agreement_with_target(directions[name].bank, images.float(), texts.float())
+        columns[f"agreement_{name}"] = agreement_with_target(directions[name].bank, images, texts)[0]
         columns[f"near_{name}"] = nearness(texts, directions[name].captions, bank.text_centre)
     misalignment = evidence.misalignment(
         torch.cat([found.scores() for found in directions.values()]),

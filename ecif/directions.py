@@ -17,7 +17,7 @@ from ecif.damping import choose_damping
 from ecif.heads import Heads
 from ecif.heads.cross_fit import FittedHeads
 from ecif.permutation import permutation
-from ecif.sample import LinearSystem, Sample, SampleSystem
+from ecif.sample import LinearSystem, SampleSystem
 from ecif.solve import KrylovSpaces
 from ecif.targets.question import PARTS, Question, coverage_of
 
@@ -97,7 +97,10 @@ def solve_question(
     groups, calibration = _calibrate(system, fitted, question, refitted, how)
     answers, residual = _cross_fitted(system, fitted, question, calibration.damping, how)
     bank = _bank(question, fitted.full, how.seed)
-    agreement, planted = (_agreement(bank, system.sample, captions) for captions in _captions(system.sample))
+    texts, without = system.sample.texts, range(-1, PARTS)
+    agreement, planted = (
+        agreement_with_target(bank, system.sample.images, of, without) for of in (texts, texts[system.sample.partners()])
+    )
     return Directions(
         answers.sum(2),
         system.held_out_influence(answers),
@@ -125,17 +128,6 @@ def _bank(question: Question, heads: Heads, seed: int) -> Bank:
     chosen = permutation(len(rows), "target bank", question.name, seed)[:BANK].sort().values
     images, texts = (of[rows[chosen]].float() for of in (question.loss.images, question.loss.captions()))
     return build_bank(images, texts, part[chosen], heads)
-
-
-def _captions(sample: Sample) -> tuple[Tensor, Tensor]:
-    """Text features [N, d_t] of the sampled pairs' captions, and of those of their partners."""
-    return sample.texts.float(), sample.texts[sample.partners()].float()
-
-
-def _agreement(bank: Bank, sample: Sample, captions: Tensor) -> Tensor:
-    """[1 + PARTS, N] agreement of the sampled images and some captions with a target: with all, then without each part."""
-    images = sample.images.float()
-    return torch.stack([agreement_with_target(bank, images, captions, without) for without in range(-1, PARTS)])
 
 
 def _calibrate(

@@ -117,26 +117,25 @@ def choose_filter(
     captions, texts, centre = question.loss.captions(), sample.texts.float(), evidence.bank.text_centre
     count = len(question.parts)
 
-    def misaligned(held: int = -1) -> tuple[Misalignment, Tensor]:
-        """How misalignment is known if one part of the target has no say, and the probability of the sampled pairs."""
-        scores = directions.scores(without=held)
-        model = evidence.misalignment(scores, directions.planted_scores(without=held))
-        return model, model.probability(evidence.of(scores))
+    def misaligned(held: int) -> Tensor:
+        """[N] probability of misalignment of the sampled pairs if one part of the target has no say."""
+        return evidence.probability(directions.scores(without=held), directions.planted_scores(without=held))
 
     rows, distinct = permutation(len(texts), "asked share", how.seed)[:COUNTED], texts.unique(dim=0)
-    among = distinct[permutation(len(distinct), "captions", how.seed)[:COUNTED]]
-    covered = asked_share(texts[rows], captions, centre, among)
-    misalignment, probability = misaligned()
+    compared = distinct[permutation(len(distinct), "captions", how.seed)[:COUNTED]]
+    covered = asked_share(texts[rows], captions, centre, compared)
+    misalignment = evidence.misalignment(directions.scores(), directions.planted_scores())
     share = misalignment.known_share or 0.0
     judged, drop = None, (share if share >= NONE else 0.0)
     if drop:
         everything = torch.ones(len(texts), dtype=torch.bool)
-        kept = [everything, *(best(-misaligned(part)[1], 1 - drop) for part in range(count))]
+        kept = [everything, *(best(-misaligned(part), 1 - drop) for part in range(count))]
         jobs = [Refit(mask, how.seed + s, new_batches=True) for mask in kept for s in range(how.seeds)]
         losses = torch.stack([_losses(question, path[-1]) for path in refit(jobs)]).unflatten(0, (len(kept), how.seeds))
         nothing = losses[0].repeat(count, 1, 1, 1)  # it is the same fit, whoever is asked
         judged = _judged(torch.stack([nothing, losses[1:]], 1), covered)
-    return ChosenFilter(misalignment, quantiles(probability), _facts(judged, drop, covered))
+    among = quantiles(misalignment.probability(evidence.of(directions.scores())))
+    return ChosenFilter(misalignment, among, _facts(judged, drop, covered))
 
 
 def choose_candidate(gain: Gain) -> int:

@@ -13,6 +13,8 @@ pairs (Norelli et al., arXiv 2210.01738). The score uses trunk features only. Wi
 The pairs of a target are another bank. They are known to be right, so they tell more of the pairs that the target asks about.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -45,19 +47,24 @@ def agreement_with(bank: Bank, images: Tensor, texts: Tensor, fold: Tensor) -> T
         fold: [N] fold of each pair. A pair whose fold holds the whole bank gets 0.
     """
     parts = zip(images.split(CHUNK), texts.split(CHUNK), fold.split(CHUNK), strict=True)
-    return torch.cat([_agreement(bank, *part) for part in parts])
+    return torch.cat([_agreement(bank, x, t, [of]) for x, t, of in parts], 1)[0]
 
 
-def agreement_with_target(bank: Bank, images: Tensor, texts: Tensor, without: int = -1) -> Tensor:
-    """Agreement [N] of every pair with the pairs of a target, float32, in nats.
+def agreement_with_target(bank: Bank, images: Tensor, texts: Tensor, without: Sequence[int] = (-1,)) -> Tensor:
+    """Agreement [W, N] of every pair with the pairs of a target, float32, in nats.
 
     Args:
         bank: the target's pairs; the fold of each is its part of the target (`ecif.targets.question`).
-        images: [N, d_x] features.
+        images: [N, d_x] features, in any precision.
         texts: [N, d_t] features.
-        without: the part that has no say; -1 asks all.
+        without: the parts that have no say, one at a time; -1 asks all. Centre and sharpness stay those of the whole target.
     """
-    return agreement_with(bank, images, texts, torch.full((len(images),), without, device=images.device))
+    parts = zip(images.split(CHUNK), texts.split(CHUNK), strict=True)
+    found = []
+    for x, t in parts:
+        folds = [torch.full((len(x),), part, device=x.device) for part in without]
+        found.append(_agreement(bank, x.float(), t.float(), folds))
+    return torch.cat(found, 1)
 
 
 def agreement_column(target: str) -> Column:
@@ -70,10 +77,13 @@ def agreement_column(target: str) -> Column:
     )
 
 
-def _agreement(bank: Bank, images: Tensor, texts: Tensor, fold: Tensor) -> Tensor:
-    own = bank.same_fold(fold)
+def _agreement(bank: Bank, images: Tensor, texts: Tensor, folds: list[Tensor]) -> Tensor:
+    """[F, n] agreement of some pairs, once with each of their folds [n]."""
     sharp_x, sharp_t = bank.sharpness.tolist()
-    by_image = (sharp_x * bank.image_cosine(images)).masked_fill(own, -torch.inf).log_softmax(1)
-    by_text = (sharp_t * bank.text_cosine(texts)).masked_fill(own, -torch.inf).log_softmax(1)
-    others = (~own).sum(1)
-    return ((by_image + by_text).logsumexp(1) + others.log()).where(others > 0, 0.0)
+    near_image, near_text = sharp_x * bank.image_cosine(images), sharp_t * bank.text_cosine(texts)
+    found = []
+    for own in map(bank.same_fold, folds):
+        by_image, by_text = (near.masked_fill(own, -torch.inf).log_softmax(1) for near in (near_image, near_text))
+        others = (~own).sum(1)
+        found.append(((by_image + by_text).logsumexp(1) + others.log()).where(others > 0, 0.0))
+    return torch.stack(found)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ecif.columns.bank import Bank
-from ecif.columns.misalignment import Misalignment, learn_misalignment
+from ecif.columns.misalignment import Misalignment, learn_misalignment, misaligned_probability
 
 
 class Evidence(NamedTuple):
@@ -28,10 +28,17 @@ class Evidence(NamedTuple):
         Raises:
             ValueError: no planted caption differs from the pair's own.
         """
+        planted = self._planted(planted_of_targets)
+        return learn_misalignment(self.of(of_targets), planted, self.fold, self.fold[self.swapped])
+
+    def probability(self, of_targets: Tensor, planted_of_targets: Tensor) -> Tensor:
+        """[N] probability of misalignment of the sampled pairs; arguments and errors are those of `misalignment`."""
+        return misaligned_probability(self.of(of_targets), self._planted(planted_of_targets))
+
+    def _planted(self, of_targets: Tensor) -> Tensor:
         if not self.swapped.any():
             raise ValueError("all captions of the sampled pairs are alike: nothing tells which belong to their images")
-        planted = torch.cat([self.planted, planted_of_targets]).T[self.swapped]
-        return learn_misalignment(self.of(of_targets), planted, self.fold, self.fold[self.swapped])
+        return torch.cat([self.planted, of_targets]).T[self.swapped]
 
     def of(self, of_targets: Tensor) -> Tensor:
         """[N, E + S] evidence of the pairs, with scores [S, N] that depend on targets."""

@@ -153,7 +153,7 @@ class ScoreShard:
             found[f"influence/{target}"] = {
                 "positive": positive[i],
                 "negative": negative[i],
-                "agreement": agreement_with_target(self.banks[target], pairs.images, pairs.texts),
+                "agreement": agreement_with_target(self.banks[target], pairs.images, pairs.texts)[0],
                 "near": nearness(pairs.texts, self.captions[target], self.bank.text_centre),
             }
         return found

@@ -10,20 +10,20 @@ import pytest
 
 from ecif.evaluation import auroc
 from ecif.filter_choice import said
-from tests.benchmarks.support.corpora import CORPORA, rules, solved
+from tests.benchmarks.support.corpora import CASES, rules, solved
 from tests.benchmarks.support.results import record
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.network]
 WORSE = 0.01  # nats of test loss
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", CORPORA)
+@pytest.mark.parametrize(("name", "seed"), CASES, ids=lambda one: str(one))
 def test_the_chosen_filter_never_loses(one_thread, name, seed):
     corpus = solved(name, seed)
     found, wrong = corpus.found, corpus.wrong
     told = found.chosen.misalignment
     truth, (low, high) = wrong.double().mean().item(), told.interval
+    natural = name.startswith("clip-art")  # bad titles of its own, which nobody counted
     area = auroc(found.probability, wrong) if 0 < truth < 1 else None
     known = "unknown" if told.known_share is None else f"{told.known_share:.1%}"
     print(
@@ -37,7 +37,7 @@ def test_the_chosen_filter_never_loses(one_thread, name, seed):
         shown = ", of names that the target lacks ".join(f"{loss:.3f}" for loss in losses[rule])
         print(f"  {rule:26s} keeps {mask.double().mean():6.1%}  test loss {shown}", flush=True)
     keeps = kept["chosen filter"].double().mean().item()
-    facts = {"truth": truth, "share": told.known_share, "interval": [low, high], "auroc": area}
+    facts = {"truth": None if natural else truth, "share": told.known_share, "interval": [low, high], "auroc": area}
     record("filters", f"{name} {seed}", corpus=name, losses=losses, keeps=keeps, **facts)
     others = [loss[0] for rule, loss in losses.items() if rule.startswith(("no filter", "cosine", "misalignment"))]
     assert losses["chosen filter"][0] <= min(others) + WORSE

@@ -52,12 +52,14 @@ def world(one_thread):
 
 
 def scores(found: Solved) -> dict[str, Tensor]:
-    """What pairs are ranked by, high for wrong ones. LEMoN gets heads fitted on the corpus, as the model's are random."""
+    """What pairs are ranked by, high for wrong ones. LEMoN gets heads fitted without the fold, as the model's are random."""
     _, cosine, _, agreement = found.evidence.real
-    sample = found.sample
-    features = sample.images.float(), sample.texts.float(), sample.fold
-    (heads,) = found.refit([Refit(torch.ones(len(sample.fold), dtype=torch.bool), 0)])
-    lemon = Lemon().values(HeldOutPairs(*features, [], heads, [], CLIP, build_bank(*features, heads)))
+    fold, lemon = found.sample.fold, torch.zeros(len(cosine))
+    features = found.sample.images.float(), found.sample.texts.float(), fold
+    folds = fold.unique()
+    for one, heads in zip(folds, found.refit([Refit(fold != one, 0) for one in folds]), strict=True):
+        values = Lemon().values(HeldOutPairs(*features, [], heads, [], CLIP, build_bank(*features, heads)))
+        lemon[fold == one] = values[fold == one]
     return {"held_out_cosine": -cosine, "agreement": -agreement, "lemon": lemon, "misalignment": found.probability}
 
 
@@ -73,12 +75,12 @@ def show(world: World, noisy: Noisy, title: str, seed: int, visible: tuple[str, 
     facts = {"truth": truth, "share": told.known_share, "interval": [low, high], "auroc": auroc(found.probability, seen)}
     record("mixtures", f"{title} {seed}", corpus=title, **facts)
     everything = found.test_loss(torch.ones(len(kind), dtype=torch.bool), *world.features(TEST), seeds=2)
-    areas = {}
+    areas, ranks = {}, scores(found)
     for one, bad in of_kind.items():
         if not one:
             continue
         among = of_kind[""] | bad
-        ranked = {name: auroc(values[among], bad[among]) for name, values in scores(found).items()}
+        ranked = {name: auroc(values[among], bad[among]) for name, values in ranks.items()}
         precision = average_precision_score(bad[among].numpy(), found.probability[among].numpy())
         gain = everything - found.test_loss(~bad, *world.features(TEST), seeds=2)
         share = bad.double().mean().item()

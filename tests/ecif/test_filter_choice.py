@@ -37,6 +37,7 @@ SAMPLE = Sample(torch.randn(N, 4, generator=G), torch.randn(N, 4, generator=G), 
 BANK = build_bank(SAMPLE.images, SAMPLE.texts, SAMPLE.fold, START)
 QUESTION = deal("a", Contrastive(IMAGES, TEXTS), 10, 0)
 MOVES = torch.randn(PARTS, N, generator=G)  # on the parts of the target; nothing of which pairs are bad
+SAYS_NOTHING = torch.zeros(1 + PARTS, N)  # agreement with the target, and with it without each part
 HOW = HowToFilter(2, 3)
 LOSS, PLANTED = 3 + 4 * BAD + torch.randn(1, N, generator=G), 7 + torch.randn(1, N, generator=G)
 EVIDENCE = Evidence(LOSS, PLANTED, torch.ones(N, dtype=torch.bool), SAMPLE.fold, BANK)  # bad pairs have a high loss
@@ -58,15 +59,26 @@ class Refits:
         return torch.linalg.lstsq(IMAGES, TEXTS).solution + (self.harm * bad + self.good * lost) * torch.eye(4).flip(0)
 
 
-def directions(influence: Tensor = MOVES) -> Directions:
-    none = torch.zeros(0)
+def directions(influence: Tensor = MOVES, agreement: Tensor = SAYS_NOTHING) -> Directions:
+    none, planted = torch.zeros(0), torch.zeros(PARTS, N)
     calibration = Calibration(0.1, None, 0, [], [])
-    agreement = torch.zeros(1 + PARTS, N)  # says nothing
-    return Directions(none, influence, torch.zeros(PARTS, N), none, calibration, 0.0, TEXTS, BANK, agreement, agreement, 1.0)
+    bank = BANK, agreement, torch.zeros(1 + PARTS, N)
+    return Directions(none, influence, planted, none, calibration, 0.0, TEXTS, *bank, 1.0)
 
 
-def chosen(refits: Refits, influence: Tensor = MOVES) -> ChosenFilter:
-    return choose_filter(QUESTION, SAMPLE, EVIDENCE, directions(influence), refits, HOW)
+def chosen(refits: Refits, influence: Tensor = MOVES, agreement: Tensor = SAYS_NOTHING) -> ChosenFilter:
+    return choose_filter(QUESTION, SAMPLE, EVIDENCE, directions(influence, agreement), refits, HOW)
+
+
+def masks(influence: Tensor = MOVES, agreement: Tensor = SAYS_NOTHING) -> list[Tensor]:
+    """The pairs that are kept when each part of the target judges."""
+    chosen(refits := Refits(), influence, agreement)
+    return [job.keep for job in refits.jobs[HOW.seeds :: HOW.seeds]]
+
+
+def changed(before: list[Tensor], after: list[Tensor]) -> list[int]:
+    """By how many pairs each of them differs."""
+    return [int((a ^ b).sum()) for a, b in zip(before, after, strict=True)]
 
 
 def test_every_candidate_is_fitted_for_every_part_that_is_held_out_with_every_seed():
@@ -81,19 +93,24 @@ def test_every_candidate_is_fitted_for_every_part_that_is_held_out_with_every_se
 
 
 def test_a_part_that_judges_has_no_say_in_what_is_dropped():
-    """Neither influence on the part that is held out nor agreement with it plays a role."""
+    """Influence on the part that is held out plays no role."""
     held = 1
     telling = MOVES - 2 * BAD
     blind = telling.clone()
     blind[held] = telling[held].flip(0)
-
-    def masks(influence: Tensor) -> list[Tensor]:
-        chosen(refits := Refits(), influence)
-        return [job.keep for job in refits.jobs[HOW.seeds :: HOW.seeds]]
-
-    moved = [int((a ^ b).sum()) for a, b in zip(masks(telling), masks(blind), strict=True)]
     # The share of misaligned pairs is learned with all of the target. It moves by hardly a pair.
+    moved = changed(masks(telling), masks(blind))
     assert all(count <= 2 if part == held else count > 4 for part, count in enumerate(moved))
+
+
+def test_a_part_that_judges_vouches_for_no_pair():
+    """What is dropped when a part judges depends on the agreement with the target without that part, and on no other."""
+    held = 1
+    telling = torch.randn(1 + PARTS, N, generator=G) - 2 * BAD
+    blind = telling.clone()
+    blind[1 + held] = telling[1 + held].flip(0)
+    moved = changed(masks(agreement=telling), masks(agreement=blind))
+    assert all(count > 4 if part == held else count == 0 for part, count in enumerate(moved))
 
 
 def test_where_only_bad_pairs_do_harm_they_go():

@@ -63,13 +63,14 @@ def shares(records: list[Record]) -> Iterable[list[str]]:
     """The share that a run expects, beside the truth: a line for each corpus."""
     yield ["corpus", "truly misaligned", "expected", "interval", "truth is inside", "AUROC of `misalignment`"]
     for name, seeds in _grouped(records, "corpus"):
-        inside = sum(found["interval"][0] - 5e-4 <= found["truth"] <= found["interval"][1] + 5e-4 for found in seeds)
+        known = [found for found in seeds if found["truth"] is not None]
+        inside = sum(found["interval"][0] - 5e-4 <= found["truth"] <= found["interval"][1] + 5e-4 for found in known)
         expected = ", ".join("unknown" if found["share"] is None else f"{found['share']:.1%}" for found in seeds)
         low, high = min(found["interval"][0] for found in seeds), max(found["interval"][1] for found in seeds)
         areas = [found["auroc"] for found in seeds if found["auroc"] is not None]
         area = f"{_mean(areas):.3f}" if areas else ""
-        truth = f"{_mean([found['truth'] for found in seeds]):.1%}"
-        yield [name, truth, expected, f"{low:.1%} to {high:.1%}", f"{inside} of {len(seeds)}", area]
+        truth = f"{_mean([found['truth'] for found in known]):.1%}" if known else "not known"
+        yield [name, truth, expected, f"{low:.1%} to {high:.1%}", f"{inside} of {len(known)}" if known else "", area]
 
 
 def kinds(records: list[Record]) -> Iterable[list[str]]:

@@ -41,6 +41,6 @@ def test_a_target_with_every_caption_asks_about_everything_and_one_that_is_far_a
 
 
 def test_pairs_with_a_caption_of_the_target_are_all_equally_near():
-    """Rounding must not tell them apart: bins of a filter are cut by nearness."""
+    """Rounding must not tell them apart."""
     corpus = captions(700)
     assert nearness(corpus, corpus.flip(0), CENTRE).unique().tolist() == [1.0]
