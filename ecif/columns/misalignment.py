@@ -6,9 +6,7 @@ are then a sample of the misaligned pairs, and the corpus's own pairs are a mixt
 
     p_real(e) = (1 - share) p_good(e) + share p_planted(e),      log p_planted(e) / p_good(e) = w . e + c
 
-This is presence-only data. It is fitted by expectation maximisation (Ward, Hastie et al., Biometrics 2009), which SQUAREM
-(Varadhan & Roland, Scand. J. Stat. 2008) speeds up. Each real pair counts as bad with its current probability. A logistic
-regression separates bad from good. The share is the mean probability. By Bayes' rule,
+This is presence-only data, and is fitted as such (`ecif.presence_only`). The share is the mean probability. By Bayes' rule,
 
     P(misaligned | e) = sigmoid(w . e + c + log share / (1 - share))
 
@@ -34,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ecif.columns.contract import Column
-from ecif.evaluation import auroc
+from ecif.presence_only import log_odds, maximise, separation, start
 
 MISALIGNMENT = Column(
     "misalignment",
@@ -42,11 +40,6 @@ MISALIGNMENT = Column(
     "probability",
     "Probability that image and caption do not belong together, calibrated on caption swaps that the run plants itself.",
 )
-SHARE = 0.2  # the misaligned share at the start of the iteration
-CYCLES = 100  # of two steps and a leap, at most
-LEAP = 64.0  # the largest factor of a leap
-FAR = 5.0  # in log-odds: a leap that goes farther is not taken, and a step that does is cut short
-CONVERGED = 1e-6  # change of the share in a cycle at which the iteration ends
 SEPARATED = 0.65  # AUROC of planted swaps against good pairs below which the share is unknown
 THRESHOLDS = 19  # the bound is taken at as many quantiles of the planted swaps
 DEVIATIONS = 3.0  # standard errors on both sides of a share and of its bounds
@@ -54,7 +47,6 @@ MILDEST = 0.05  # of the swaps: what is milder than all but these is beyond the 
 ALONE = (0.05, 2.0)  # one kind of evidence that finds more than the first, plus the second times the share, contradicts it
 TELLING = 0.8  # AUROC of planted swaps against good pairs from which one kind of evidence can contradict the others
 NONE = 0.01  # a share smaller than this is as good as none
-RIDGE = 0.01  # on the weights; without it they would grow without limit on a separable sample
 
 
 class Misalignment(NamedTuple):
@@ -68,13 +60,11 @@ class Misalignment(NamedTuple):
     separation: Tensor  # [] AUROC of the planted swaps against the good pairs, whose share is taken as estimated
     bound: Tensor  # [2] the smallest upper bound of the share of pairs that are like swaps, less and plus its error
     mild: Tensor  # [] the share of pairs that look at least as bad as all but MILDEST of the swaps, plus its error
-    alone: (
-        Tensor  # [] the largest share that one kind of evidence finds by itself, of those that tell swaps from good pairs well
-    )
+    alone: Tensor  # [] the largest share that one kind of evidence finds by itself, of those that tell swaps well (TELLING)
 
     def probability(self, evidence: Tensor) -> Tensor:
         """[N] in (0, 1): the probability that each pair is misaligned, from its evidence [N, E]."""
-        return _log_odds(self.standardise(evidence), self.weights).sigmoid()
+        return log_odds(self.standardise(evidence), self.weights).sigmoid()
 
     @property
     def known_share(self) -> float | None:
@@ -110,22 +100,22 @@ def learn_misalignment(
         ValueError: the evidence is not finite.
     """
     scale, z, bad = _standardised(real, planted)
-    found = _maximise(z, bad, _start(z))
+    found = maximise(z, bad, start(z))
     fold, planted_fold = (torch.arange(len(of)) % 5 if f is None else f for f, of in ((fold, z), (planted_fold, bad)))
     others = [(fold != f, planted_fold != f) for f in fold.unique()]
-    error = _jackknife([_maximise(z[a], bad[b], found.weights).share for a, b in others if a.any() and b.any()])
+    error = _jackknife([maximise(z[a], bad[b], found.weights).share for a, b in others if a.any() and b.any()])
     each = [(z[:, [i]], bad[:, [i]]) for i in range(z.shape[1])]
-    singles = [(of, _maximise(*of, _start(of[0]))) for of in each]
-    alone = max([fit.share for of, fit in singles if _separation(*of, fit) >= TELLING], default=torch.zeros(()).double())
-    separation = torch.tensor(_separation(z, bad, found)).double()
-    bound, mild = _bounds(_log_odds(z, found.weights), _log_odds(bad, found.weights))
-    return Misalignment(*scale, found.weights, found.share, error, separation, bound, mild, alone)
+    singles = [(of, maximise(*of, start(of[0]))) for of in each]
+    alone = max([fit.share for of, fit in singles if separation(*of, fit) >= TELLING], default=torch.zeros(()).double())
+    told = torch.tensor(separation(z, bad, found)).double()
+    bound, mild = _bounds(log_odds(z, found.weights), log_odds(bad, found.weights))
+    return Misalignment(*scale, found.weights, found.share, error, told, bound, mild, alone)
 
 
 def misaligned_probability(real: Tensor, planted: Tensor) -> Tensor:
     """[N] the probability of the real pairs alone, as `learn_misalignment` finds it; arguments and errors are the same."""
     _, z, bad = _standardised(real, planted)
-    return _log_odds(z, _maximise(z, bad, _start(z)).weights).sigmoid()
+    return log_odds(z, maximise(z, bad, start(z)).weights).sigmoid()
 
 
 class _Scale(NamedTuple):
@@ -136,64 +126,12 @@ class _Scale(NamedTuple):
         return ((evidence.double() - self.centre) / self.spread).asinh()
 
 
-class _Fit(NamedTuple):
-    """Weights of the log-odds of misalignment in the corpus, and the share that they were found with."""
-
-    weights: Tensor
-    share: Tensor
-
-
 def _standardised(real: Tensor, planted: Tensor) -> tuple[_Scale, Tensor, Tensor]:
     if not (real.isfinite().all() and planted.isfinite().all()):
         raise ValueError("evidence is not finite")
     low, centre, high = real.double().quantile(torch.tensor([0.01, 0.5, 0.99], dtype=torch.float64), dim=0)
     scale = _Scale(centre, ((high - low) / 2).where(high > low, 1.0))
     return scale, scale.standardise(real), scale.standardise(planted)
-
-
-def _start(z: Tensor) -> Tensor:
-    """Weights that know nothing but SHARE."""
-    weights = torch.zeros(z.shape[1] + 1, dtype=torch.float64)
-    weights[-1] = math.log(SHARE / (1 - SHARE))
-    return weights
-
-
-def _maximise(z: Tensor, bad: Tensor, weights: Tensor) -> _Fit:
-    """The maximum of the likelihood from some weights on, for real pairs z [N, E] and swaps bad [M, E], both standardised."""
-    evidence = torch.cat([bad, z, z])
-    label = torch.cat([torch.ones(len(bad) + len(z)), torch.zeros(len(z))]).double()
-
-    def step(weights: Tensor) -> _Fit:
-        """One expectation and maximisation."""
-        probability = _log_odds(z, weights).sigmoid().clamp(1e-9, 1 - 1e-9)
-        weight = torch.cat([torch.ones(len(bad), dtype=torch.float64), probability, 1 - probability])
-        count, share = probability.sum(), probability.mean()
-        # The regression's sample also holds the planted swaps, so its odds are converted to those of the corpus.
-        shift = torch.zeros_like(weights)
-        shift[-1] = (share / (1 - share)).log() - ((len(bad) + count) / (len(z) - count)).log()
-        return _Fit(_logistic_step(evidence, label, weight, weights - shift) + shift, share)
-
-    before = -1.0
-    for _ in range(CYCLES):
-        first = step(weights).weights
-        second = step(first).weights
-        moved, bent = first - weights, second - 2 * first + weights
-        factor = (moved.norm() / bent.norm().clamp(min=torch.finfo(torch.float64).tiny)).clamp(1.0, LEAP)
-        leap = weights + 2 * factor * moved + factor.square() * bent
-        found = step(leap if (leap - second).abs().max() < FAR else second)
-        weights = found.weights
-        if abs(found.share.item() - before) < CONVERGED:
-            break
-        before = found.share.item()
-    return found
-
-
-def _separation(z: Tensor, bad: Tensor, fit: _Fit) -> float:
-    """AUROC of swaps bad [M, E] against the good ones among the real pairs z [N, E], whose share is taken as fitted."""
-    is_planted = torch.arange(len(bad) + len(z)) < len(bad)
-    against_all = auroc(torch.cat([_log_odds(bad, fit.weights), _log_odds(z, fit.weights)]), is_planted)
-    share = fit.share.item()
-    return (against_all - share / 2) / (1 - share)  # swaps against swaps are at 1/2
 
 
 def _jackknife(shares: list[Tensor]) -> Tensor:
@@ -226,19 +164,3 @@ def _bounds(real: Tensor, planted: Tensor) -> tuple[Tensor, Tensor]:
     high, low = min(at((i + 1) / (THRESHOLDS + 1)) for i in range(THRESHOLDS))
     bound = torch.tensor([low, high], dtype=torch.float64).clamp(max=1.0)
     return bound, torch.tensor(min(1.0, at(1 - MILDEST)[0])).double()
-
-
-def _log_odds(z: Tensor, weights: Tensor) -> Tensor:
-    return z @ weights[:-1] + weights[-1]
-
-
-def _logistic_step(z: Tensor, label: Tensor, weight: Tensor, weights: Tensor) -> Tensor:
-    """One Newton step of weighted logistic regression with a ridge."""
-    z1 = torch.cat([z, torch.ones_like(z[:, :1])], 1)
-    ridge = torch.full_like(weights, RIDGE)
-    ridge[-1] = 0.0
-    p = (z1 @ weights).sigmoid()
-    gradient = z1.T @ (weight * (p - label)) + ridge * weights
-    hessian = (z1 * (weight * p * (1 - p))[:, None]).T @ z1 + torch.diag(ridge)
-    step = torch.linalg.solve(hessian, gradient)
-    return weights - step * (FAR / step.abs().max().clamp(min=FAR))
