@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ANSWER_S = 20.0  # for a cluster to answer
+WAKE_S = 0.5  # a signal that another thread was given is seen when this one wakes
 
 
 def why_not(address: str) -> str | None:
@@ -16,8 +18,15 @@ def why_not(address: str) -> str | None:
     if "://" in address:
         return "a run joins a cluster on one of its nodes; from outside hand it in: ray job submit --address http://HOST:8265"
     command = [sys.executable, "-P", str(Path(__file__).with_name("probe.py")), address]
-    try:
-        told = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWER_S, check=False)
-    except subprocess.TimeoutExpired:
-        return f"no Ray answers there within {ANSWER_S:.0f} s"
-    return told.stdout.decode(errors="replace").strip() or None
+    end = time.monotonic() + ANSWER_S
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as probe:
+        try:
+            while time.monotonic() < end:
+                try:
+                    told, _ = probe.communicate(timeout=WAKE_S)
+                except subprocess.TimeoutExpired:
+                    continue
+                return told.decode(errors="replace").strip() or None
+        finally:
+            probe.kill()
+    return f"no Ray answers there within {ANSWER_S:.0f} s"
