@@ -21,7 +21,7 @@ from pipeline.stages.publish import Publication
 PARTS = ["positive", "negative"]  # of a pair's influence
 TABLES: dict[str, Callable[[Config], list[str]]] = {  # columns of each kind of table, beside `index`
     "pairs": lambda config: [*IDENTITY, *(s.name for s in evidence_scores(config)), *(c.name for c in COPIES)],
-    "influence": lambda config: [*PARTS, "near"],
+    "influence": lambda config: [*PARTS, "agreement", "near"],
     "correction": lambda config: [*PARTS, "leverage"],
     "column": lambda config: [],
     "forward_influence": lambda config: PARTS,

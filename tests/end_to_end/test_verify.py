@@ -12,9 +12,10 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.operate.verify import Violation, verify
+from pipeline.operate.verify import TABLES, Violation, verify
 from pipeline.run import run
 from pipeline.run_folder.artifacts import KINDS
+from pipeline.run_folder.finished import open_run
 from pipeline.run_folder.tables import parquet_bytes
 from tests.support.labelled import write_labelled
 from tests.support.run_folders import kind_of, state_of, violations
@@ -42,6 +43,13 @@ def test_a_whole_run(imperfect, damaged):
     assert set(outcome.quarantined) == {"undecodable_image", "missing_caption", "truncated_shard"}
     assert corpus.parts == len(list((damaged / "features").rglob("*.parquet")))
     assert (checked["target clean"].pairs, checked["target clean"].scored) == (24, 0)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "influence"])
+def test_every_column_of_a_table_is_looked_for(imperfect, damaged, kind):
+    (path, *_) = sorted(damaged.glob(f"{kind}/**/*.parquet"))
+    looked_for = TABLES[kind](open_run(str(imperfect.run)).config)
+    assert set(pq.read_schema(path).names) == {"index", *looked_for}
 
 
 def test_objects_that_are_missing(damaged):
