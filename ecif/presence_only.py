@@ -39,7 +39,7 @@ def start(z: Tensor) -> Tensor:
 
 def maximise(z: Tensor, bad: Tensor, weights: Tensor) -> Fit:
     """The maximum of the likelihood from some weights on, for the others z [N, E] and bad examples [M, E]."""
-    evidence = torch.cat([bad, z, z])
+    evidence = torch.nn.functional.pad(torch.cat([bad, z, z]), (0, 1), value=1.0)
     label = torch.cat([torch.ones(len(bad) + len(z)), torch.zeros(len(z))]).double()
 
     def step(weights: Tensor) -> Fit:
@@ -80,9 +80,8 @@ def log_odds(z: Tensor, weights: Tensor) -> Tensor:
     return z @ weights[:-1] + weights[-1]
 
 
-def _logistic_step(z: Tensor, label: Tensor, weight: Tensor, weights: Tensor) -> Tensor:
-    """One Newton step of weighted logistic regression with a ridge."""
-    z1 = torch.cat([z, torch.ones_like(z[:, :1])], 1)
+def _logistic_step(z1: Tensor, label: Tensor, weight: Tensor, weights: Tensor) -> Tensor:
+    """One Newton step of weighted logistic regression with a ridge; the last column of z1 is 1."""
     ridge = torch.full_like(weights, RIDGE)
     ridge[-1] = 0.0
     p = (z1 @ weights).sigmoid()

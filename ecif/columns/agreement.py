@@ -46,8 +46,7 @@ def agreement_with(bank: Bank, images: Tensor, texts: Tensor, fold: Tensor) -> T
         texts: [N, d_t] features.
         fold: [N] fold of each pair. A pair whose fold holds the whole bank gets 0.
     """
-    parts = zip(images.split(CHUNK), texts.split(CHUNK), fold.split(CHUNK), strict=True)
-    return torch.cat([_agreement(bank, x, t, [of]) for x, t, of in parts], 1)[0]
+    return _agreements(bank, images, texts, fold[None])[0]
 
 
 def agreement_with_target(bank: Bank, images: Tensor, texts: Tensor, without: Sequence[int] = (-1,)) -> Tensor:
@@ -55,16 +54,11 @@ def agreement_with_target(bank: Bank, images: Tensor, texts: Tensor, without: Se
 
     Args:
         bank: the target's pairs; the fold of each is its part of the target (`ecif.targets.question`).
-        images: [N, d_x] features, in any precision.
+        images: [N, d_x] features; half precision is computed in float32.
         texts: [N, d_t] features.
         without: the parts that have no say, one at a time; -1 asks all. Centre and sharpness stay those of the whole target.
     """
-    parts = zip(images.split(CHUNK), texts.split(CHUNK), strict=True)
-    found = []
-    for x, t in parts:
-        folds = [torch.full((len(x),), part, device=x.device) for part in without]
-        found.append(_agreement(bank, x.float(), t.float(), folds))
-    return torch.cat(found, 1)
+    return _agreements(bank, images, texts, torch.tensor(without, device=images.device)[:, None].expand(-1, len(images)))
 
 
 def agreement_column(target: str) -> Column:
@@ -77,8 +71,14 @@ def agreement_column(target: str) -> Column:
     )
 
 
-def _agreement(bank: Bank, images: Tensor, texts: Tensor, folds: list[Tensor]) -> Tensor:
-    """[F, n] agreement of some pairs, once with each of their folds [n]."""
+def _agreements(bank: Bank, images: Tensor, texts: Tensor, folds: Tensor) -> Tensor:
+    """[F, N] agreement of every pair, once with each of its folds [F, N]."""
+    parts = zip(images.split(CHUNK), texts.split(CHUNK), folds.split(CHUNK, 1), strict=True)
+    return torch.cat([_of_chunk(bank, *part) for part in parts], 1)
+
+
+def _of_chunk(bank: Bank, images: Tensor, texts: Tensor, folds: Tensor) -> Tensor:
+    images, texts = (side.to(torch.promote_types(side.dtype, torch.float32)) for side in (images, texts))
     sharp_x, sharp_t = bank.sharpness.tolist()
     near_image, near_text = sharp_x * bank.image_cosine(images), sharp_t * bank.text_cosine(texts)
     found = []

@@ -82,7 +82,7 @@ class Misalignment(NamedTuple):
 
     def standardise(self, evidence: Tensor) -> Tensor:
         """Evidence [N, E], centred and scaled to about -1 to 1, float64. Outliers beyond that grow by their logarithm only."""
-        return _Scale(self.centre, self.spread).standardise(evidence)
+        return _standardise(evidence, self.centre, self.spread)
 
 
 def learn_misalignment(
@@ -99,7 +99,7 @@ def learn_misalignment(
     Raises:
         ValueError: the evidence is not finite.
     """
-    scale, z, bad = _standardised(real, planted)
+    centre, spread, z, bad = _standardised(real, planted)
     found = maximise(z, bad, start(z))
     fold, planted_fold = (torch.arange(len(of)) % 5 if f is None else f for f, of in ((fold, z), (planted_fold, bad)))
     others = [(fold != f, planted_fold != f) for f in fold.unique()]
@@ -109,29 +109,26 @@ def learn_misalignment(
     alone = max([fit.share for of, fit in singles if separation(*of, fit) >= TELLING], default=torch.zeros(()).double())
     told = torch.tensor(separation(z, bad, found)).double()
     bound, mild = _bounds(log_odds(z, found.weights), log_odds(bad, found.weights))
-    return Misalignment(*scale, found.weights, found.share, error, told, bound, mild, alone)
+    return Misalignment(centre, spread, found.weights, found.share, error, told, bound, mild, alone)
 
 
 def misaligned_probability(real: Tensor, planted: Tensor) -> Tensor:
     """[N] the probability of the real pairs alone, as `learn_misalignment` finds it; arguments and errors are the same."""
-    _, z, bad = _standardised(real, planted)
+    _, _, z, bad = _standardised(real, planted)
     return log_odds(z, maximise(z, bad, start(z)).weights).sigmoid()
 
 
-class _Scale(NamedTuple):
-    centre: Tensor
-    spread: Tensor
-
-    def standardise(self, evidence: Tensor) -> Tensor:
-        return ((evidence.double() - self.centre) / self.spread).asinh()
+def _standardise(evidence: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
+    return ((evidence.double() - centre) / spread).asinh()
 
 
-def _standardised(real: Tensor, planted: Tensor) -> tuple[_Scale, Tensor, Tensor]:
+def _standardised(real: Tensor, planted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Centre and spread of the real pairs' evidence, and the evidence of both in these units."""
     if not (real.isfinite().all() and planted.isfinite().all()):
         raise ValueError("evidence is not finite")
     low, centre, high = real.double().quantile(torch.tensor([0.01, 0.5, 0.99], dtype=torch.float64), dim=0)
-    scale = _Scale(centre, ((high - low) / 2).where(high > low, 1.0))
-    return scale, scale.standardise(real), scale.standardise(planted)
+    spread = ((high - low) / 2).where(high > low, 1.0)
+    return centre, spread, _standardise(real, centre, spread), _standardise(planted, centre, spread)
 
 
 def _jackknife(shares: list[Tensor]) -> Tensor:
