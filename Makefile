@@ -28,14 +28,14 @@ drawings: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[corpus]"
 	$(BIN)/python -m tests.benchmarks.support.drawings
 
-results: drawings  ## the tables of docs/results.md; two hours on two cores
+results: drawings  ## the tables of docs/results.md
 	rm -rf runs/benchmarks/results
 	failed=0; \
 	$(BIN)/pytest $(FILTERS) -m benchmark -n 2 || failed=1; \
 	$(BIN)/pytest tests/benchmarks/test_whole_models.py -m benchmark -s || failed=1; \
 	$(TABLES) && exit $$failed
 
-results-quick: drawings  ## some lines of them, printed; ten minutes once the drawings are there
+results-quick: drawings  ## some lines of them, printed
 	$(BIN)/pytest $(FILTERS) -m benchmark -s -k "emoji-20-0 or icons-20-0 or mixture-0"
 
 lint: $(READY)
