@@ -59,7 +59,8 @@ class Config(Section):
         except yaml.YAMLError as error:
             raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         except ValidationError as error:
-            first = error.errors()[0]
+            # A misspelled key is unknown, and may leave a required one missing: the unknown one says what to mend.
+            first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
             where = ".".join(str(part) for part in first["loc"]) or "configuration"
             plain = {"extra_forbidden": "no such key", "missing": "this key is required"}
             what = plain.get(first["type"], first["msg"].removeprefix("Value error, "))

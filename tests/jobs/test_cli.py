@@ -80,6 +80,13 @@ def test_a_wrong_configuration(ecif, changes, line):
     assert not Path("run").exists()
 
 
+def test_a_misspelled_key_is_named_before_the_one_that_is_missing_for_it(ecif):
+    Path("config.yaml").write_text(yaml.safe_dump({name.replace("corpus", "corpsu"): of for name, of in GOOD.items()}))
+    assert ecif("run", "config.yaml")[1] == [
+        "ecif: config.yaml: corpsu: no such key (and 1 more); `ecif config` explains every key"
+    ]
+
+
 @pytest.mark.parametrize(
     ("model", "line"),
     [
