@@ -8,37 +8,19 @@ Heads are fitted on what each rule keeps. The test is by another artist (`tests.
 
 import pytest
 
-from ecif.evaluation import auroc
-from ecif.filter_choice import said
-from tests.benchmarks.support.corpora import CASES, rules, solved
+from tests.benchmarks.support.comparison import assert_it_never_loses, compare, expected
+from tests.benchmarks.support.corpora import CASES, solved
 from tests.benchmarks.support.results import record
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.network]
-WORSE = 0.01  # nats of test loss
 
 
 @pytest.mark.parametrize(("name", "seed"), CASES, ids=lambda one: str(one))
 def test_the_chosen_filter_never_loses(one_thread, name, seed):
     corpus = solved(name, seed)
-    found, wrong = corpus.found, corpus.wrong
-    told = found.chosen.misalignment
-    truth, (low, high) = wrong.double().mean().item(), told.interval
-    natural = name.startswith("clip-art")  # bad titles of its own, which nobody counted
-    area = auroc(found.probability, wrong) if 0 < truth < 1 else None
-    known = "unknown" if told.known_share is None else f"{told.known_share:.1%}"
-    print(
-        f"\n{name}, seed {seed}: {len(wrong)} pairs, {truth:.1%} wrong; expected {known}, {low:.1%} to {high:.1%}; AUROC {area}"
-    )
-    print(f"  {said(found.chosen.facts)}")
-    losses = {}
-    kept = rules(corpus)
-    for rule, mask in kept.items():
-        losses[rule] = corpus.test_loss(mask)
-        shown = ", of names that the target lacks ".join(f"{loss:.3f}" for loss in losses[rule])
-        print(f"  {rule:26s} keeps {mask.double().mean():6.1%}  test loss {shown}", flush=True)
-    keeps = kept["chosen filter"].double().mean().item()
-    facts = {"truth": None if natural else truth, "share": told.known_share, "interval": [low, high], "auroc": area}
-    record("filters", f"{name} {seed}", corpus=name, losses=losses, keeps=keeps, **facts)
-    others = [loss[0] for rule, loss in losses.items() if rule.startswith(("no filter", "cosine", "misalignment"))]
-    assert losses["chosen filter"][0] <= min(others) + WORSE
-    assert losses["chosen filter"][-1] <= losses["no filter"][-1] + WORSE
+    share = expected(name, seed, corpus.found, corpus.wrong)
+    if name.startswith("clip-art"):
+        share["truth"] = None  # it has bad titles of its own, which nobody counted
+    compared = compare(corpus.found, corpus.wrong, corpus.tests)
+    record("filters", f"{name} {seed}", corpus=name, **share, **compared)
+    assert_it_never_loses(compared["losses"])

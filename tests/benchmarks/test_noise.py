@@ -20,6 +20,7 @@ from ecif.heads.cross_fit import Refit
 from ecif.losses import CLIP
 from ecif.targets import Contrastive
 from ecif.towers import load
+from tests.benchmarks.support.comparison import assert_it_never_loses, compare, expected
 from tests.benchmarks.support.corpora import EMOJI, TARGET, TEST, all_drawings, setting
 from tests.benchmarks.support.drawings import CACHE, Drawings
 from tests.benchmarks.support.in_memory import Solved, solve
@@ -63,32 +64,29 @@ def scores(found: Solved) -> dict[str, Tensor]:
     return {"held_out_cosine": -cosine, "agreement": -agreement, "lemon": lemon, "misalignment": found.probability}
 
 
-def show(world: World, noisy: Noisy, title: str, seed: int, visible: tuple[str, ...]) -> dict[str, float]:
-    """Print and record how well each kind is found among pairs without noise; returns the AUROC of `misalignment` by kind."""
+def solve_noisy(world: World, noisy: Noisy) -> tuple[Solved, dict[str, Tensor]]:
+    """What a run finds out, and which of its pairs [N] have each kind of noise; the kind of those without is empty."""
     found = solve(noisy.images, noisy.texts, noisy.uids, world.drawings.heads, Contrastive(*world.features(TARGET)))
-    kind = [noisy.kind[row] for row in found.rows.tolist()]
-    of_kind = {one: torch.tensor([other == one for other in kind]) for one in sorted(set(kind))}
-    told, seen = found.chosen.misalignment, torch.stack([of_kind[one] for one in visible if one in of_kind]).any(0)
-    truth, (low, high) = seen.double().mean().item(), told.interval
-    known = "unknown" if told.known_share is None else f"{told.known_share:.1%}"
-    print(f"\n{title}, seed {seed}: {truth:.1%} visibly wrong; expected {known}, {low:.1%} to {high:.1%}")
-    facts = {"truth": truth, "share": told.known_share, "interval": [low, high], "auroc": auroc(found.probability, seen)}
-    record("mixtures", f"{title} {seed}", corpus=title, **facts)
-    everything = found.test_loss(torch.ones(len(kind), dtype=torch.bool), *world.features(TEST), seeds=2)
+    return found, {kind: noisy.of(kind)[found.rows] for kind in sorted(set(noisy.kind))}
+
+
+def show(found: Solved, of_kind: dict[str, Tensor], test: tuple[Tensor, Tensor], title: str, seed: int) -> dict[str, float]:
+    """Print and record how well each kind is found among pairs without noise; returns the AUROC of `misalignment` by kind."""
+    everything = found.test_loss(torch.ones_like(of_kind[""]), *test, seeds=2)
     areas, ranks = {}, scores(found)
-    for one, bad in of_kind.items():
-        if not one:
+    for kind, bad in of_kind.items():
+        if not kind:
             continue
         among = of_kind[""] | bad
         ranked = {name: auroc(values[among], bad[among]) for name, values in ranks.items()}
         precision = average_precision_score(bad[among].numpy(), found.probability[among].numpy())
-        gain = everything - found.test_loss(~bad, *world.features(TEST), seeds=2)
+        gain = everything - found.test_loss(~bad, *test, seeds=2)
         share = bad.double().mean().item()
         shown = ", ".join(f"{name} {area:.3f}" for name, area in ranked.items())
-        print(f"  {one:28s} {share:5.1%}  AUROC {shown}; AP {precision:.2f}; dropping it gains {gain:+.3f}", flush=True)
+        print(f"  {kind:28s} {share:5.1%}  AUROC {shown}; AP {precision:.2f}; dropping it gains {gain:+.3f}", flush=True)
         measured = {"auroc": ranked, "precision": precision, "gain": gain, "share": share}
-        record("kinds", f"{title} {one} {seed}", name=f"{title} {one}", kind=one, corpus=title.partition(",")[0], **measured)
-        areas[one] = ranked["misalignment"]
+        record("kinds", f"{title} {kind} {seed}", name=f"{title} {kind}", kind=kind, corpus=title.partition(",")[0], **measured)
+        areas[kind] = ranked["misalignment"]
     return areas
 
 
@@ -98,15 +96,23 @@ def test_a_mixture_of_every_kind(world, seed):
     for kind, share in MIXTURE.items():
         noisy = add(noisy, world.captions, kind, share, seed, world.embed)
     noisy = add_copies(add_copies(noisy, world.captions, True, 8, seed), world.captions, False, 8, seed)
-    found = show(world, noisy, "mixture", seed, VISIBLE)
-    assert found["near-copies of wrong pairs"] > 0.8
-    assert found["swap"] > 0.9
+    found, of_kind = solve_noisy(world, noisy)
+    visible = torch.stack([of_kind[kind] for kind in VISIBLE]).any(0)
+    record("mixtures", f"mixture {seed}", corpus="mixture", **expected("mixture", seed, found, visible))
+    compared = compare(found, ~of_kind[""], [world.features(TEST)])
+    record("filters", f"seven kinds of noise {seed}", corpus="seven kinds of noise", **compared)
+    areas = show(found, of_kind, world.features(TEST), "mixture", seed)
+    assert areas["near-copies of wrong pairs"] > 0.8
+    assert areas["swap"] > 0.9
+    assert_it_never_loses(compared["losses"])
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("share", [0.1, 0.3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_by_itself(world, kind, share, seed):
-    noisy = add(world.corpus, world.captions, kind, share, seed, world.embed)
-    found = show(world, noisy, f"{kind}, {share:.0%}", seed, (kind,))
-    assert kind != "swap" or found[kind] > 0.9
+    title = f"{kind}, {share:.0%}"
+    found, of_kind = solve_noisy(world, add(world.corpus, world.captions, kind, share, seed, world.embed))
+    record("mixtures", f"{title} {seed}", corpus=title, **expected(title, seed, found, of_kind[kind]))
+    areas = show(found, of_kind, world.features(TEST), title, seed)
+    assert kind != "swap" or areas[kind] > 0.9

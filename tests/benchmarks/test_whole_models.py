@@ -15,7 +15,8 @@ from ecif.training import SMALL
 from pipeline.results.small_images import tokens_of
 from pipeline.results.soft_cap import SoftCap, sample
 from pipeline.results.whole_models import Pairs, Rule, Trainings, judge_whole
-from tests.benchmarks.support.corpora import Corpus, rules, solved
+from tests.benchmarks.support.comparison import rules
+from tests.benchmarks.support.corpora import Corpus, solved
 from tests.benchmarks.support.drawings import CACHE, pixels
 from tests.benchmarks.support.results import record
 
@@ -42,7 +43,7 @@ def soft_cap(corpus: Corpus) -> np.ndarray:
 def test_whole_models_on_what_each_rule_keeps(one_thread, name):
     corpus = solved(name, 0)
     s, order = corpus.setting, corpus.found.rows.tolist()
-    counts = {rule: kept.numpy().astype(np.int32) for rule, kept in rules(corpus).items()}
+    counts = {rule: kept.numpy().astype(np.int32) for rule, kept in rules(corpus.found, corpus.wrong).items()}
     counts[f"soft cap, {DRAWS:g} draws a pair"] = soft_cap(corpus)
     given = [Rule(rule, of, is_oracle=rule == "oracle") for rule, of in counts.items()]
     of_corpus = pairs(corpus, [s.corpus[row] for row in order], [s.captions[row] for row in order])

@@ -1,4 +1,4 @@
-"""Corpora of drawings with swapped captions, solved in memory, and the rules that filters are compared by.
+"""Corpora of drawings with swapped captions, solved in memory.
 
 Every corpus has a target by an artist who drew nothing of it, and a test set by another one.
 """
@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ecif.columns.filter import best
 from ecif.permutation import permutation
 from ecif.targets import Contrastive
 from tests.benchmarks.support.drawings import CLIP_ART, Drawings, drawings
@@ -18,7 +17,6 @@ from tests.benchmarks.support.in_memory import Solved, solve
 EMOJI, TARGET, TEST = ("noto", "noto-v1", "twemoji"), "fluent-emoji-flat", "emojione"
 MIXTURE = ("noto", "twemoji", "openmoji")
 ICONS = ("icon-park", "streamline-ultimate-color", "streamline-kameleon-color", "flat-color-icons", "streamline-emojis")
-ENOUGH = 512  # right pairs that an oracle can be fitted on: two batches
 CORPORA = {  # family, and the share of the captions that are swapped
     "emoji-0": ("emoji", 0.0),
     "emoji-10": ("emoji", 0.1),
@@ -31,10 +29,8 @@ CORPORA = {  # family, and the share of the captions that are swapped
     "icons-0": ("icons", 0.0),
     "clip-art-0": ("clip art", 0.0),  # whose titles are bad by themselves
     "clip-art-20": ("clip art", 0.2),
-    "random": ("emoji", 1.0),  # captions at random, as a random model sees all of them
+    "random": ("emoji", 1.0),  # what any corpus is to a random model
 }
-
-
 # Where nothing is swapped, or everything, seeds are alike.
 CASES = [(name, seed) for name, (_, noise) in CORPORA.items() for seed in range(3 if 0 < noise < 1 else 1)]
 
@@ -58,16 +54,11 @@ class Corpus(NamedTuple):
     wrong: Tensor  # [N] bool
 
     @property
-    def tests(self) -> list[list[int]]:
-        """Rows of the test set, and of those with names that the target lacks, if there are enough of both kinds."""
-        every, uncovered = self.setting.test, self.setting.uncovered.tolist()
-        lacking = [row for row, lacks in zip(every, uncovered, strict=True) if lacks]
-        return [every, lacking] if 1 < len(lacking) < len(every) else [every]
-
-    def test_loss(self, kept: Tensor) -> list[float]:
-        """Loss of heads that are fitted on some pairs, on each of `tests`."""
-        of = self.drawings
-        return [self.found.test_loss(kept, of.images[rows].float(), of.texts[rows].float()) for rows in self.tests]
+    def tests(self) -> list[tuple[Tensor, Tensor]]:
+        """Features of the test set, and of its pairs with names that the target lacks, if there are enough of both kinds."""
+        every, uncovered = torch.tensor(self.setting.test), self.setting.uncovered
+        parts = [every, every[uncovered]] if 1 < uncovered.sum() < len(every) else [every]
+        return [(self.drawings.images[rows].float(), self.drawings.texts[rows].float()) for rows in parts]
 
 
 def solved(name: str, seed: int) -> Corpus:
@@ -108,20 +99,6 @@ def setting(of: Drawings, family: str, noise: float, seed: int) -> Setting:
     tested = [by[TEST][n] for n in sorted(test & set(by[TEST]))]
     asked = [by[TARGET][n] for n in sorted(target & set(by[TARGET]))]
     return Setting(order, captions, asked, tested, torch.tensor([of.names[row] not in target for row in tested]))
-
-
-def rules(corpus: Corpus) -> dict[str, Tensor]:
-    """The pairs [N] that each rule keeps."""
-    found, wrong = corpus.found, corpus.wrong
-    share = found.chosen.misalignment.known_share or 0.0
-    cosine = found.evidence.real[1]  # cross-fitted: these heads start at random, so the checkpoint's own says nothing
-    kept = {
-        "no filter": torch.ones(len(wrong), dtype=torch.bool),
-        **{f"cosine, keep {1 - drop:.0%}": best(cosine, 1 - drop) for drop in (0.05, 0.1, 0.2)},
-        "misalignment, own share": best(-found.probability, 1 - share),
-        "chosen filter": best(-found.probability, found.chosen.facts["keep"]),
-    }
-    return kept | ({"oracle": ~wrong} if wrong.any() and (~wrong).sum() >= ENOUGH else {})
 
 
 def _some(names: set[str], count: int, purpose: str) -> set[str]:

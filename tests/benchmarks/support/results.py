@@ -62,7 +62,7 @@ def filters(records: list[Record]) -> Iterable[list[str]]:
 def shares(records: list[Record]) -> Iterable[list[str]]:
     """The share that a run expects, beside the truth: a line for each corpus."""
     yield ["corpus", "truly misaligned", "expected", "interval", "truth is inside", "AUROC of `misalignment`"]
-    for name, seeds in _grouped(records, "corpus"):
+    for name, seeds in _grouped([found for found in records if "interval" in found], "corpus"):
         known = [found for found in seeds if found["truth"] is not None]
         inside = sum(found["interval"][0] - 5e-4 <= found["truth"] <= found["interval"][1] + 5e-4 for found in known)
         expected = ", ".join("unknown" if found["share"] is None else f"{found['share']:.1%}" for found in seeds)
