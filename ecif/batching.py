@@ -2,9 +2,11 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ecif.permutation import permutation
 from ecif.registry import Kind
@@ -42,6 +44,60 @@ def cut(rows: Tensor, size: int) -> list[Tensor]:
     if len(batches) > 1 and (2 * len(batches[-1]) < size or len(batches[-1]) < 2):
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
+
+
+class Stack(NamedTuple):
+    """Some batches that are computed as one tensor."""
+
+    rows: Tensor  # [n, B] of the pairs of each batch
+    there: Tensor | None  # [n, B] bool: which places have a pair; None if all have
+
+    def to(self, device: torch.device) -> "Stack":
+        """The same on another device."""
+        return Stack(self.rows.to(device), None if self.there is None else self.there.to(device))
+
+
+def stacks(batches: list[Tensor], entries: int, filler: int | None = None) -> list[Stack]:
+    """Consecutive batches, put together. Empty ones are left out.
+
+    Args:
+        batches: rows of each batch.
+        entries: the most numbers n B^2 of a stack. A larger batch has one of its own.
+        filler: the row of the places that smaller batches leave. Without it only batches of one size share a stack.
+    """
+    groups, largest = list[list[Tensor]](), 0
+    for rows in (rows for rows in batches if len(rows)):
+        fits = groups and (len(groups[-1]) + 1) * max(largest, len(rows)) ** 2 <= entries
+        if fits and (filler is not None or len(rows) == largest):
+            groups[-1].append(rows)
+            largest = max(largest, len(rows))
+        else:
+            groups.append([rows])
+            largest = len(rows)
+    return [_stack(group, -1 if filler is None else filler) for group in groups]
+
+
+def _stack(batches: list[Tensor], filler: int) -> Stack:
+    if len({len(batch) for batch in batches}) == 1:
+        return Stack(torch.stack(batches), None)
+    rows = pad_sequence(batches, batch_first=True, padding_value=filler)
+    return Stack(rows, rows != filler)
+
+
+def mean_by_pair(rows: Tensor, values: Tensor, pairs: int) -> Tensor:
+    """[..., N] mean of each pair's values, NaN for a pair without any. The order of summation is fixed on every device.
+
+    Args:
+        rows: [M] the pair of each value.
+        values: [..., M].
+        pairs: N.
+    """
+    rows, order = rows.sort(stable=True)
+    count = rows.bincount(minlength=pairs)
+    occurrence = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
+    table = values.new_zeros(*values.shape[:-1], pairs, int(count.max()) if pairs else 0)
+    table[..., rows, occurrence] = values[..., order]
+    return table.sum(-1) / count
 
 
 def choose_batches(pairs: dict[str, int], batches: Batching, limit: int) -> dict[str, list[int]]:

@@ -33,7 +33,7 @@ from ecif.heads.curvature import gauss_newton_product
 from ecif.heads.fit import with_best_bias
 from ecif.matching import matching
 from ecif.permutation import permutation
-from ecif.sample import Sample
+from ecif.sample import Sample, consecutive
 from ecif.solve import largest_eigenvalue
 
 LEARNING_RATES = (3e-4, 1e-3)
@@ -201,11 +201,13 @@ def judge(how: HowToFit, sample: Sample, heads: dict[int, Heads], seed: int) -> 
 def largest_curvature(how: HowToFit, sample: Sample) -> float:
     """Largest eigenvalue of the curvature of a step's mean loss, at the start, over the first batches of the sample."""
     to, batches = how.start.image.device, sample.batches()
-    pairs = [embed(how.start, *sample.features(rows, rows, to)) for rows in batches[: _enough(batches)]]
+    batches = batches[: _enough(batches)]
+    rows = torch.cat(batches)
+    pairs, places = embed(how.start, *sample.features(rows, rows, to)), [at.to(to) for at in consecutive(batches)]
     random = torch.randn(1, how.start.size, generator=torch.Generator().manual_seed(0)).to(to)
-    heads = with_best_bias(how.start, pairs, how.loss)
-    top = largest_eigenvalue(lambda v: gauss_newton_product(heads, pairs, v, how.loss), random).item()
-    return top / (2 * how.batch_size * len(pairs))
+    heads = with_best_bias(how.start, [pairs.take(at) for at in places], how.loss)
+    top = largest_eigenvalue(lambda v: gauss_newton_product(heads, pairs, places, v, how.loss), random).item()
+    return top / (2 * how.batch_size * len(batches))
 
 
 def _best(start: HeldOut, held: list[HeldOut]) -> int | None:

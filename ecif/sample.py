@@ -6,7 +6,7 @@ depends on how many processes hold the slices. `Slices` computes. `SampleSystem`
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -110,17 +110,26 @@ class Slices:
         self.partners = self.sample.partners()
         self.slices = [self._slice(places) for places in slices]
 
-    def products(self, at: int, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
-        """Gauss-Newton products [n, P] of one slice: vector i is multiplied by the curvature of system i."""
+    def products(self, first: int, count: int, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
+        """Gauss-Newton products [n, P], summed over some slices: vector i is multiplied by the curvature of system i.
+
+        Args:
+            first: position of the first slice.
+            count: number of slices, summed in the order of `halves`.
+            systems: n systems.
+            vectors: [n, P].
+        """
+        vectors = vectors.to(self.device)
+        return halves(count, lambda at: self._products(first + at, systems, vectors)).cpu()
+
+    def _products(self, at: int, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
         out = torch.empty_like(vectors)
         fold = self.sample.fold[self.slices[at].rows]
         for system in dict.fromkeys(systems):
             mine = [i for i, s in enumerate(systems) if s == system]
+            batches = [rows[fold[rows] != system.without_fold] for rows in consecutive(self.slices[at].first)]
             pairs = self.slices[at].embedded[system.heads]
-            kept = [rows[fold[rows] != system.without_fold] for rows in consecutive(self.slices[at].first)]
-            batches = (pairs.take(rows.to(self.device)) for rows in kept)
-            moved = vectors[mine].to(self.device)
-            out[mine] = gauss_newton_product(self.heads[system.heads], batches, moved, self.loss).cpu()
+            out[mine] = gauss_newton_product(self.heads[system.heads], pairs, batches, vectors[mine], self.loss)
         return out
 
     def influence(self, at: int, heads: int, directions: Tensor) -> Tensor:
@@ -193,8 +202,7 @@ class Slices:
         return HeldOutPairs(images, texts, fold, together, self.checkpoint, fitted, self.loss, self.bank)
 
     def _score(self, pairs: Embedded, heads: int, batches: list[Tensor], directions: Tensor) -> PairScores:
-        rows = [r.to(self.device) for r in consecutive(batches)]
-        return score(self.heads[heads], pairs, rows, directions.to(self.device), self.loss)
+        return score(self.heads[heads], pairs, consecutive(batches), directions.to(self.device), self.loss)
 
 
 class SampleSystem(ABC):
@@ -215,12 +223,9 @@ class SampleSystem(ABC):
     def each(self, method: str, *arguments: Any) -> Iterator[Any]:
         """What a method of `Slices` returns for each slice, in their order."""
 
+    @abstractmethod
     def product(self, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
-        """H vectors [n, P] of every system, summed over the slices in their order."""
-        total = torch.zeros_like(vectors)
-        for part in self.each("products", systems, vectors):
-            total += part
-        return total
+        """H vectors [n, P] of every system: `Slices.products` summed over all slices in the order of `halves`."""
 
     def krylov(self, systems: list[LinearSystem], gradients: Tensor, steps: int) -> KrylovSpaces:
         """Krylov spaces of all systems together; gradients [n, P]."""
@@ -281,6 +286,10 @@ class LocalSystem(SampleSystem):
         """What a method of `Slices` returns for each slice, in their order."""
         return (getattr(self.slices, method)(at, *arguments) for at in range(len(self.slices.slices)))
 
+    def product(self, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
+        """H vectors [n, P] of every system."""
+        return self.slices.products(0, len(self.slices.slices), systems, vectors)
+
 
 def sample_bank(sample: Sample, checkpoint: Heads, seed: int) -> Bank:
     """A bank of all sampled pairs, or of BANK random ones if there are more; `checkpoint` are the model's own heads."""
@@ -312,6 +321,11 @@ def sliced(items: list[Any]) -> list[list[Any]]:
     """Cut a list, in order, into at most MAX_SLICES parts of about the same size."""
     count = min(MAX_SLICES, len(items))
     return [items[i * len(items) // count : (i + 1) * len(items) // count] for i in range(count)]
+
+
+def halves(count: int, term: Callable[[int], Tensor]) -> Tensor:
+    """The sum of `count` terms, that of the first half plus that of the second: so any half can be summed somewhere else."""
+    return term(0) if count == 1 else halves(half := count // 2, term) + halves(count - half, lambda at: term(half + at))
 
 
 def consecutive(batches: list[Tensor]) -> list[Tensor]:

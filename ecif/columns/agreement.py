@@ -46,7 +46,12 @@ def agreement_with(bank: Bank, images: Tensor, texts: Tensor, fold: Tensor) -> T
         texts: [N, d_t] features.
         fold: [N] fold of each pair. A pair whose fold holds the whole bank gets 0.
     """
-    return _agreements(bank, images, texts, fold[None])[0]
+    found = images.new_zeros(len(images), dtype=_at_least_single(images))
+    for f in fold.unique().tolist():
+        mine, others = fold == f, bank.fold != f
+        if others.any():
+            found[mine] = _agreement(_log_sums(bank.among(others), images[mine], texts[mine]), others.sum())
+    return found
 
 
 def agreement_with_target(bank: Bank, images: Tensor, texts: Tensor, without: Sequence[int] = (-1,)) -> Tensor:
@@ -58,7 +63,14 @@ def agreement_with_target(bank: Bank, images: Tensor, texts: Tensor, without: Se
         texts: [N, d_t] features.
         without: the parts that have no say, one at a time; -1 asks all. Centre and sharpness stay those of the whole target.
     """
-    return _agreements(bank, images, texts, torch.tensor(without, device=images.device)[:, None].expand(-1, len(images)))
+    parts = bank.fold.unique()
+    sums = torch.stack([_log_sums(bank.among(bank.fold == part), images, texts) for part in parts], 1)
+    found = []
+    for left_out in without:
+        others = parts != left_out
+        count = (bank.fold != left_out).sum()
+        found.append(_agreement(sums[:, others].logsumexp(1), count) if others.any() else torch.zeros_like(sums[0, 0]))
+    return torch.stack(found)
 
 
 def agreement_column(target: str) -> Column:
@@ -71,19 +83,23 @@ def agreement_column(target: str) -> Column:
     )
 
 
-def _agreements(bank: Bank, images: Tensor, texts: Tensor, folds: Tensor) -> Tensor:
-    """[F, N] agreement of every pair, once with each of its folds [F, N]."""
-    parts = zip(images.split(CHUNK), texts.split(CHUNK), folds.split(CHUNK, 1), strict=True)
-    return torch.cat([_of_chunk(bank, *part) for part in parts], 1)
+def _agreement(log_sums: Tensor, others: Tensor) -> Tensor:
+    """[N] from `_log_sums` over a number of pairs."""
+    image, text, both = log_sums
+    return both - image - text + others.log()
 
 
-def _of_chunk(bank: Bank, images: Tensor, texts: Tensor, folds: Tensor) -> Tensor:
-    images, texts = (side.to(torch.promote_types(side.dtype, torch.float32)) for side in (images, texts))
+def _log_sums(bank: Bank, images: Tensor, texts: Tensor) -> Tensor:
+    """[3, N] float32: log of the sums over the bank of e^(s_x <x_n, x_m>), of e^(s_t <t_n, t_m>), and of their products."""
     sharp_x, sharp_t = bank.sharpness.tolist()
-    near_image, near_text = sharp_x * bank.image_cosine(images), sharp_t * bank.text_cosine(texts)
+    images, texts = (side.to(_at_least_single(side)) for side in (images, texts))
     found = []
-    for own in map(bank.same_fold, folds):
-        by_image, by_text = (near.masked_fill(own, -torch.inf).log_softmax(1) for near in (near_image, near_text))
-        others = (~own).sum(1)
-        found.append(((by_image + by_text).logsumexp(1) + others.log()).where(others > 0, 0.0))
-    return torch.stack(found)
+    for x, t in zip(images.split(CHUNK), texts.split(CHUNK), strict=True):
+        by_image, by_text = sharp_x * bank.image_cosine(x), sharp_t * bank.text_cosine(t)
+        image, text = by_image.logsumexp(1), by_text.logsumexp(1)
+        found.append(torch.stack([image, text, by_image.add_(by_text).logsumexp(1)]))
+    return torch.cat(found, 1)
+
+
+def _at_least_single(features: Tensor) -> torch.dtype:
+    return torch.promote_types(features.dtype, torch.float32)

@@ -33,6 +33,11 @@ class Bank(NamedTuple):
         """The same bank on another device."""
         return Bank(*(part.to(device) for part in self))
 
+    def among(self, chosen: Tensor) -> "Bank":
+        """Some pairs of the bank [M] bool, their features in float32: for many comparisons. Centre and sharpness stay."""
+        images, texts = (side[chosen].float() for side in (self.images, self.texts))
+        return self._replace(images=images, texts=texts, fold=self.fold[chosen], cosine=self.cosine[chosen])
+
     def image_cosine(self, images: Tensor) -> Tensor:
         """[N, M] cosine of image features [N, d_x] with every image of the bank, after centring them as the bank is."""
         return normalize(images - self.image_centre, dim=1) @ self.images.to(images.dtype).T

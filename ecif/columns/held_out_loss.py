@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from ecif.columns.contract import HeldOutPairs, PairScore
-from ecif.heads import Heads, embed, logits
+from ecif.heads import Heads, embed
+from ecif.heads.influence import pair_losses
 
 
 class HeldOutLoss(PairScore, name="held_out_loss"):
@@ -19,7 +20,6 @@ class HeldOutLoss(PairScore, name="held_out_loss"):
         """[N] loss of every pair."""
 
         def pair_loss(heads: Heads) -> Tensor:
-            embedded = embed(heads, pairs.images, pairs.texts)
-            return pairs.mean_over_batches(lambda rows: pairs.loss.pair_loss(logits(heads, embedded.take(rows))))
+            return pair_losses(heads, embed(heads, pairs.images, pairs.texts), pairs.batches, pairs.loss)
 
         return pairs.mean_over_seeds(pair_loss)

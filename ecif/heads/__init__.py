@@ -1,5 +1,5 @@
 """The two linear heads: their derivatives, their fit, their curvature, and the influence of pairs on them."""
 
-from ecif.heads.heads import Embedded, Heads, embed, logits, logits_jvp, logits_vjp, standardised, tangents
+from ecif.heads.heads import Embedded, Heads, embed, logits, logits_jvp, logits_vjp, standardised, tangents, tangents_vjp
 
-__all__ = ["Embedded", "Heads", "embed", "logits", "logits_jvp", "logits_vjp", "standardised", "tangents"]
+__all__ = ["Embedded", "Heads", "embed", "logits", "logits_jvp", "logits_vjp", "standardised", "tangents", "tangents_vjp"]

@@ -73,7 +73,7 @@ class Embedded(NamedTuple):
     text_norm: Tensor  # [N, 1] |t W_t|
 
     def take(self, rows: Tensor) -> "Embedded":
-        """The pairs at `rows`, without embedding them again."""
+        """The pairs at `rows`, without embedding them again. With rows [n, B], a stack of batches."""
         return Embedded(*(part[rows] for part in self))
 
 
@@ -135,8 +135,8 @@ def _single(values: Tensor) -> Tensor:
 
 
 def logits(heads: Heads, pairs: Embedded) -> Tensor:
-    """S [N, N]: every text against every image."""
-    return heads.logit_scale * pairs.u @ pairs.v.T + heads.logit_bias
+    """S [N, N]: every text against every image. For a stack of batches, with embeddings [n, B, d], it is [n, B, B]."""
+    return heads.logit_scale * pairs.u @ pairs.v.mT + heads.logit_bias
 
 
 def tangents(heads: Heads, pairs: Embedded, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,15 +153,23 @@ def tangents(heads: Heads, pairs: Embedded, direction: Tensor) -> tuple[Tensor, 
 
 
 def logits_jvp(heads: Heads, pairs: Embedded, du: Tensor, dv: Tensor, shift: Tensor) -> Tensor:
-    """S' [N, N]: the derivative of the logits, from the derivatives that `tangents` gives."""
-    return heads.logit_scale * (du @ pairs.v.T + pairs.u @ dv.T) + shift
+    """S' [N, N]: the derivative of the logits, from the derivatives that `tangents` gives.
+
+    Embeddings and derivatives may have leading dimensions, for stacks of batches and for directions.
+    """
+    return heads.logit_scale * (du @ pairs.v.mT + pairs.u @ dv.mT) + shift
 
 
 def logits_vjp(heads: Heads, pairs: Embedded, cotangent: Tensor) -> Tensor:
     """Gradient [P] with respect to the heads of sum_ij cotangent_ij S_ij."""
     dv, du = heads.logit_scale * cotangent.T @ pairs.u, heads.logit_scale * cotangent @ pairs.v
+    return tangents_vjp(heads, pairs, du, dv, cotangent.sum())
+
+
+def tangents_vjp(heads: Heads, pairs: Embedded, du: Tensor, dv: Tensor, shift: Tensor) -> Tensor:
+    """Gradient [P] with respect to the heads of <du, u> + <dv, v> + shift b: the transpose of `tangents`."""
     dz_image = (dv - pairs.v * (pairs.v * dv).sum(1, keepdim=True)) / pairs.image_norm
     dz_text = (du - pairs.u * (pairs.u * du).sum(1, keepdim=True)) / pairs.text_norm
     parts = [(pairs.images.T @ dz_image).flatten(), (pairs.texts.T @ dz_text).flatten()]
-    parts += [(du * pairs.u).sum()[None]] * heads.train_logit_scale + [cotangent.sum()[None]] * heads.train_logit_bias
+    parts += [(du * pairs.u).sum()[None]] * heads.train_logit_scale + [shift[None]] * heads.train_logit_bias
     return torch.cat(parts)

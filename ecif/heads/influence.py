@@ -5,7 +5,8 @@ loss is
 
     influence_n = <grad Pos_n, q> + <grad Neg_n, q>
 
-Both projections are directional derivatives. One tangent pass gives them for the whole batch, so no pair's gradient is formed.
+Both projections are directional derivatives. One tangent pass gives them for a whole batch, so no pair's gradient is formed.
+Batches of one size are computed together, and all directions share a batch's softmaxes.
 """
 
 from typing import NamedTuple
@@ -13,17 +14,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ecif.batching import mean_by_pair, stacks
 from ecif.heads import Embedded, Heads, logits, logits_jvp, tangents
 from ecif.losses import CLIP, Loss
 
+# The most logits, all directions together, that are computed as one tensor: what a core's cache holds, or what fills a GPU.
+ENTRIES = {"cpu": 2**16, "cuda": 2**25}
+
 
 class PairScores(NamedTuple):
-    """Scores of N pairs under one set of heads."""
+    """The influence of N pairs on T targets under one set of heads."""
 
     positive: Tensor  # [T, N] predicted change of each target's loss if the pair is removed as a positive
     negative: Tensor  # [T, N] the same if it is removed as a negative
-    pair_loss: Tensor  # [N] Pos_n, nats
-    clip_score: Tensor  # [N] cosine of image and caption
 
 
 def score(heads: Heads, pairs: Embedded, batches: list[Tensor], directions: Tensor, loss: Loss = CLIP) -> PairScores:
@@ -39,14 +42,38 @@ def score(heads: Heads, pairs: Embedded, batches: list[Tensor], directions: Tens
     Returns:
         Influence in units of the target's summed loss. Above 0 the pair helps the target, below 0 it harms it.
     """
-    moved = [tangents(heads, pairs, direction) for direction in directions]
-    sums = pairs.u.new_zeros(2 * len(moved) + 2, len(pairs.u))
-    for rows in batches:
-        batch = pairs.take(rows)
-        similarity = logits(heads, batch)
-        parts: list[Tensor] = []
-        for du, dv, shift in moved:
-            parts += loss.pair_derivatives(similarity, logits_jvp(heads, batch, du[rows], dv[rows], shift))
-        sums[:, rows] += torch.stack([*parts, loss.pair_loss(similarity), torch.ones_like(batch.u[:, 0])])
-    mean = sums[:-1] / sums[-1]
-    return PairScores(mean[0:-1:2], mean[1:-1:2], mean[-1], (pairs.u * pairs.v).sum(1))
+    moves = zip(*(tangents(heads, pairs, direction) for direction in directions), strict=True)
+    du, dv, shift = (torch.stack(of_directions) for of_directions in moves)
+    rows = [stack.rows.to(du.device) for stack in stacks(batches, ENTRIES[du.device.type] // len(directions))]
+    values = [_derivatives(heads, pairs.take(r), du[:, r], dv[:, r], shift, loss) for r in rows]
+    everyone = torch.cat([r.flatten() for r in rows])
+    return PairScores(*mean_by_pair(everyone, torch.cat(values, -1), len(pairs.u)))
+
+
+def pair_losses(heads: Heads, pairs: Embedded, batches: list[Tensor], loss: Loss = CLIP) -> Tensor:
+    """Pos_n [N] in nats; batches are those of `score`."""
+    rows = [stack.rows.to(pairs.u.device) for stack in stacks(batches, ENTRIES[pairs.u.device.type])]
+    values = [_pair_losses(logits(heads, pairs.take(r)), loss).flatten() for r in rows]
+    return mean_by_pair(torch.cat([r.flatten() for r in rows]), torch.cat(values), len(pairs.u))
+
+
+def _derivatives(heads: Heads, batches: Embedded, du: Tensor, dv: Tensor, shift: Tensor, loss: Loss) -> Tensor:
+    """[2, T, n B] both parts of the influence of the pairs of a stack of n batches."""
+    tangent = logits_jvp(heads, batches, du, dv, shift[:, None, None, None])
+    similarity = logits(heads, batches)
+    if _one_by_one(similarity, loss):
+        found = [
+            [torch.stack(loss.pair_derivatives(s, t)) for s, t in zip(similarity, along, strict=True)] for along in tangent
+        ]
+        return torch.stack([torch.cat(of_batches, -1) for of_batches in found], 1)
+    return torch.stack(loss.pair_derivatives(similarity, tangent)).flatten(-2)
+
+
+def _pair_losses(similarity: Tensor, loss: Loss) -> Tensor:
+    """[n, B] Pos_n of the pairs of a stack of batches."""
+    return torch.stack([loss.pair_loss(s) for s in similarity]) if _one_by_one(similarity, loss) else loss.pair_loss(similarity)
+
+
+def _one_by_one(similarity: Tensor, loss: Loss) -> bool:
+    """Whether a loss does not take this stack [n, B, B] as a whole, see `Loss`."""
+    return not loss.stacked or similarity.shape[-1] <= 2

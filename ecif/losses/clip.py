@@ -17,6 +17,8 @@ class Clip(Loss, name="clip"):
     It has the closed forms of `ecif.losses.contrastive`. open_clip's ClipLoss is L / 2B.
     """
 
+    stacked: ClassVar[bool] = True
+    padded: ClassVar[bool] = True
     has_taylor: ClassVar[bool] = True
     closed_curvature: ClassVar[bool] = True
     in_forward_mode: ClassVar[bool] = True

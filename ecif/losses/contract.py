@@ -22,6 +22,7 @@ from torch.func import grad, jvp, vjp, vmap
 
 from ecif.registry import Kind
 
+ALONE = 1e4  # similarity of an isolated item to itself: its softmaxes and its sigmoid are 1 there
 ENTRIES = 2**24  # derivatives that the default of `pair_cotangents` holds at once; a pair has B x B
 
 
@@ -32,6 +33,10 @@ class Loss(Kind, ABC):
 
     Attributes:
         two_tower: S is [B, B], texts against images, as in a run. It is False for a loss over several views.
+        stacked: all methods but `pair_cotangents` also take a stack of batches of one size, S [..., B, B], and treat each
+            batch by itself. A batch of one or two items always comes alone.
+        padded: an item that `isolate` has set apart adds nothing to any derivative of the loss, so that batches of different
+            sizes share a stack. Only for a loss that is `stacked`.
         has_bias: a number added to all logits changes the loss, so the fit has to find that bias. A softmax is invariant to it.
         has_taylor: the field `negative` chooses between the exact Neg_n and ECIF's first-order form of it.
         closed_curvature: `ecif.projected` has closed forms of the loss's gradients and curvature. The index and second order
@@ -40,6 +45,8 @@ class Loss(Kind, ABC):
     """
 
     two_tower: ClassVar[bool] = True
+    stacked: ClassVar[bool] = False
+    padded: ClassVar[bool] = False
     has_bias: ClassVar[bool] = False
     has_taylor: ClassVar[bool] = False
     closed_curvature: ClassVar[bool] = False
@@ -64,7 +71,11 @@ class Loss(Kind, ABC):
         return self.batch_loss(similarity) - left - self.pair_loss(similarity)
 
     def pair_derivatives(self, similarity: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivatives (dPos, dNeg), each [B], of every Pos_n and Neg_n along `tangent`, which has the shape of S."""
+        """Derivatives (dPos, dNeg), each [B], of every Pos_n and Neg_n along `tangent`, which has the shape of S.
+
+        If the loss is `stacked`, a tangent may have more leading dimensions than S.
+        """
+        similarity = similarity.expand_as(tangent).contiguous()
         positive = jvp(self.pair_loss, (similarity,), (tangent,))[1]
         return positive, jvp(self.negative_loss, (similarity,), (tangent,))[1]
 
@@ -98,3 +109,9 @@ def without(similarity: Tensor, n: int) -> Tensor:
     size = similarity.shape[-1]
     kept = torch.tensor([i for i in range(size) if i != n], dtype=torch.long, device=similarity.device)
     return similarity.index_select(-2, kept).index_select(-1, kept)
+
+
+def isolate(similarity: Tensor, items: Tensor) -> Tensor:
+    """S [..., B, B] in which some items [..., B] (bool) are minus infinity from all others, and ALONE from themselves."""
+    apart = similarity.masked_fill(items[..., :, None] | items[..., None, :], float("-inf"))
+    return apart.masked_fill(torch.diag_embed(items), ALONE)

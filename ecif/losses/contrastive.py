@@ -1,6 +1,7 @@
 """CLIP's symmetric contrastive loss as a function of the logits, and its change when a pair is removed.
 
-S [B, B] holds the logits, row = text, column = image. P is the softmax of every row, Q that of every column. Sum convention:
+S [B, B] holds the logits, row = text, column = image. P is the softmax of every row, Q that of every column. Every function
+but `pair_cotangents` also takes a stack of batches, S [..., B, B]. Sum convention:
 
     L = sum_i [LSE_j S_ij - S_ii] + sum_j [LSE_i S_ij - S_jj]        (open_clip's ClipLoss is L / 2B)
 
@@ -21,18 +22,18 @@ Negative = Literal["exact", "taylor"]
 
 
 def batch_loss(logits: Tensor) -> Tensor:
-    """L of one batch [B, B], a scalar in loss units (nats), sum convention."""
-    return pair_loss(logits).sum()
+    """L of each batch, [...], in loss units (nats), sum convention."""
+    return pair_loss(logits).sum(-1)
 
 
 def pair_loss(logits: Tensor) -> Tensor:
-    """Pos_n [B]: the loss terms in which pair n is the positive. Their sum is L."""
-    return logits.logsumexp(1) + logits.logsumexp(0) - 2 * logits.diagonal()
+    """Pos_n [..., B]: the loss terms in which pair n is the positive. Their sum is L."""
+    return logits.logsumexp(-1) + logits.logsumexp(-2) - 2 * diagonal(logits)
 
 
 def loss_cotangent(logits: Tensor) -> Tensor:
-    """dL/dS [B, B] = (P - I) + (Q - I)."""
-    return logits.softmax(1) + logits.softmax(0) - 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
+    """dL/dS [..., B, B] = (P - I) + (Q - I)."""
+    return logits.softmax(-1) + logits.softmax(-2) - 2 * torch.eye(logits.shape[-1], dtype=logits.dtype, device=logits.device)
 
 
 def pair_cotangents(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,70 +50,104 @@ def softmax_cotangents(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gauss_newton_cotangent(logits: Tensor, tangent: Tensor) -> Tensor:
-    """(d2L/dS2) S' [B, B] for a change S' of the logits: the sum of (diag(p) - p p^T) S' over rows and over columns."""
-    p, q = logits.softmax(1), logits.softmax(0)
-    return p * (tangent - (p * tangent).sum(1, keepdim=True)) + q * (tangent - (q * tangent).sum(0, keepdim=True))
+    """(d2L/dS2) S' [..., B, B] for a change S' of the logits: the sum of (diag(p) - p p^T) S' over rows and over columns."""
+    p, q = logits.softmax(-1), logits.softmax(-2)
+    return p * (tangent - (p * tangent).sum(-1, keepdim=True)) + q * (tangent - (q * tangent).sum(-2, keepdim=True))
 
 
 def negative_loss(logits: Tensor, kind: Negative = "exact") -> Tensor:
-    """Neg_n [B]: the loss that pair n adds, as a negative, to the other pairs of its batch."""
-    return removed_from_rows(logits, kind).sum(0) + removed_from_rows(logits.T, kind).sum(0)
+    """Neg_n [..., B]: the loss that pair n adds, as a negative, to the other pairs of its batch."""
+    return removed(logits, kind, -1) + removed(logits, kind, -2)
 
 
 def pair_derivatives(logits: Tensor, tangent: Tensor, kind: Negative = "exact") -> tuple[Tensor, Tensor]:
     """Derivatives of every Pos_n and Neg_n when the logits move by S'.
 
     Args:
-        logits: S, [B, B].
-        tangent: S', [B, B].
+        logits: S, [..., B, B].
+        tangent: S', [..., B, B]. It may have more leading dimensions than S: all of these changes share the softmaxes.
         kind: "exact" for -log(1 - P), "taylor" for P.
 
     Returns:
-        (dPos, dNeg), each [B], in the units of the tangent times loss.
+        (dPos, dNeg), each [..., B], in the units of the tangent times loss.
     """
-    row_mean = (logits.softmax(1) * tangent).sum(1)
-    column_mean = (logits.softmax(0) * tangent).sum(0)
-    positive = row_mean + column_mean - 2 * tangent.diagonal()
-    rows = removed_from_rows_derivative(logits, tangent, kind)
-    columns = removed_from_rows_derivative(logits.T, tangent.T, kind)
-    return positive, rows.sum(0) + columns.sum(0)
+    row_mean, from_rows = removed_derivative(logits, tangent, kind, -1)
+    column_mean, from_columns = removed_derivative(logits, tangent, kind, -2)
+    return row_mean + column_mean - 2 * diagonal(tangent), from_rows + from_columns
 
 
-def removed_from_rows(logits: Tensor, kind: Negative) -> Tensor:
-    """[k, n]: by how much the log-sum-exp of row k falls when column n is removed; 0 on the diagonal."""
-    p = logits.softmax(1)
+def removed(logits: Tensor, kind: Negative, dim: int) -> Tensor:
+    """[..., B]: by how much the log-sum-exps of all items k != n fall, together, when item n is removed.
+
+    Args:
+        logits: S, [..., B, B].
+        kind: "exact" for -log(1 - P), "taylor" for P.
+        dim: -1 for the log-sum-exps of rows, -2 for those of columns.
+    """
+    change = logits.softmax(dim)
     if kind == "exact":
-        # 1 - P can underflow only at the largest entry of a row. There, the log-sum-exp of the others is taken directly.
-        top, lse_others, _ = without_largest(logits)
-        change = -torch.log1p(-p.scatter(1, top, 0.0))
-        change = change.scatter(1, top, logits.logsumexp(1, keepdim=True) - lse_others)
-    else:
-        change = p
-    return _off_diagonal(change)
+        # 1 - P can underflow only at the largest entry. There, the log-sum-exp of the others is taken directly.
+        top, lse_others, _ = without_largest(logits, dim)
+        change = -torch.log1p(-change.scatter(dim, top, 0.0))
+        change = change.scatter(dim, top, logits.logsumexp(dim, keepdim=True) - lse_others)
+    return off_diagonal(change).sum(-3 - dim)
 
 
-def removed_from_rows_derivative(logits: Tensor, tangent: Tensor, kind: Negative) -> Tensor:
-    """Derivative [k, n] of `removed_from_rows` along `tangent`."""
-    p = logits.softmax(1)
-    centred = tangent - (p * tangent).sum(1, keepdim=True)
-    if kind == "exact":
-        top, _, others = without_largest(logits)
-        weight = p / (1 - p).scatter(1, top, 1.0)
-        # At the largest entry P/(1-P) (S'_kn - mean) = P (S'_kn - mean of the others), without the cancellation.
-        at_top = tangent.gather(1, top) - (others * tangent).sum(1, keepdim=True)
-        change = (weight * centred).scatter(1, top, p.gather(1, top) * at_top)
-    else:
-        change = p * centred
-    return _off_diagonal(change)
+def removed_derivative(logits: Tensor, tangent: Tensor, kind: Negative, dim: int) -> tuple[Tensor, Tensor]:
+    """Derivatives along S' of the log-sum-exps along `dim`, and of `removed`.
+
+    Let P_k be the softmax of row (or column) k, and mean_k the mean of S' under it: the log-sum-exp of k moves by mean_k. Then
+
+        removed'_n = sum over k != n of w_kn (S'_kn - mean_k),   w = P / (1 - P) (exact) or P (taylor)
+
+    1 - P may underflow at the largest entry of k. There, P / (1 - P) (S'_kn - mean_k) = P (S'_kn - mean of the other entries).
+    One exponential an entry is enough: P of the other entries is measured from the second largest one.
+
+    Args:
+        logits: S, [..., B, B].
+        tangent: S', see `pair_derivatives`.
+        kind: as in `removed`.
+        dim: as in `removed`.
+
+    Returns:
+        (mean, removed'), each [..., B].
+    """
+    if logits.shape[-1] < 2:
+        return diagonal(tangent), torch.zeros_like(diagonal(tangent))  # there are no other entries
+    first, top = logits.max(dim, keepdim=True)
+    rest = logits.scatter(dim, top, float("-inf"))
+    second = rest.amax(dim, keepdim=True)
+    others, gap = rest.sub_(second).exp_(), (second - first).exp()
+    total = others.sum(dim, keepdim=True)
+    p_top = 1 / (1 + total * gap)
+
+    each = (*tangent.shape[:-2], *top.shape[-2:])
+    at_top = tangent.gather(dim, top.expand(each))
+    mean_others = (others * tangent).sum(dim, keepdim=True) / total
+    mean = p_top * at_top + p_top * gap * total * mean_others
+
+    weight = others.mul_(p_top * gap)  # P, but 0 at the largest entries
+    weight = off_diagonal(weight.div_(1 - weight) if kind == "exact" else weight)
+    of_mean = (mean.mT @ weight).squeeze(-2) if dim == -1 else (weight @ mean.mT).squeeze(-1)
+    change = (weight * tangent).sum(-3 - dim) - of_mean
+    top_change = p_top * (at_top - (mean_others if kind == "exact" else mean))
+    top, top_change = top.squeeze(dim), top_change.squeeze(dim)
+    top_change = top_change.where(top != torch.arange(logits.shape[-1], device=top.device), 0.0)
+    return mean.squeeze(dim), change.scatter_add_(-1, top.expand_as(top_change), top_change)
 
 
-def _off_diagonal(matrix: Tensor) -> Tensor:
-    """Set the diagonal to 0, even where it is not finite: a pair is not its own negative."""
-    return matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), 0.0)
+def diagonal(matrix: Tensor) -> Tensor:
+    """The diagonals [..., B]."""
+    return matrix.diagonal(dim1=-2, dim2=-1)
 
 
-def without_largest(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each row, the column of its largest entry [B, 1], and log-sum-exp [B, 1] and softmax [B, B] of all other entries."""
-    top = logits.argmax(1, keepdim=True)
-    rest = logits.scatter(1, top, float("-inf"))
-    return top, rest.logsumexp(1, keepdim=True), rest.softmax(1)
+def off_diagonal(matrix: Tensor) -> Tensor:
+    """Set the diagonals to 0, even where they are not finite: a pair is not its own negative."""
+    return matrix.masked_fill(torch.eye(matrix.shape[-1], dtype=torch.bool, device=matrix.device), 0.0)
+
+
+def without_largest(logits: Tensor, dim: int = -1) -> tuple[Tensor, Tensor, Tensor]:
+    """The position of the largest entry along `dim`, and log-sum-exp and softmax of all other entries; `dim` is kept."""
+    top = logits.argmax(dim, keepdim=True)
+    rest = logits.scatter(dim, top, float("-inf"))
+    return top, rest.logsumexp(dim, keepdim=True), rest.softmax(dim)

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.func import jvp, vjp
 
 from ecif.losses.contract import Loss
-from ecif.losses.contrastive import removed_from_rows, removed_from_rows_derivative
+from ecif.losses.contrastive import removed, removed_derivative
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class MvInfoNCE(Loss, name="mv_infonce"):
 
     def negative_loss(self, similarity: Tensor) -> Tensor:
         """Neg_n [B] = sum_{k != n} -log(1 - P_kn), P the row softmax of M."""
-        return removed_from_rows(_merged(similarity), "exact").sum(0)
+        return removed(_merged(similarity), "exact", -1)
 
     def pair_derivatives(self, similarity: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
         """Derivatives of Pos_n and Neg_n along S'."""
         merged, moved = _merged_jvp(similarity, tangent)
-        positive = (merged.softmax(1) * moved).sum(1) - moved.diagonal()
-        return positive, removed_from_rows_derivative(merged, moved, "exact").sum(0)
+        mean, negative = removed_derivative(merged, moved, "exact", -1)
+        return mean - moved.diagonal(), negative
 
     def gauss_newton_cotangent(self, similarity: Tensor, tangent: Tensor) -> Tensor:
         """J^T (diag(p) - p p^T) J S', J = dM/dS: positive semi-definite; the curvature of M in S is left out."""

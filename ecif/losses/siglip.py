@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from ecif.losses.contract import Loss
+from ecif.losses.contrastive import diagonal, off_diagonal
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,17 @@ class SigLip(Loss, name="siglip"):
     No softmax is shared, so L(B) - L(B without n) is the sum over row n and column n, an exact closed form.
     """
 
+    stacked: ClassVar[bool] = True
+    padded: ClassVar[bool] = True
     has_bias: ClassVar[bool] = True
 
     def batch_loss(self, similarity: Tensor) -> Tensor:
         """L."""
-        return softplus(similarity).sum() - similarity.diagonal().sum()  # softplus(-x) = softplus(x) - x
+        return softplus(similarity).sum((-2, -1)) - diagonal(similarity).sum(-1)  # softplus(-x) = softplus(x) - x
 
     def pair_loss(self, similarity: Tensor) -> Tensor:
         """Pos_n [B] = softplus(-S_nn)."""
-        return softplus(-similarity.diagonal())
+        return softplus(-diagonal(similarity))
 
     def negative_loss(self, similarity: Tensor) -> Tensor:
         """Neg_n [B] = sum_{k != n} [softplus(S_nk) + softplus(S_kn)]."""
@@ -41,12 +44,12 @@ class SigLip(Loss, name="siglip"):
 
     def pair_derivatives(self, similarity: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
         """Derivatives of Pos_n and Neg_n along S'."""
-        positive = -torch.sigmoid(-similarity.diagonal()) * tangent.diagonal()
+        positive = -torch.sigmoid(-diagonal(similarity)) * diagonal(tangent)
         return positive, _off_diagonal_sums(torch.sigmoid(similarity) * tangent)
 
     def cotangent(self, similarity: Tensor) -> Tensor:
         """dL/dS = sigmoid(S) - I."""
-        return torch.sigmoid(similarity) - torch.eye(len(similarity), dtype=similarity.dtype, device=similarity.device)
+        return torch.sigmoid(similarity) - torch.eye(similarity.shape[-1], dtype=similarity.dtype, device=similarity.device)
 
     def pair_cotangents(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
         """dPos_n/dS_nn = -sigmoid(-S_nn), and 0 for the rest."""
@@ -58,6 +61,6 @@ class SigLip(Loss, name="siglip"):
 
 
 def _off_diagonal_sums(matrix: Tensor) -> Tensor:
-    """[n]: the sum of row n and column n without the diagonal."""
-    rest = matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), 0.0)
-    return rest.sum(0) + rest.sum(1)
+    """[..., n]: the sum of row n and column n without the diagonal."""
+    rest = off_diagonal(matrix)
+    return rest.sum(-2) + rest.sum(-1)

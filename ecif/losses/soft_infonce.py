@@ -16,12 +16,14 @@ Derivatives treat the weights as constants, as the authors' do. A batch from whi
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ecif.losses import contrastive
 from ecif.losses.contract import Loss
+from ecif.losses.contrastive import diagonal, off_diagonal
 from ecif.registry import option
 
 
@@ -31,6 +33,8 @@ class SoftInfoNCE(Loss, name="soft_infonce"):
 
     Everything has a closed form, except for the derivative of Neg_n: autograd differentiates the closed form of Neg_n.
     """
+
+    stacked: ClassVar[bool] = True
 
     alpha: float = option(0.9, "how much a negative's relevance takes off its weight; 0 is InfoNCE; it has to be below beta")
     beta: float = option(1.0, "weight of a negative without relevance, before weights are scaled to a mean of 1")
@@ -42,46 +46,47 @@ class SoftInfoNCE(Loss, name="soft_infonce"):
 
     def batch_loss(self, similarity: Tensor) -> Tensor:
         """L."""
-        return self.pair_loss(similarity).sum()
+        return self.pair_loss(similarity).sum(-1)
 
     def pair_loss(self, similarity: Tensor) -> Tensor:
         """Pos_n [B]: row n and column n as anchors. Their sum is L."""
-        rows, columns = self._weighted(similarity), self._weighted(similarity.T)
-        return rows.logsumexp(1) + columns.logsumexp(1) - 2 * similarity.diagonal()
+        rows, columns = self._weighted(similarity), self._weighted(similarity.mT)
+        return rows.logsumexp(-1) + columns.logsumexp(-1) - 2 * diagonal(similarity)
 
     def negative_loss(self, similarity: Tensor) -> Tensor:
         """Neg_n [B]: by how much the log denominators of the other anchors fall, with the weights of the smaller batch."""
-        if len(similarity) < 3:
+        if similarity.shape[-1] < 3:
             return super().negative_loss(similarity)
-        return self._removed_from_rows(similarity).sum(0) + self._removed_from_rows(similarity.T).sum(0)
+        return self._removed_from_rows(similarity).sum(-2) + self._removed_from_rows(similarity.mT).sum(-2)
 
     def cotangent(self, similarity: Tensor) -> Tensor:
         """dL/dS: the softmaxes of the weighted logits, minus I each."""
-        rows, columns = self._weighted(similarity), self._weighted(similarity.T)
-        return rows.softmax(1) + columns.softmax(1).T - 2 * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+        rows, columns = self._weighted(similarity), self._weighted(similarity.mT)
+        identity = torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device)
+        return rows.softmax(-1) + columns.softmax(-1).mT - 2 * identity
 
     def pair_cotangents(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
         """dPos_n/dS: the softmaxes of the weighted logits, over row n and over column n."""
-        return contrastive.softmax_cotangents(self._weighted(similarity).softmax(1), self._weighted(similarity.T).softmax(1))
+        return contrastive.softmax_cotangents(self._weighted(similarity).softmax(1), self._weighted(similarity.mT).softmax(1))
 
     def gauss_newton_cotangent(self, similarity: Tensor, tangent: Tensor) -> Tensor:
         """(d2L/dS2) S' with the weights held: convex, as the log of a sum of exponentials is."""
-        rows, columns = self._weighted(similarity).softmax(1), self._weighted(similarity.T).softmax(1)
-        return _covariance(rows, tangent) + _covariance(columns, tangent.T).T
+        rows, columns = self._weighted(similarity).softmax(-1), self._weighted(similarity.mT).softmax(-1)
+        return _covariance(rows, tangent) + _covariance(columns, tangent.mT).mT
 
     def _weighted(self, similarity: Tensor, negatives: Tensor | None = None) -> Tensor:
         """S + log w [B, B], the arguments of every row's softmax: the diagonal, and the entries in `negatives` [B, B]."""
-        if len(similarity) < 2:
+        if similarity.shape[-1] < 2:
             return similarity
-        diagonal = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
-        negatives = ~diagonal if negatives is None else negatives
+        own = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
+        negatives = ~own if negatives is None else negatives
         relevance = self._relevance(similarity, negatives)
-        weight = (self.beta - self.alpha * relevance) / (self.beta - self.alpha / negatives.sum(1, keepdim=True))
-        return similarity + weight.where(negatives, diagonal.to(weight)).log()
+        weight = (self.beta - self.alpha * relevance) / (self.beta - self.alpha / negatives.sum(-1, keepdim=True))
+        return similarity + weight.where(negatives, own.to(weight)).log()
 
     def _relevance(self, similarity: Tensor, negatives: Tensor) -> Tensor:
         """r [B, B], a constant to every derivative."""
-        return (similarity.detach() / self.temperature).masked_fill(~negatives, float("-inf")).softmax(1)
+        return (similarity.detach() / self.temperature).masked_fill(~negatives, float("-inf")).softmax(-1)
 
     def _removed_from_rows(self, similarity: Tensor) -> Tensor:
         """[k, n]: by how much the log of row k's denominator falls when column n is removed; 0 on the diagonal.
@@ -90,21 +95,21 @@ class SoftInfoNCE(Loss, name="soft_infonce"):
         (beta - alpha r_kj / (1 - r_kn)) e^S_kj over j, divided by the new mean weight. If n is the largest negative of the row,
         the differences would cancel, so that denominator is computed directly.
         """
-        diagonal = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
-        shift = similarity.detach().amax(1, keepdim=True)
+        negatives = ~torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
+        shift = similarity.detach().amax(-1, keepdim=True)
         exp = (similarity - shift).exp()
-        size, relevance = exp.masked_fill(diagonal, 0.0), self._relevance(similarity, ~diagonal)
-        top = size.argmax(1, keepdim=True)
-        plain = size.sum(1, keepdim=True) - size
-        weighted = (relevance * size).sum(1, keepdim=True) - relevance * size
-        left = self.beta * plain - self.alpha * weighted / (1 - relevance).scatter(1, top, 1.0)
-        left = left / (self.beta - self.alpha / (len(similarity) - 2))
-        after = shift + (exp.diagonal()[:, None] + left).log()
-        at_top = self._weighted(similarity, (~diagonal).scatter(1, top, False)).logsumexp(1, keepdim=True)
-        change = self._weighted(similarity).logsumexp(1, keepdim=True) - after.scatter(1, top, at_top)
-        return change.masked_fill(diagonal, 0.0)
+        size, relevance = off_diagonal(exp), self._relevance(similarity, negatives)
+        top = size.argmax(-1, keepdim=True)
+        plain = size.sum(-1, keepdim=True) - size
+        weighted = (relevance * size).sum(-1, keepdim=True) - relevance * size
+        left = self.beta * plain - self.alpha * weighted / (1 - relevance).scatter(-1, top, 1.0)
+        left = left / (self.beta - self.alpha / (similarity.shape[-1] - 2))
+        after = shift + (diagonal(exp)[..., None] + left).log()
+        at_top = self._weighted(similarity, negatives.expand_as(exp).scatter(-1, top, False)).logsumexp(-1, keepdim=True)
+        change = self._weighted(similarity).logsumexp(-1, keepdim=True) - after.scatter(-1, top, at_top)
+        return off_diagonal(change)
 
 
 def _covariance(p: Tensor, tangent: Tensor) -> Tensor:
     """(diag(p) - p p^T) S' of every row."""
-    return p * (tangent - (p * tangent).sum(1, keepdim=True))
+    return p * (tangent - (p * tangent).sum(-1, keepdim=True))

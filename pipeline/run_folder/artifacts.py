@@ -87,14 +87,14 @@ KINDS: dict[str, Kind] = {
     "evidence": Kind(
         "solve",
         "the sampled pairs' scores, with their own and with planted captions; features of up to 16,384 of them",
-        version=3,
+        version=4,
         reads=("repeats", "seed"),
         made_of=("heads", "copies"),
     ),
     "directions": Kind(
         "solve",
         "H^-1 grad L_T for each set of heads, the damping, pairs of the target, and the sampled pairs' scores on it",
-        version=5,
+        version=6,
         reads=("solve.iterations", "solve.dampings", "solve.calibration_refits", "score.negative", "repeats", "seed"),
         made_of=("heads", "question"),
         each=("target",),
@@ -131,7 +131,7 @@ KINDS: dict[str, Kind] = {
     "pairs": Kind(
         "score",
         "which pair each row is, its batch and fold, the scores that misalignment is learned from, and numbers of copies",
-        version=2,
+        version=3,
         reads=("repeats",),
         made_of=("batches", "evidence", "copies"),
         each=("shard",),
@@ -139,7 +139,7 @@ KINDS: dict[str, Kind] = {
     "influence": Kind(
         "score",
         "influence on the target, as a positive and as a negative, agreement with its pairs, and nearness to its captions",
-        version=4,
+        version=5,
         reads=("repeats", "score.negative"),
         made_of=("batches", "copies", "directions"),
         each=("target", "shard"),

@@ -1,20 +1,29 @@
 """Actors that hold slices of a list. Actors that are lost are replaced.
 
-Results are computed for each slice and summed over the slices in fixed order. So no number depends on how many actors there
-are, or on how often one was lost.
+Results are computed for each slice, or summed over slices in the order of `ecif.sample.halves`. So no number depends on how
+many actors there are, or on how often one was lost.
 """
 
-from collections.abc import Iterator
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
+from torch import Tensor
 
 from ecif.sample import sliced
 from pipeline.console import say
 from pipeline.workers.cluster import Resources, free_actors
 
 MAX_REPLACEMENTS = 5
+UNEVEN = 1.25  # the most slices that an actor may hold, as a multiple of the mean
+
+
+class Block(NamedTuple):
+    """Consecutive slices whose sum is one term of the sum over all slices."""
+
+    first: int
+    size: int
 
 
 class SliceActors:
@@ -50,18 +59,39 @@ class SliceActors:
                     answer = ray.get(pending[at])
                     break
                 except (RayActorError, ObjectLostError) as error:
-                    if getattr(error, "actor_init_failed", False) or self._replaced == MAX_REPLACEMENTS:
-                        raise
-                    self._replaced += 1
-                    say("a worker process was lost: others take its share of the sample")
-                    self._start()
+                    self._replace(error)
                     pending[at:] = self._ask(method, arguments, at)
             yield answer
 
+    def total(self, method: str, *arguments: Any, read: Callable[[Any], Tensor]) -> Tensor:
+        """What a method returns, summed over all slices. If an actor is lost, new actors compute it again.
+
+        Args:
+            method: takes the position of a first slice and a number of slices, then `arguments`; it returns their sum.
+            arguments: of the method.
+            read: makes a tensor of what it returns.
+        """
+        while True:
+            try:
+                asked = zip(self._blocks, self._places, strict=True)
+                pending = [getattr(actor, method).remote(at, block.size, *arguments) for block, (actor, at) in asked]
+                parts = dict(zip(self._blocks, (read(ray.get(answer)) for answer in pending), strict=True))
+                return _joined(Block(0, len(self._slices)), parts)
+            except (RayActorError, ObjectLostError) as error:
+                self._replace(error)
+
     def _ask(self, method: str, arguments: tuple[Any, ...], first: int) -> list[Any]:
-        count = len(self._actors)
-        places = ((self._actors[i % count], i // count) for i in range(first, len(self._slices)))
-        return [getattr(actor, method).remote(at, *arguments) for actor, at in places]
+        places = (
+            (actor, at + i) for block, (actor, at) in zip(self._blocks, self._places, strict=True) for i in range(block.size)
+        )
+        return [getattr(actor, method).remote(at, *arguments) for actor, at in list(places)[first:]]
+
+    def _replace(self, error: RayActorError | ObjectLostError) -> None:
+        if getattr(error, "actor_init_failed", False) or self._replaced == MAX_REPLACEMENTS:
+            raise error
+        self._replaced += 1
+        say("a worker process was lost: others take its share of the sample")
+        self._start()
 
     def _end(self) -> None:
         for actor in self._actors:
@@ -70,5 +100,33 @@ class SliceActors:
     def _start(self) -> None:
         self._end()
         count = min(free_actors(self._resources), len(self._slices))
+        self._blocks = blocks(len(self._slices), count)
+        held: list[list[Any]] = [[] for _ in range(count)]
+        places = []
+        for i, block in enumerate(self._blocks):
+            places.append((i % count, len(held[i % count])))
+            held[i % count] += self._slices[block.first : block.first + block.size]
         make: Any = ray.remote(**self._resources.actor)(self._worker)
-        self._actors = [make.remote(*self._arguments, self._slices[i::count]) for i in range(count)]
+        self._actors = [make.remote(*self._arguments, slices) for slices in held]
+        self._places = [(self._actors[actor], at) for actor, at in places]  # of each block: its actor, and its place there
+
+
+def blocks(slices: int, actors: int) -> list[Block]:
+    """Cut the slices into few blocks that `actors` actors share about evenly: terms of the sum by halves, in order."""
+    found = [Block(0, slices)]
+    while len(found) < slices and -(-len(found) // actors) * actors > UNEVEN * len(found):
+        found = [part for block in found for part in _split(block)]
+    return found
+
+
+def _split(block: Block) -> list[Block]:
+    half = block.size // 2
+    return [Block(block.first, half), Block(block.first + half, block.size - half)] if half else [block]
+
+
+def _joined(block: Block, parts: dict[Block, Tensor]) -> Tensor:
+    """The sum over a block from the sums over parts of it."""
+    if block in parts:
+        return parts[block]
+    first, second = _split(block)
+    return _joined(first, parts) + _joined(second, parts)

@@ -110,11 +110,11 @@ def test_the_unit_of_the_pull_is_the_largest_eigenvalue_of_the_explicit_curvatur
     heads = Heads(torch.randn(6, 3, generator=g), torch.randn(5, 3, generator=g), 5.0)
     images, texts = torch.randn(40, 6, generator=g), torch.randn(40, 5, generator=g)
     sample = Sample(images, texts, torch.zeros(40, dtype=torch.int16), [20, 20])
-    pairs = [embed(heads, images[rows], texts[rows]) for rows in sample.batches()]
-    matrix = gauss_newton_product(heads, pairs, torch.eye(heads.size), CLIP) / 80
+    pairs = embed(heads, images, texts)
+    matrix = gauss_newton_product(heads, pairs, sample.batches(), torch.eye(heads.size), CLIP) / 80
     top = torch.linalg.eigvalsh((matrix + matrix.T) / 2)[-1].item()
     assert largest_curvature(HowToFit(heads, CLIP, 20, NO_FIT), sample) == pytest.approx(top, rel=0.03)
-    assert logits(heads, pairs[0]).isfinite().all()
+    assert logits(heads, pairs).isfinite().all()
 
 
 def test_what_is_said_restricts_the_grid_and_nothing_else():

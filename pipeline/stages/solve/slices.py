@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ecif.heads.cross_fit import FittedHeads
-from ecif.sample import Sample, SampleSystem, Shared, Slices
+from ecif.sample import LinearSystem, Sample, SampleSystem, Shared, Slices
 from pipeline.stages.fit.stage import as_tensor
 from pipeline.workers.cluster import Resources, device
 from pipeline.workers.progress import Stage
@@ -41,8 +41,12 @@ class SampleActors(SliceActors, SampleSystem):
         once = [ray.put(a.numpy()) if isinstance(a, Tensor) else a for a in arguments]  # sent once, not with every slice
         answers = super().each("call", method, *once)
         yield from (_tensors(answer) for answer in answers)
-        if method == "products":
-            self.progress.advance(1)
+
+    def product(self, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
+        """H vectors [n, P] of every system. An actor returns the sum over the slices that it holds."""
+        total = self.total("products", systems, ray.put(vectors.numpy()), read=as_tensor)
+        self.progress.advance(1)
+        return total.clone()  # one actor's array can't be written to
 
 
 class _Slices:
@@ -52,6 +56,10 @@ class _Slices:
         to = device()
         sample: Sample = shared.sample._replace(images=as_tensor(images), texts=as_tensor(texts))
         self.slices = Slices(shared._replace(sample=sample), slices, to)
+
+    def products(self, first: int, count: int, systems: list[LinearSystem], vectors: Any) -> Any:
+        """`Slices.products`, from and to arrays."""
+        return self.slices.products(first, count, systems, as_tensor(vectors)).numpy()
 
     def call(self, at: int, method: str, *arguments: Any) -> Any:
         """Call a method of `Slices`. Tensors travel as arrays, which cost Ray less."""

@@ -103,6 +103,6 @@ def test_a_part_of_a_target_that_has_no_say_is_as_good_as_not_there(without):
     """Beyond that, sharpness and centre are those of the whole target."""
     (images, texts, _), part = pairs(60, 8), torch.arange(60) % 3
     bank, asked = bank_of(images, texts, part), part != without
-    some = bank._replace(images=bank.images[asked], texts=bank.texts[asked], fold=part[asked])
+    some = bank.among(asked)
     truth = agreement_with(some, images, texts, torch.full((60,), -1))
     assert agreement_with_target(bank, images, texts, [-1, without])[1].tolist() == pytest.approx(truth.tolist(), abs=1e-5)

@@ -6,7 +6,7 @@ from torch.func import grad, hessian, jacrev, jvp
 
 from ecif.heads import Heads, embed, logits, logits_jvp, logits_vjp, standardised, tangents
 from ecif.heads.curvature import gauss_newton_product, loss_gradient
-from ecif.heads.influence import score
+from ecif.heads.influence import pair_losses, score
 from ecif.losses import Clip, SigLip
 from tests.support.problems import flat, random_features, random_heads, slow_logits
 
@@ -105,12 +105,12 @@ def test_gradient_curvature_and_scores_with_scalar_parameters_against_autograd(l
     jacobian, s = jacrev(function)(point).reshape(36, -1), function(point)
     matrix = jacobian.T @ hessian(loss.batch_loss)(s).reshape(36, 36) @ jacobian
     directions = torch.randn(2, heads.size, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    assert torch.allclose(gauss_newton_product(heads, [pairs], directions, loss), directions @ matrix)
+    assert torch.allclose(gauss_newton_product(heads, pairs, [torch.arange(6)], directions, loss), directions @ matrix)
     scores = score(heads, pairs, [torch.arange(6)], directions, loss)
     gradients = jacrev(lambda w: torch.stack([loss.pair_loss(function(w)), loss.negative_loss(function(w))]))(point)
     assert torch.allclose(scores.positive, directions @ gradients[0].T)
     assert torch.allclose(scores.negative, directions @ gradients[1].T)
-    assert torch.allclose(scores.pair_loss, loss.pair_loss(s))
+    assert torch.allclose(pair_losses(heads, pairs, [torch.arange(6)], loss), loss.pair_loss(s))
 
 
 @pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])

@@ -1,11 +1,12 @@
 import pytest
 import torch
 from torch.func import grad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecif.evaluation import spearman
-from ecif.heads import embed
-from ecif.heads.influence import score
-from ecif.losses import Clip
+from ecif.heads import embed, logits, logits_jvp, tangents
+from ecif.heads.influence import pair_losses, score
+from ecif.losses import Clip, Dcl, Loss, SigLip, SoftInfoNCE
 from ecif.losses.contrastive import batch_loss
 from tests.support.problems import flat, random_features, random_heads, slow_logits, without
 
@@ -65,7 +66,7 @@ def test_a_pair_in_no_batch_has_no_score():
     absent = torch.ones(12, dtype=torch.bool)
     absent[BATCHES[0]] = False
     assert scores.positive[:, absent].isnan().all()
-    assert scores.pair_loss[absent].isnan().all()
+    assert pair_losses(HEADS, PAIRS, BATCHES[:1])[absent].isnan().all()
     assert scores.positive[:, ~absent].isfinite().all()
 
 
@@ -86,3 +87,53 @@ def test_features_in_bfloat16_keep_the_ranking():
     short = score(HEADS, embed(HEADS, images.bfloat16().double(), texts.bfloat16().double()), whole, directions)
     for ours, theirs in ((short.positive, truth.positive), (short.negative, truth.negative)):
         assert spearman(ours[0], theirs[0]) > 0.999
+
+
+class Plain(Loss, name="plain"):
+    """CLIP's loss as a user would write it: for one batch, without closed forms."""
+
+    def batch_loss(self, similarity):
+        return batch_loss(similarity)
+
+    def pair_loss(self, similarity):
+        return similarity.logsumexp(1) + similarity.logsumexp(0) - 2 * similarity.diagonal()
+
+
+@pytest.mark.parametrize("loss", [Clip(), Clip("taylor"), SigLip(), Dcl(), SoftInfoNCE(), Plain()], ids=repr)
+@pytest.mark.parametrize("sizes", [[4, 4, 4], [5, 5, 2], [1, 3, 3, 5], [2, 2, 2, 2, 2, 2], [12]], ids=str)
+def test_a_stack_of_batches_is_scored_as_each_batch_alone(loss, sizes, monkeypatch):
+    repeats = [torch.randperm(12, generator=torch.Generator().manual_seed(r)) for r in range(3)]
+    batches = [rows for order in repeats for rows in order.split(sizes)]
+    truth, losses = torch.zeros(2, 2, 12, dtype=torch.float64), torch.zeros(12, dtype=torch.float64)
+    for rows in batches:
+        batch = PAIRS.take(rows)
+        losses[rows] += loss.pair_loss(logits(HEADS, batch)) / 3
+        for t, direction in enumerate(DIRECTIONS):
+            tangent = logits_jvp(HEADS, batch, *tangents(HEADS, batch, direction))
+            truth[:, t, rows] += torch.stack(loss.pair_derivatives(logits(HEADS, batch), tangent)) / 3
+    for entries in (1, 100, 2**16):
+        monkeypatch.setattr("ecif.heads.influence.ENTRIES", {"cpu": entries})
+        assert torch.allclose(torch.stack(score(HEADS, PAIRS, batches, DIRECTIONS, loss)), truth)
+        assert torch.allclose(pair_losses(HEADS, PAIRS, batches, loss), losses)
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that torch runs: on a GPU, at least one launch each."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_number_of_operations_does_not_grow_with_the_batches(monkeypatch):
+    monkeypatch.setattr("ecif.heads.influence.ENTRIES", {"cpu": 2**25})
+    counts = []
+    for batches in (2, 64):
+        images, texts = random_features(4 * batches)
+        pairs, rows = embed(HEADS, images, texts), list(torch.arange(4 * batches).split(4))
+        with Launches() as launches:
+            score(HEADS, pairs, rows, DIRECTIONS)
+        counts.append(launches.count)
+    assert counts[0] == counts[1] < 250

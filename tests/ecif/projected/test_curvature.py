@@ -15,7 +15,7 @@ from tests.support.projected import BATCHES, HEADS, IDENTITY, PAIRS, PROJECTIONS
 @pytest.mark.parametrize("name", PROJECTIONS)
 def test_curvature_is_the_projected_gauss_newton_matrix(name):
     r = matrix_of(PROJECTIONS[name])
-    products = gauss_newton_product(HEADS, [PAIRS.take(rows) for rows in BATCHES], torch.eye(SIZE, dtype=torch.float64))
+    products = gauss_newton_product(HEADS, PAIRS, BATCHES, torch.eye(SIZE, dtype=torch.float64))
     _, curvature = indexed(PROJECTIONS[name])
     assert torch.allclose(curvature, r.T @ products @ r, rtol=1e-11, atol=1e-12)
 
@@ -24,7 +24,7 @@ def test_full_rank_index_answers_a_new_question_as_solving_it_does():
     (positive, negative), curvature = indexed(IDENTITY)
     new_images, new_texts = random_features(5, seed=8)
     target = loss_gradient(HEADS, [embed(HEADS, new_images, new_texts)])[None]
-    explicit = gauss_newton_product(HEADS, [PAIRS.take(r) for r in BATCHES], torch.eye(SIZE, dtype=torch.float64))
+    explicit = gauss_newton_product(HEADS, PAIRS, BATCHES, torch.eye(SIZE, dtype=torch.float64))
     q = torch.linalg.solve(explicit + 3 * torch.eye(SIZE, dtype=torch.float64), target[0])[None]
     scores = score(HEADS, PAIRS, BATCHES, q)
     answer = damped(curvature, 3.0).influence(positive + negative, IDENTITY.apply(HEADS, target))

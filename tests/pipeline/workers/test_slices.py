@@ -7,9 +7,11 @@ import time
 
 import pytest
 import ray
+import torch
 from ray.exceptions import RayActorError
 
-from pipeline.workers.slices import MAX_REPLACEMENTS, SliceActors
+from ecif.sample import halves
+from pipeline.workers.slices import MAX_REPLACEMENTS, UNEVEN, SliceActors, blocks
 
 
 def pool(resources, folder, deaths: int) -> SliceActors:
@@ -27,6 +29,10 @@ def pool(resources, folder, deaths: int) -> SliceActors:
                     continue
                 os.kill(os.getpid(), signal.SIGKILL)
             return [number + plus for number in self.slices[at]]
+
+        def summed(self, first, count):
+            self.add(first, 0)  # may die
+            return halves(count, lambda at: torch.tensor(self.slices[first + at]).float().sin().sum()).numpy()
 
     return SliceActors(Adds, (), list(range(100)), resources._replace(workers=2))
 
@@ -49,6 +55,27 @@ def test_answers_come_in_order_and_are_the_same_whoever_was_lost(local_ray, tmp_
         assert free_cpus() == before
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("deaths", [0, 2])
+def test_a_sum_is_the_same_to_the_bit_whoever_computes_its_parts(local_ray, tmp_path, deaths):
+    with pool(local_ray, tmp_path, deaths) as actors:
+        terms = [torch.tensor(one).float().sin().sum() for one in actors._slices]
+        assert actors.total("summed", read=torch.tensor) == halves(len(terms), terms.__getitem__)
+        assert len(list(tmp_path.iterdir())) == deaths
+
+
+@pytest.mark.parametrize("slices", [1, 2, 3, 7, 31, 32])
+def test_blocks_are_few_even_and_terms_of_the_sum_by_halves(slices):
+    values = torch.rand(slices, generator=torch.Generator().manual_seed(slices))
+    for actors in range(1, slices + 1):
+        found = blocks(slices, actors)
+        assert [n for block in found for n in range(block.first, block.first + block.size)] == list(range(slices))
+        most = max(sum(block.size for block in found[i::actors]) for i in range(actors))
+        assert most <= UNEVEN * slices / actors + 1
+    assert len(blocks(slices, 1)) == 1
+    assert [block.size for block in blocks(32, 8)] == [4] * 8
+    assert halves(slices, values.__getitem__) == pytest.approx(values.sum().item())
 
 
 def test_actors_that_are_lost_again_and_again_are_an_error(local_ray, tmp_path):
