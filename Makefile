@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo demo-readme test test-slow lint bench drawings results results-quick clean
+.PHONY: demo demo-readme test test-slow lint bench gpu drawings results results-quick clean
 
 demo: $(READY)  ## the main job on the embedded corpus; prints where its results are
 	$(BIN)/ecif demo
@@ -20,6 +20,9 @@ test-slow: $(READY)  ## also what takes long or needs a package registry
 
 bench: $(READY)  ## ratios, measured side by side
 	$(BIN)/pytest tests/benchmarks -m benchmark -s
+
+gpu: $(READY)  ## the numbers and the rates of a GPU, where there is one
+	$(BIN)/pytest tests/gpu -m gpu -s
 
 FILTERS := tests/benchmarks/test_never_loses.py tests/benchmarks/test_noise.py
 TABLES := $(BIN)/python -m tests.benchmarks.support.results docs/results.md

@@ -128,12 +128,15 @@ def removed_derivative(logits: Tensor, tangent: Tensor, kind: Negative, dim: int
 
     weight = others.mul_(p_top * gap)  # P, but 0 at the largest entries
     weight = off_diagonal(weight.div_(1 - weight) if kind == "exact" else weight)
-    of_mean = (mean.mT @ weight).squeeze(-2) if dim == -1 else (weight @ mean.mT).squeeze(-1)
-    change = (weight * tangent).sum(-3 - dim) - of_mean
+    largest = off_diagonal(torch.zeros_like(weight).scatter_(dim, top, 1.0))
     top_change = p_top * (at_top - (mean_others if kind == "exact" else mean))
-    top, top_change = top.squeeze(dim), top_change.squeeze(dim)
-    top_change = top_change.where(top != torch.arange(logits.shape[-1], device=top.device), 0.0)
-    return mean.squeeze(dim), change.scatter_add_(-1, top.expand_as(top_change), top_change)
+    change = (weight * tangent).sum(-3 - dim) - _summed(mean, weight, dim) + _summed(top_change, largest, dim)
+    return mean.squeeze(dim), change
+
+
+def _summed(of_items: Tensor, weight: Tensor, dim: int) -> Tensor:
+    """[..., n]: the sum over k of a number of item k, which has `dim` as 1, times w_kn. Its order is fixed on every device."""
+    return (of_items.mT @ weight).squeeze(-2) if dim == -1 else (weight @ of_items.mT).squeeze(-1)
 
 
 def diagonal(matrix: Tensor) -> Tensor:
