@@ -37,14 +37,16 @@ class Head:
         self._log = (self.folder / "head.log").open("w")
         self._nodes = [self._start("--head", *where, *loopback, *flags)]
 
-    def join(self, *flags: str) -> None:
-        """Start one more node."""
-        self._nodes.append(self._start(f"--address=127.0.0.1:{self.ports['port']}", "--node-ip-address=127.0.0.1", *flags))
+    def join(self, *flags: str, **environment: str) -> None:
+        """Start one more node, whose workers have a further environment."""
+        (port,) = _free_ports(1)
+        where = [f"--address=127.0.0.1:{self.ports['port']}", f"--dashboard-agent-listen-port={port}"]
+        self._nodes.append(self._start(*where, "--node-ip-address=127.0.0.1", *flags, **environment))
 
-    def _start(self, *flags: str) -> "subprocess.Popen[bytes]":
+    def _start(self, *flags: str, **environment: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags],
-            env=self.environment,
+            env=self.environment | environment,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
