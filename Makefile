@@ -51,7 +51,7 @@ lint: $(READY)
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[demo,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[cluster,demo,dev]"
 	touch $(READY)
 
 clean:

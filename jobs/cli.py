@@ -15,6 +15,7 @@ import typer
 from pydantic import BaseModel
 from ray.exceptions import RayError
 
+from jobs.submit import submit
 from pipeline.config import Config
 from pipeline.console import aligned, say, show_on_terminal
 from pipeline.errors import RunError, UserError
@@ -71,6 +72,9 @@ def run(config: ConfigFile) -> None:
     with redirect_stdout(sys.stderr):  # Ray prints messages on lost processes, which do not belong to the result
         outcome = run_pipeline(Config.from_yaml(config))
     _report(outcome)
+
+
+app.command()(submit)
 
 
 @app.command()

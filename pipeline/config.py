@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
@@ -25,6 +25,9 @@ class Config(Section):
     batching: str = Field("shuffled", description="which pairs of a shard share one, or your own as package.module:Class")
     seed: int = Field(0, ge=0, description="of batches, folds and fits")
     workers: PositiveInt | None = Field(None, description="actors; by default one a GPU, or one a CPU core where there is none")
+    device: Literal["auto", "gpu"] = Field(
+        "auto", description="gpu: wait until a GPU has joined; auto: GPUs if there are any by then"
+    )
     embed: Embed = Embed()
     fit: Fit = Fit()
     solve: Solve = Solve()

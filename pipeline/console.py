@@ -5,6 +5,7 @@ A caller from Python can silence, redirect or show the logger `ecif` like any ot
 
 import logging
 import sys
+import time
 
 from rich.console import Console
 
@@ -16,7 +17,9 @@ class _Terminal(logging.Handler):
     """Plain lines on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        console.print(self.format(record), markup=False)
+        timed = getattr(record, "timed", False) and not console.is_terminal
+        when = time.strftime("%Y-%m-%d %H:%M:%S ", time.localtime(record.created)) if timed else ""
+        console.print(when + self.format(record), markup=False)
         sys.stderr.flush()
 
 
@@ -36,6 +39,11 @@ def has_bars() -> bool:
 def say(line: str, level: int = logging.INFO) -> None:
     """Log one line for the user."""
     log.log(level, "%s", line)
+
+
+def say_at(line: str) -> None:
+    """Log one line about how far a run is. It is shown with the time where there is no terminal: a log is read afterwards."""
+    log.info("%s", line, extra={"timed": True})
 
 
 def aligned(rows: list[list[str]]) -> str:

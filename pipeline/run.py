@@ -56,7 +56,7 @@ def run(config: Config, again: Sequence[str] = ()) -> Outcome:
         check_parameters(one)
     look_into(inputs[0].corpus, config)
     clock, pace = Clock(), dict[str, float | None]()
-    with hold_folder(config.run), session(config.workers) as resources:
+    with hold_folder(config.run), session(config.workers, config.device) as resources:
         start(config, [one.datasets() for one in inputs])
         for url in again:
             storage.delete(url)

@@ -72,7 +72,7 @@ def judge(run: str, test: Pairs, swapped: set[str]) -> dict[str, Any]:
     found = find(test.shards, "test.shards")
     model, corpus, clean = load_inputs(config)
     held_out = as_dataset(storage.join(run, "test"), test, found, made_by(model, config))
-    with session(config.workers) as resources:
+    with session(config.workers, config.device) as resources:
         embed([held_out], config.model, config.embed, model.preprocess, resources)
         questions = [read_target(name, dataset).question(config) for name, dataset in clean.items()]
         uids = read_uids(corpus)

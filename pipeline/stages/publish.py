@@ -28,7 +28,7 @@ from pipeline.run_folder.dataset import Dataset, in_folder
 from pipeline.run_folder.finished import LATEST
 from pipeline.workers.cluster import Resources, device
 from pipeline.workers.progress import Stage
-from pipeline.workers.shards import as_tasks
+from pipeline.workers.shards import as_tasks, titled
 
 
 class Publication(NamedTuple):
@@ -82,12 +82,12 @@ def publish(publication: Publication, corpus: Dataset, resources: Resources) -> 
     written = publication.written()
     todo = [shard for shard in pairs if written.get(shard) != publication.of_shard(shard)]
     total = sum(pairs.values())
-    with Stage("publish", total, total - sum(pairs[shard] for shard in todo)) as progress:
+    with Stage("publish", total, total - sum(pairs[shard] for shard in todo), "pairs") as progress:
         for shard in publication.listed() - pairs.keys():
             storage.delete(publication.url(shard))
         if todo:
             shards = as_tasks([{"shard": shard} for shard in todo]).map(
-                PublishShard,
+                titled(PublishShard, "publish"),
                 fn_constructor_args=(publication,),
                 compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(todo))),
                 **resources.reader,

@@ -16,7 +16,9 @@ def why_not(address: str) -> str | None:
         address: host:port, or `auto` for a cluster that has a node on this machine.
     """
     if "://" in address:
-        return "a run joins a cluster on one of its nodes; from outside hand it in: ray job submit --address http://HOST:8265"
+        return (
+            "a run joins a cluster on one of its nodes; from outside hand it in: ecif submit CONFIG --address http://HOST:8265"
+        )
     command = [sys.executable, "-P", str(Path(__file__).with_name("probe.py")), address]
     end = time.monotonic() + ANSWER_S
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as probe:

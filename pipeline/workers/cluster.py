@@ -2,16 +2,18 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ray
 import torch
+from ray.data import ActorPoolStrategy
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
 
 from pipeline.console import say
@@ -20,7 +22,12 @@ from pipeline.workers.address import why_not
 from pipeline.workers.modules import SameModules, search_path
 from pipeline.workers.process import as_found
 from pipeline.workers.token import provide_token
+from pipeline.workers.waiting import wait_for_nodes
 
+# The last line of a traceback from a worker's start, where that is no fault of the program: its node lacks a file or a package.
+CAUSE = re.compile(r"(?:[\w.]+\.)?(?:OSError|FileNotFoundError|PermissionError|ModelError|ModuleNotFoundError): (.+)")
+HERE = ("", "local")  # addresses that mean Ray of its own
+MOST_ACTORS = 100_000  # no bound of ours: Ray Data grows a pool only by GPUs that are free
 STARTS = 3  # tries to start Ray; each gives up after 30 s, too early on a busy machine
 
 
@@ -30,16 +37,27 @@ class Resources(NamedTuple):
     workers: int
     actor: dict[str, Any]  # Ray options of one actor
     reader: dict[str, Any]  # Ray options of one reading task
+    most: int | None = None  # actors that a pool grows to when GPUs join; None if it does not grow
+
+    def pool(self, tasks: int) -> ActorPoolStrategy:
+        """A pool of actors for so many tasks. On a cluster it grows as GPUs join; it never shrinks, as models load slowly."""
+        size = max(1, min(self.workers, tasks))
+        return ActorPoolStrategy(min_size=size, initial_size=size, max_size=max(size, min(self.most or size, tasks)))
 
 
 @contextmanager
-def session(workers: int | None) -> Iterator[Resources]:
+def session(workers: int | None, device: Literal["auto", "gpu"] = "auto") -> Iterator[Resources]:
     """Connect to Ray, or start it on this machine, and say what a pool of actors gets.
 
-    The process is left as it was found. Ray is shut down if it was started here.
+    The process is left as it was found. Ray is shut down if it was started here. A cluster that has nothing to compute on
+    yet is waited for.
 
     Args:
         workers: number of actors. None means one for each GPU, or one for each CPU core if there is no GPU.
+        device: gpu waits for a GPU to join, and takes no cluster for one of CPUs.
+
+    Raises:
+        UserError: `gpu`, and this machine has none, or no cluster answers at RAY_ADDRESS.
     """
     with as_found():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
@@ -50,7 +68,7 @@ def session(workers: int | None) -> Iterator[Resources]:
             if started:
                 _start_or_join()
             _configure()
-            yield _resources(workers)
+            yield _resources(workers, device, on_cluster=not started or _address() not in HERE)
         except RayError as error:
             if line := _blameless(error):
                 raise RunError(line) from None
@@ -66,11 +84,15 @@ def session(workers: int | None) -> Iterator[Resources]:
                 ray.shutdown()
 
 
+def _address() -> str:
+    return os.environ.get("RAY_ADDRESS", "").strip()
+
+
 def _start_or_join() -> None:
-    address = os.environ.get("RAY_ADDRESS", "").strip()
+    address = _address()
     _answer_sigterm()
     try:
-        if address in ("", "local"):
+        if address in HERE:
             _start()
         else:
             _join(address)
@@ -104,8 +126,10 @@ def _blameless(error: RayError) -> str | None:
         # Ray Data appends advice to the message: in a further line, or in the place of a file's name.
         return _resumable(error.cause.strerror or str(error.cause).splitlines()[0])
     if getattr(error, "actor_init_failed", False):  # the cause is only there as text, in the last line
-        last = str(error).strip().splitlines()[-1]
-        return _resumable(last) if last.startswith("OSError: ") else None
+        cause = CAUSE.match(str(error).strip().splitlines()[-1])
+        node = re.search(r"\bip=([\w.:]+)", str(error))
+        where = f" on node {node[1]}" if node else ""
+        return _resumable(f"a worker can't start{where}: {cause[1]}") if cause else None
     return _resumable(f"Ray gave up: {type(error).__name__}: {error}")
 
 
@@ -163,14 +187,19 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _resources(workers: int | None) -> Resources:
+def _resources(workers: int | None, device: str, on_cluster: bool) -> Resources:
     total = ray.cluster_resources()
+    if device == "gpu" and not total.get("GPU") and not on_cluster:
+        raise UserError("device: gpu, and Ray finds none on this machine")
+    if on_cluster:
+        total = wait_for_nodes(("GPU",) if device == "gpu" else ("CPU", "GPU"))
     if gpus := int(total.get("GPU", 0)):
         # An actor works on its GPU. It claims no core, because a reader may be waiting for one.
-        return Resources(min(workers or gpus, gpus), {"num_gpus": 1, "num_cpus": 0}, {"num_cpus": 1})
+        most = (workers or MOST_ACTORS) if on_cluster else None
+        return Resources(min(workers or gpus, gpus), {"num_gpus": 1, "num_cpus": 0}, {"num_cpus": 1}, most)
     cpus = int(total.get("CPU", 0))
     if not cpus:
-        raise RunError("the Ray cluster has no CPUs or GPUs: wait until its workers have joined")
+        raise RunError("Ray has no CPU to work with on this machine")
     count = min(workers or cpus, cpus)
     # An actor computes on one core and a reader mostly waits. With these shares both fit, so readers can always be scheduled.
     return Resources(count, {"num_cpus": 0.75}, {"num_cpus": 0.25})

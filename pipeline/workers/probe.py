@@ -50,7 +50,7 @@ def why_not(address: str) -> str | None:
     try:
         services.get_node_to_connect_for_driver(client, timeout_seconds=NODE_S)
     except RuntimeError:
-        return "this machine is not a node of the cluster: run it on one, or hand it in there with `ray job submit`"
+        return "this machine is not a node of the cluster: run it on one, or hand it in with `ecif submit`"
     return None
 
 

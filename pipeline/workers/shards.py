@@ -18,6 +18,11 @@ def as_tasks(rows: list[dict[str, Any]]) -> ray.data.Dataset:
     return ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_TASKS))
 
 
+def titled(worker: type, stage: str) -> type:
+    """An actor class under the name of its stage, which Ray's dashboard, metrics and process titles then show: `Map(score)`."""
+    return type(stage, (worker,), {"__module__": worker.__module__})
+
+
 def missing_tables(artifacts: Artifacts, keys: list[str]) -> dict[str, list[str]]:
     """For each shard that lacks tables, the keys of those tables."""
     missing: dict[str, list[str]] = {}
@@ -51,14 +56,14 @@ def over_shards(
     """
     total = sum(a.embedded for a in done.values())
     results: list[dict[str, Any]] = []
-    with Stage(name, total, total - sum(done[shard].embedded for shard in missing)) as progress:
+    with Stage(name, total, total - sum(done[shard].embedded for shard in missing), "pairs") as progress:
         if not missing:
             return results
         rows = [{"shard": s, "parts": done[s].parts, "keys": json.dumps(missing[s])} for s in done if s in missing]
         shards = as_tasks(rows).map(
-            worker,
+            titled(worker, name),
             fn_constructor_args=arguments,
-            compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(rows))),
+            compute=resources.pool(len(rows)),
             **resources.actor,
         )
         for row in shards.iter_rows():

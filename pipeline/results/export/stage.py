@@ -62,7 +62,7 @@ def export(run: str, subset: str, out: str, writer: str = "webdataset") -> Expor
     sizes: dict[str, int] = {}
     without_txt = 0
     config = selected.run.config
-    with session(config.workers), Stage("export", sum(s.source.size for s in shards)) as progress:
+    with session(config.workers), Stage("export", sum(s.source.size for s in shards), unit="bytes") as progress:
         rows = [task.to_row() | {"kept": kept[task.shard].tobytes()} for task in tasks]
         how = {"kind": kind, "how": (config.corpus.reading, config.embed)}
         for row in as_tasks(rows).map(_copy, fn_kwargs=how, num_cpus=1).iter_rows():

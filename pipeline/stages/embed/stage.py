@@ -5,8 +5,6 @@ import json
 from collections import Counter
 from typing import Any
 
-import ray
-
 from pipeline import storage
 from pipeline.console import say
 from pipeline.corpus.pairs import Quarantined
@@ -52,7 +50,7 @@ def embed(
             uids = dataset.uids_from(shard.name)
             todo.append(ToRead(i, shard.name, shard.source, dataset.reading, dataset.classes, uids))
     seconds, pairs = 0.0, 0
-    with Stage("embed", total, total - sum(asked.source.size for asked in todo)) as progress:
+    with Stage("embed", total, total - sum(asked.source.size for asked in todo), "bytes") as progress:
         if not todo:
             _settle(oddities, budgets)
             return None
@@ -62,7 +60,7 @@ def embed(
             .map(
                 EmbedPart,
                 fn_constructor_args=([d.features_folder("") for d in datasets], model),
-                compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(todo))),
+                compute=resources.pool(len(todo)),
                 **resources.actor,
             )
         )

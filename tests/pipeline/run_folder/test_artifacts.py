@@ -44,6 +44,7 @@ NOTHING = ""
 # A key, another value, and what it renames.
 KEYS_OF_HEADS = [
     ("workers", 3, NOTHING),
+    ("device", "gpu", NOTHING),
     ("embed.max_bad_fraction", 0.5, NOTHING),
     ("embed.max_bad_fraction_of_shard", 0.5, NOTHING),
     ("embed.max_pixels", 1000, f"{FEATURES} {EVERYTHING}"),

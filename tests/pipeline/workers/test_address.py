@@ -61,7 +61,7 @@ def test_a_host_without_an_address():
 
 @pytest.mark.parametrize("url", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265"])
 def test_a_client_or_a_job_server_is_no_node(url):
-    assert "ray job submit" in why_not(url)
+    assert "ecif submit" in why_not(url)
 
 
 JOIN = """

@@ -1,0 +1,108 @@
+"""The head of a real Ray cluster with its job server, as `ray start --head` in this environment starts it."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 90
+
+
+class Head:
+    """A head on this machine's loopback, in a session and a folder of its own.
+
+    Args:
+        token: that the cluster asks for; None asks for none.
+        flags: more flags of `ray start`.
+    """
+
+    def __init__(self, token: str | None = None, flags: tuple[str, ...] = ("--num-cpus=2",)):
+        self.token = token
+        self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short name: sockets have a limit
+        names = ("port", "dashboard-port", "dashboard-agent-listen-port", "metrics-export-port")
+        self.ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        self.address = f"http://127.0.0.1:{self.ports['dashboard-port']}"
+        where = [f"--{name}={port}" for name, port in self.ports.items()]
+        loopback = ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={self.folder}"]
+        self._log = (self.folder / "head.log").open("w")
+        self._nodes = [self._start("--head", *where, *loopback, *flags)]
+
+    def join(self, *flags: str, **environment: str) -> None:
+        """Start one more node, whose workers have a further environment."""
+        (port,) = _free_ports(1)
+        where = [f"--address=127.0.0.1:{self.ports['port']}", f"--dashboard-agent-listen-port={port}"]
+        self._nodes.append(self._start(*where, "--node-ip-address=127.0.0.1", *flags, **environment))
+
+    def _start(self, *flags: str, **environment: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags],
+            env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a process that belongs to the cluster. A home without a token of its own, and this checkout's packages."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        auth = {"RAY_AUTH_MODE": "disabled"} if self.token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+        path = f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        usual = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        return inherited | auth | usual | {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(self.folder)}
+
+    def wait(self) -> None:
+        """Return when the job server answers."""
+        asked = urllib.request.Request(f"{self.address}/api/jobs/", headers={"Authorization": f"Bearer {self.token}"})
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            assert self._nodes[0].poll() is None, (self.folder / "head.log").read_text()
+            with suppress(OSError), urllib.request.urlopen(asked, timeout=5) as answer:
+                if answer.status == 200:
+                    return
+            time.sleep(0.3)
+        raise AssertionError(f"no job server at {self.address}: {(self.folder / 'head.log').read_text()}")
+
+    def end(self) -> None:
+        """End every process of the cluster, whatever happened, and delete its folder."""
+        for node in self._nodes:
+            node.send_signal(signal.SIGTERM)
+        for node in self._nodes:
+            with suppress(subprocess.TimeoutExpired):
+                node.wait(10)
+        for process in self._processes():
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        for node in self._nodes:
+            node.wait(10)
+        self._log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _processes(self) -> list[int]:
+        """Living processes that were started with this cluster's folder as their home, among them those of its jobs."""
+        home = f"HOME={self.folder}\0".encode()
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if home in (folder / "environ").read_bytes() and int(folder.name) != os.getpid():
+                    found.append(int(folder.name))
+        return found
+
+
+def _free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return ports
