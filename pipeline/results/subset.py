@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline import storage
 from pipeline.corpus.uids import PACKED, pack, unpack
 from pipeline.errors import UserError
-from pipeline.results.select import SUBSET
+from pipeline.results.write import SUBSET
 
 PARQUET = b"PAR1"  # first bytes
 

@@ -22,6 +22,7 @@ from pipeline.run_folder.dataset import in_folder
 from pipeline.run_folder.tables import Accounting
 
 LATEST = "latest"  # folder of the columns of the run that finished last
+AHEAD = 2 * storage.THREADS  # shards whose columns are read ahead of the one that is worked on
 
 
 class Checkpoint(NamedTuple):
@@ -78,7 +79,7 @@ class Finished(NamedTuple):
         def read(item: storage.Object) -> pa.Table:
             return storage.parse_table(storage.read_bytes(item.url), columns)
 
-        for shard, part in zip(listed, storage.in_threads(read, listed.values()), strict=True):
+        for shard, part in zip(listed, storage.in_threads(read, listed.values(), AHEAD), strict=True):
             if tables.run_of(part.schema)[0] != tables.run_of(schema)[0]:
                 raise RunError(f"{self.table}: columns of two runs; wait until the run that writes them has finished")
             yield shard, part

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
-from pipeline.corpus.uids import pack
 from pipeline.errors import UserError
-from pipeline.results.select import SUBSET, write_subset
 from pipeline.results.subset import Keys, read_subset
+from pipeline.results.write import SUBSET
 from pipeline.run_folder.tables import parquet_bytes
+from tests.support.subsets import write_uids
 from tests.support.tars import npy
 
 UIDS = [f"{i:032x}" for i in range(10)]
@@ -35,7 +35,7 @@ def copies(url: str) -> tuple[dict[str, list[int]], tuple[int, str], tuple[int, 
 
 @pytest.mark.parametrize("uids", [[UIDS[3], UIDS[1], UIDS[3], UIDS[3]], [], ["f" * 32], ["0" * 32, "0" * 31 + "1"]])
 def test_a_uid_is_as_often_in_a_subset_as_it_was_written(tmp_path, uids):
-    write_subset(str(tmp_path / "s.npy"), pack(uids))
+    write_uids(str(tmp_path / "s.npy"), uids)
     subset = read_subset(str(tmp_path / "s.npy"))
     assert len(subset) == len(set(uids))
     if uids:
@@ -44,9 +44,9 @@ def test_a_uid_is_as_often_in_a_subset_as_it_was_written(tmp_path, uids):
 
 
 def test_a_uid_stands_for_every_pair_that_has_it(tmp_path):
-    write_subset(str(tmp_path / "s.npy"), pack([UIDS[0], UIDS[2], UIDS[2], UIDS[5]]))
+    write_uids(str(tmp_path / "s.npy"), [UIDS[0], UIDS[2], UIDS[2], UIDS[5]])
     assert copies(str(tmp_path / "s.npy")) == ({"a": [1, 0, 2], "b": [1, 1, 1]}, (0, ""), (2, UIDS[0]))
-    write_subset(str(tmp_path / "s.npy"), pack([UIDS[1], UIDS[7], UIDS[8]]))
+    write_uids(str(tmp_path / "s.npy"), [UIDS[1], UIDS[7], UIDS[8]])
     assert copies(str(tmp_path / "s.npy")) == ({"a": [0, 1, 0], "b": [0, 0, 0]}, (2, UIDS[7]), (0, ""))
 
 
