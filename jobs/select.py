@@ -14,6 +14,10 @@ def select(  # noqa: PLR0913  (each is an option of the command)
     out: Annotated[str, typer.Option(metavar="PATH", parser=at_home, help="the file to write, .npy or .parquet")],
     keep: Annotated[float | None, typer.Option(help="share of the pairs to keep; by default what the run chose")] = None,
     by: Annotated[str | None, typer.Option(help="the column to rank by; by default the run's filter")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="CONDITION", help="only pairs of which this holds: `clip_score > 0.2 and not influence_coco < 0`"),
+    ] = None,
     written: Annotated[
         Literal["datacomp", "keys"], typer.Option("--format", help="datacomp: uids as .npy; keys: shard and key as Parquet")
     ] = "datacomp",
@@ -30,23 +34,31 @@ def select(  # noqa: PLR0913  (each is an option of the command)
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="soft-cap: of the draws; by default 0")] = None,
 ) -> None:
-    """Choose pairs by one column: a DataComp subset file, or a table of shard and key."""
+    """Choose pairs by their columns: a DataComp subset file, or a table of shard and key."""
     from pipeline.results import select as selecting
     from pipeline.results.soft_cap import PENALTY, SoftCap, sample
+    from pipeline.results.where import Where
     from pipeline.results.write import write_keys, write_subset
     from pipeline.run_folder.finished import open_run
 
-    if sampled == "best" and any(option is not None for option in (draws, penalty, scale, seed)):
+    soft_cap, limits = sampled == "soft-cap", selecting.Limits(None if where is None else Where(where))
+    if not soft_cap and any(option is not None for option in (draws, penalty, scale, seed)):
         raise UserError("--draws, --penalty, --scale and --seed need --sample soft-cap")
+    if soft_cap and any(limits):
+        raise UserError("--where needs --sample best: soft-cap draws from all pairs")
     if draws is not None and keep is not None:
         raise UserError("give either --keep, a share of the pairs, or --draws, a number")
-    by, share = selecting.chosen_filter(run, by, 1.0 if draws is not None else keep)
     finished = open_run(run)
-    if sampled == "best":
-        selected = selecting.select(finished.of_shards, by, share)
-    else:
+    if limits.where:
+        limits.where.expect_columns(finished.schema())
+    if soft_cap:
+        by, share = selecting.chosen_filter(run, by, 1.0 if draws is not None else keep)
         how = SoftCap(None if draws is not None else share, draws, PENALTY if penalty is None else penalty, scale, seed or 0)
         selected = sample(finished.of_shards, by, how)
+    else:
+        if by is not None or keep is not None or not any(limits):
+            by, keep = selecting.chosen_filter(run, by, keep)
+        selected = selecting.select(finished.of_shards, by, 1.0 if keep is None else keep, limits)
     for line in finished.uids.said():
         say(line)
     if written == "keys":
@@ -55,8 +67,8 @@ def select(  # noqa: PLR0913  (each is an option of the command)
         unique = finished.uids.pairs == len(selected) and not finished.uids.repeated
         write_subset(out, finished.of_shards, selected, unique)
     kept, copies, most = selected.count()
-    if sampled == "soft-cap":
+    if soft_cap:
         say(f"{copies} draws of {kept} pairs by {by}, one pair up to {most} times")
     else:
-        say(f"{kept} pairs kept by {by}")
+        say(f"{kept} pairs kept" + (f" by {by}" if by else ""))
     typer.echo(out)

@@ -8,7 +8,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from statistics import fmean
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from pipeline.corpus.uids import pack_column
 from pipeline.errors import RunError, UserError
 from pipeline.results.edges import Keys, find_edges
 from pipeline.results.numbers import read_numbers
+from pipeline.results.where import Where
 from pipeline.run_folder.columns import IDENTITY
 from pipeline.run_folder.finished import open_run
 
@@ -86,17 +87,29 @@ class Selected:
             raise _changed()
 
 
-def select(shards: Shards, by: str, keep: float) -> Selected:
+class Limits(NamedTuple):
+    """Which pairs may be kept, whatever their rank."""
+
+    where: Where | None = None  # those of which this condition holds
+
+
+NO_LIMITS = Limits()
+
+
+def select(shards: Shards, by: str | None, keep: float, limits: Limits = NO_LIMITS) -> Selected:
     """Keep the best share of the pairs.
 
-    The column is read once. Its ranks lie in a scratch file meanwhile, 4 bytes a pair of a column in float32. Uids are read
-    only where some of several equal values are kept: once for every 16 bits that tell the last kept uid from the next one.
+    Columns are read once. The ranks lie in a scratch file meanwhile, 4 bytes a pair of a column in float32. Uids are read only
+    where some of several equal values are kept: once for every 16 bits that tell the last kept uid from the next one.
 
     Args:
-        shards: gives tables with `uid` and the column.
-        by: the column. The metadata of its field says which end is good; by default high is.
-        keep: share of all pairs, 0 to 1. Exactly round(keep * pairs) are kept (half to even). Ties are broken by uid, and where
-            uids repeat, by the order of the pairs. NaN is never kept, so fewer are kept if too few values are numbers.
+        shards: gives tables with `uid` and the columns.
+        by: the column to rank by. The metadata of its field says which end is good; by default high is. None keeps all that may
+            be kept.
+        keep: share of all pairs, 0 to 1. Exactly round(keep * pairs) are kept (half to even). Ties are broken by uid, and
+            where uids repeat, by the order of the pairs. NaN and null are never kept. So fewer are kept if too few pairs have a
+            number and are within the limits.
+        limits: which pairs may be kept at all; by default any.
 
     Raises:
         UserError: the share is outside 0 to 1, or the column is no score.
@@ -104,13 +117,16 @@ def select(shards: Shards, by: str, keep: float) -> Selected:
     """
     if not 0 < keep <= 1:
         raise UserError(f"keep {keep}: a share of the pairs, above 0 and at most 1")
-    expect_score(by)
+    if by is not None:
+        expect_score(by)
     with tempfile.TemporaryDirectory(prefix="ecif-") as scratch:
-        ranked = _Ranked(shards, by, scratch)
-        count = min(round(keep * ranked.pairs), ranked.candidates)
-        edges = find_edges(ranked.keys, [ranked.bits, 64, 64], np.array([count]))
-        kept = edges.kept(ranked.keys(len(edges.words)))
-        return Selected(ranked.spread(kept))
+        candidates = _Candidates(shards, by, limits, scratch)
+        if by is None:
+            return candidates.among
+        count = min(round(keep * candidates.pairs), candidates.count)
+        edges = find_edges(candidates.keys, [candidates.bits, 64, 64], np.array([count]))
+        kept = edges.kept(candidates.keys(len(edges.words)))
+        return Selected(candidates.spread(kept))
 
 
 def expect_score(by: str) -> None:
@@ -119,23 +135,30 @@ def expect_score(by: str) -> None:
         raise UserError(f"column {by!r} says which pair it is, not how good it is")
 
 
-class _Ranked:
-    """The pairs that may be kept, and their ranks by a column."""
+class _Candidates:
+    """The pairs that may be kept, and their ranks."""
 
-    def __init__(self, shards: Shards, by: str, scratch: str):
+    def __init__(self, shards: Shards, by: str | None, limits: Limits, scratch: str):
         self.shards, self.path = shards, os.path.join(scratch, "ranks")
-        self.pairs = self.candidates = 0
+        self.pairs = self.count = 0
         self.dtype: np.dtype[Any] = np.dtype(np.uint32)
-        there = []
         with open(self.path, "wb") as file:
-            for _, part in shards([by]):
+            self.among = Selected(self._read(by, limits, file))
+
+    def _read(self, by: str | None, limits: Limits, file: BinaryIO) -> Iterator[NDArray[np.bool_]]:
+        """Of each shard, [n] whether a pair may be kept. The ranks of those that may are appended to the file."""
+        where = limits.where
+        columns = dict.fromkeys([by or "uid", *(where.columns if where else [])])
+        for _, part in self.shards(list(columns)):
+            may = where.holds(part) if where else np.ones(len(part), bool)
+            if by is not None:
                 numbers = read_numbers(part, by)
-                ranks = numbers.ranks()[numbers.there]
+                may &= numbers.there
+                ranks = numbers.ranks()[may]
                 ranks.tofile(file)
                 self.dtype = ranks.dtype
-                self.pairs, self.candidates = self.pairs + len(part), self.candidates + len(ranks)
-                there.append(numbers.there)
-        self.there = Selected(there)
+            self.pairs, self.count = self.pairs + len(part), self.count + int(may.sum())
+            yield may
 
     @property
     def bits(self) -> int:
@@ -145,21 +168,21 @@ class _Ranked:
     def keys(self, words: int) -> Iterator[Keys]:
         """Of the candidates of each shard, the first of: rank, both halves of the uid."""
         with open(self.path, "rb") as file:
-            for there, uids in self._uids() if words > 1 else ((there, []) for there in self.there):
-                count = int(there.sum())
+            for may, uids in self._uids() if words > 1 else ((may, []) for may in self.among):
+                count = int(may.sum())
                 ranks = np.fromfile(file, self.dtype, count).astype(np.uint64)
                 yield Keys([ranks, *uids[: words - 1]], np.zeros(count, np.int64))
 
     def _uids(self) -> Iterator[tuple[NDArray[np.int32], list[NDArray[np.uint64]]]]:
-        for part, there in self.there.beside(self.shards(["uid"])):
-            halves = pack_column(part["uid"])[there > 0].view(">u8").reshape(-1, 2).astype(np.uint64)
-            yield there, [halves[:, 0], halves[:, 1]]
+        for part, may in self.among.beside(self.shards(["uid"])):
+            halves = pack_column(part["uid"])[may > 0].view(">u8").reshape(-1, 2).astype(np.uint64)
+            yield may, [halves[:, 0], halves[:, 1]]
 
     def spread(self, kept: Iterable[NDArray[np.bool_]]) -> Iterator[NDArray[np.bool_]]:
         """Of each shard, [n] whether a pair is kept, given which of the candidates are."""
-        for there, of_candidates in zip(self.there, kept, strict=True):
-            of_pairs = np.zeros(len(there), bool)
-            of_pairs[np.flatnonzero(there)] = of_candidates
+        for may, of_candidates in zip(self.among, kept, strict=True):
+            of_pairs = np.zeros(len(may), bool)
+            of_pairs[np.flatnonzero(may)] = of_candidates
             yield of_pairs
 
 

@@ -65,11 +65,19 @@ class Finished(NamedTuple):
         """
         return pa.concat_tables((part for _, part in self.of_shards(columns)), promote_options="permissive")
 
-    def of_shards(self, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
-        """`scores` as one table for each shard, with the shard's name. They never are in memory together."""
+    def schema(self) -> pa.Schema:
+        """The names and types of the columns, and what each means. Raises UserError if the folder holds no table."""
+        return storage.read_schema(next(iter(self._listed().values())).url)
+
+    def _listed(self) -> dict[str, storage.Object]:
         listed = in_folder(self.table, ".parquet")
         if not listed:
             raise UserError(f"{self.table} holds no columns: the same `ecif run` writes them")
+        return listed
+
+    def of_shards(self, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
+        """`scores` as one table for each shard, with the shard's name. They never are in memory together."""
+        listed = self._listed()
         schema = storage.read_schema(next(iter(listed.values())).url)
         for column in columns or []:
             if column not in schema.names:
