@@ -18,6 +18,7 @@ from pipeline.corpus.uids import pack_column
 from pipeline.errors import RunError, UserError
 from pipeline.results.edges import Keys, find_edges
 from pipeline.results.numbers import read_numbers
+from pipeline.results.subset import Subset
 from pipeline.results.where import Where
 from pipeline.run_folder.columns import IDENTITY
 from pipeline.run_folder.finished import open_run
@@ -38,10 +39,14 @@ class Selected:
         copies: of each shard, [n] whether a pair is kept, or how often it is to be trained on; 0 drops a pair.
     """
 
-    def __init__(self, copies: Iterable[NDArray[np.bool_] | NDArray[np.int32]]):
-        self._shards: list[tuple[int, NDArray[Any]]] = [
-            (len(one), np.packbits(one) if one.dtype == bool else one) for one in copies
-        ]
+    def __init__(self, copies: Iterable[NDArray[np.bool_] | NDArray[np.int32]] = ()):
+        self._shards: list[tuple[int, NDArray[Any]]] = []
+        for of_shard in copies:
+            self.append(of_shard)
+
+    def append(self, copies: NDArray[np.bool_] | NDArray[np.int32]) -> None:
+        """Add the pairs of the next shard."""
+        self._shards.append((len(copies), np.packbits(copies) if copies.dtype == bool else copies))
 
     def __iter__(self) -> Iterator[NDArray[np.int32]]:
         """Of each shard, [n] how often a pair is to be trained on."""
@@ -91,6 +96,13 @@ class Limits(NamedTuple):
     """Which pairs may be kept, whatever their rank."""
 
     where: Where | None = None  # those of which this condition holds
+    within: tuple[Subset, ...] = ()  # those that are in all of these subsets
+    plus: tuple[Subset, ...] = ()  # those in any of these subsets are kept in any case, beside the others
+
+    @property
+    def choose(self) -> bool:
+        """Whether they leave pairs out."""
+        return bool(self.where or self.within)
 
 
 NO_LIMITS = Limits()
@@ -122,11 +134,11 @@ def select(shards: Shards, by: str | None, keep: float, limits: Limits = NO_LIMI
     with tempfile.TemporaryDirectory(prefix="ecif-") as scratch:
         candidates = _Candidates(shards, by, limits, scratch)
         if by is None:
-            return candidates.among
+            return candidates.and_plus(candidates.among)
         count = min(round(keep * candidates.pairs), candidates.count)
         edges = find_edges(candidates.keys, [candidates.bits, 64, 64], np.array([count]))
         kept = edges.kept(candidates.keys(len(edges.words)))
-        return Selected(candidates.spread(kept))
+        return candidates.and_plus(candidates.spread(kept))
 
 
 def expect_score(by: str) -> None:
@@ -142,15 +154,18 @@ class _Candidates:
         self.shards, self.path = shards, os.path.join(scratch, "ranks")
         self.pairs = self.count = 0
         self.dtype: np.dtype[Any] = np.dtype(np.uint32)
+        self.among, self._plus = Selected(), Selected()
         with open(self.path, "wb") as file:
-            self.among = Selected(self._read(by, limits, file))
+            self._read(by, limits, file)
 
-    def _read(self, by: str | None, limits: Limits, file: BinaryIO) -> Iterator[NDArray[np.bool_]]:
-        """Of each shard, [n] whether a pair may be kept. The ranks of those that may are appended to the file."""
-        where = limits.where
-        columns = dict.fromkeys([by or "uid", *(where.columns if where else [])])
-        for _, part in self.shards(list(columns)):
+    def _read(self, by: str | None, limits: Limits, file: BinaryIO) -> None:
+        """Find the pairs that may be kept, and append their ranks to the file."""
+        where, subsets = limits.where, [*limits.within, *limits.plus]
+        columns = [by or "uid", *(where.columns if where else []), *(["index", "key", "uid"] if subsets else [])]
+        for shard, part in self.shards(list(dict.fromkeys(columns))):
             may = where.holds(part) if where else np.ones(len(part), bool)
+            there = [subset.copies(shard, part) > 0 for subset in subsets]
+            may = np.logical_and.reduce([may, *there[: len(limits.within)]])
             if by is not None:
                 numbers = read_numbers(part, by)
                 may &= numbers.there
@@ -158,7 +173,15 @@ class _Candidates:
                 ranks.tofile(file)
                 self.dtype = ranks.dtype
             self.pairs, self.count = self.pairs + len(part), self.count + int(may.sum())
-            yield may
+            self.among.append(may)
+            if limits.plus:
+                self._plus.append(np.logical_or.reduce(there[len(limits.within) :]))
+
+    def and_plus(self, kept: Iterable[NDArray[Any]]) -> Selected:
+        """The kept pairs of each shard, and those that are kept in any case."""
+        if not len(self._plus):
+            return Selected(one > 0 for one in kept)
+        return Selected((one > 0) | (more > 0) for one, more in zip(kept, self._plus, strict=True))
 
     @property
     def bits(self) -> int:

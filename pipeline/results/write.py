@@ -18,8 +18,8 @@ from pipeline import storage
 from pipeline.corpus.uids import pack_column, unpack
 from pipeline.errors import UserError
 from pipeline.results.select import Selected, Shards
+from pipeline.results.subset import SUBSET
 
-SUBSET = np.dtype("u8,u8")  # DataComp: the two halves of a uid
 KEYS = pa.schema([("shard", pa.string()), ("index", pa.int32()), ("key", pa.string()), ("uid", pa.string())])
 ROW_GROUP = 100_000  # the fewest rows of a table of keys that are written at once
 PAIR = np.dtype([("uid", "S16"), ("copies", ">u4")])  # its bytes are sorted as uids are

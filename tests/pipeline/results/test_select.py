@@ -177,3 +177,19 @@ def test_numbers_of_any_kind_are_ranked_exactly(kind, good):
     numbers = pa.array(np.array(values, object) if str(kind) != "halffloat" else [v and np.float16(v) for v in values], kind)
     kept = select(pa.table([UIDS[:8], numbers], schema=schema), "score", 0.5)
     assert kept == [UIDS[i] for i in ((0, 2, 3, 6) if good == "high" else (1, 2, 5, 7))]
+
+
+@pytest.mark.slow
+def test_uids_may_take_more_than_2_gib():
+    """A column of strings that is put together can't: 70 chunks of a million pairs, which share their memory."""
+    rows, chunks = 1_000_000, 70
+    digits = pa.py_buffer(b"".join(b"%032x" % i for i in range(rows)))
+    uids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), rows, [None, digits]).cast(pa.binary()).cast(pa.string())
+    scores = pa.array(np.arange(rows) // 2, pa.float32())
+    every = pa.table({"uid": pa.chunked_array([uids] * chunks), "score": pa.chunked_array([scores] * chunks)})
+    with pytest.raises(pa.ArrowInvalid, match="overflow"):
+        every["uid"].combine_chunks().validate()
+    kept = np.flatnonzero(selecting.select(of_table(every), "score", 90 / len(every)).kept)  # 70 + 20 of the two best uids
+    assert kept.tolist() == sorted(
+        rows * chunk + row for chunk in range(chunks) for row in (rows - 2, rows - 1) if row < rows - 1 or chunk < 20
+    )

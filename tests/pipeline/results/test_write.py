@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pipeline.errors import RunError, UserError
 from pipeline.results import write as writing
 from pipeline.results.select import Selected, of_table, select
-from pipeline.results.write import SUBSET, write_keys, write_subset
+from pipeline.results.subset import SUBSET
+from pipeline.results.write import write_keys, write_subset
 from pipeline.run_folder.finished import open_run
 from tests.support.finished import write_scores
 
