@@ -9,12 +9,13 @@ from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
 from ray.exceptions import RayError
 
+from jobs.select import select
 from jobs.submit import submit
 from pipeline.config import Config
 from pipeline.console import aligned, say, show_on_terminal
@@ -148,57 +149,7 @@ def retry(run: RunFolder) -> None:
         _report(outcome)
 
 
-@app.command()
-def select(  # noqa: PLR0913  (each is an option of the command)
-    run: RunFolder,
-    out: Annotated[str, typer.Option(metavar="PATH", parser=at_home, help="the file to write, .npy or .parquet")],
-    keep: Annotated[float | None, typer.Option(help="share of the pairs to keep; by default what the run chose")] = None,
-    by: Annotated[str | None, typer.Option(help="the column to rank by; by default the run's filter")] = None,
-    written: Annotated[
-        Literal["datacomp", "keys"], typer.Option("--format", help="datacomp: uids as .npy; keys: shard and key as Parquet")
-    ] = "datacomp",
-    sampled: Annotated[
-        Literal["best", "soft-cap"],
-        typer.Option("--sample", help="best: each of the best pairs once; soft-cap: draws by the column's softmax"),
-    ] = "best",
-    draws: Annotated[int | None, typer.Option(help="soft-cap: number of draws, in the place of --keep")] = None,
-    penalty: Annotated[
-        float | None, typer.Option(help="soft-cap: by how much a draw lowers the logit of its pair; by default 0.15")
-    ] = None,
-    scale: Annotated[
-        float | None, typer.Option(help="soft-cap: logits are this times the column; by default 1 / its standard deviation")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="soft-cap: of the draws; by default 0")] = None,
-) -> None:
-    """Choose pairs by one column: a DataComp subset file, or a table of shard and key."""
-    from pipeline.results import select as selecting
-    from pipeline.results.soft_cap import PENALTY, SoftCap, sample
-    from pipeline.run_folder.finished import open_run
-
-    if sampled == "best" and any(option is not None for option in (draws, penalty, scale, seed)):
-        raise UserError("--draws, --penalty, --scale and --seed need --sample soft-cap")
-    if draws is not None and keep is not None:
-        raise UserError("give either --keep, a share of the pairs, or --draws, a number")
-    by, share = selecting.chosen_filter(run, by, 1.0 if draws is not None else keep)
-    finished = open_run(run)
-    parts = (part for _, part in finished.of_shards(["uid", by]))
-    if sampled == "best":
-        selected = selecting.select(parts, by, share)
-    else:
-        how = SoftCap(None if draws is not None else share, draws, PENALTY if penalty is None else penalty, scale, seed or 0)
-        selected = sample(parts, by, how)
-    for line in finished.uids.said():
-        say(line)
-    if written == "keys":
-        selecting.write_keys(out, finished, selected)
-    else:
-        selecting.write_subset(out, selecting.unambiguous_uids(selected))
-    if sampled == "soft-cap":
-        most = f"one pair up to {selected.copies.max()} times"
-        say(f"{selected.copies.sum()} draws of {selected.kept.sum()} pairs by {by}, {most}")
-    else:
-        say(f"{selected.kept.sum()} pairs kept by {by}")
-    typer.echo(out)
+app.command()(select)
 
 
 @app.command()

@@ -19,7 +19,8 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 from pipeline import Config, open_run, run
-from pipeline.results.select import chosen_filter, select, unambiguous_uids, write_subset
+from pipeline.results.select import chosen_filter, select
+from pipeline.results.write import write_subset
 
 TINY = {
     "embed_dim": 16,
@@ -40,10 +41,10 @@ def main(path: Path) -> int:
         print(f"misaligned with probability {pair['misalignment']:.2f}: {pair['key']}")
 
     column, share = chosen_filter(config.run, None, None)
-    uids = unambiguous_uids(select([finished.scores(["uid", column])], column, share))
-    write_subset(f"{config.run}/subset.npy", uids)
-    print(f"{len(uids)} pairs kept by {column}: {config.run}/subset.npy")
-    return len(uids)
+    selected = select(finished.of_shards, column, share)
+    count = write_subset(f"{config.run}/subset.npy", finished.of_shards, selected)
+    print(f"{count} pairs kept by {column}: {config.run}/subset.npy")
+    return count
 
 
 def embedded_emoji(folder: Path) -> Path:

@@ -19,7 +19,8 @@ from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.results.export import export
 from pipeline.results.judge import judge
-from pipeline.results.select import chosen_filter, select, unambiguous_uids, write_subset
+from pipeline.results.select import chosen_filter, select
+from pipeline.results.write import write_subset
 from pipeline.run import run
 from pipeline.run_folder import tables
 from pipeline.run_folder.outcome import Outcome
@@ -55,7 +56,8 @@ def run_demo(out: Path, noise: float, seed: int) -> None:
 
     scores = outcome.scores()
     subset = str(out / "subset.npy")
-    write_subset(subset, unambiguous_uids(select([scores], *chosen_filter(config.run, None, None))))
+    of_shards = outcome.finished.of_shards
+    write_subset(subset, of_shards, select(of_shards, *chosen_filter(config.run, None, None)))
     exported = export(config.run, subset, str(out / "filtered"))
     picture.draw(scores, config.corpus, config, TARGET, out / "result.png")
     summary = verdict | {

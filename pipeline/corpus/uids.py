@@ -2,10 +2,12 @@
 
 import hashlib
 import re
+from binascii import unhexlify
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 PACKED = np.dtype("S16")  # a uid as its bytes: sorted as its digits are
@@ -84,6 +86,18 @@ class UidCounter:
 def pack(uids: Sequence[str]) -> NDArray[np.bytes_]:
     """[N] S16 of uids."""
     return np.frombuffer(bytearray.fromhex("".join(uids)), PACKED)
+
+
+def pack_column(uids: pa.ChunkedArray) -> NDArray[np.bytes_]:
+    """[N] S16 of a column of uids. No Python string is made of any of them.
+
+    Raises:
+        pa.ArrowInvalid: a uid has not 32 characters.
+        binascii.Error: one has other characters than hex digits.
+    """
+    digits = (chunk.cast(pa.binary(32)) for chunk in uids.chunks)
+    halves = (memoryview(of.buffers()[1])[32 * of.offset : 32 * (of.offset + len(of))] for of in digits if len(of))
+    return np.frombuffer(bytearray().join(map(unhexlify, halves)), PACKED)
 
 
 def unpack(packed: NDArray[np.bytes_]) -> list[str]:

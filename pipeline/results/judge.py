@@ -20,9 +20,8 @@ from ecif.targets.question import Question
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus.shards import find
-from pipeline.corpus.uids import unpack
 from pipeline.inputs import as_dataset, load_inputs, made_by
-from pipeline.results.select import select
+from pipeline.results.select import of_table, select
 from pipeline.run_folder import tensors
 from pipeline.run_folder.columns import columns
 from pipeline.run_folder.finished import Finished, open_run
@@ -117,7 +116,7 @@ def _rules(run: Finished, table: pa.Table, swapped: set[str]) -> list[Rule]:
 
 def _best(table: pa.Table, by: str, keep: float) -> list[str]:
     """The uids of the pairs that are selected."""
-    return unpack(select([table], by, keep).uids)
+    return table["uid"].filter(pa.array(select(of_table(table), by, keep).kept)).to_pylist()
 
 
 def rankings(config: Config) -> dict[str, str]:

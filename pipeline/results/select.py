@@ -1,110 +1,216 @@
-"""Stage `select`: choose the pairs to train on by a column, and write which they are.
+"""Stage `select`: choose the pairs to train on by a column.
 
-There are two formats. A DataComp subset holds uids, for DataComp's resharder. A table of keys holds shard and key of each pair.
-It is exact where uids repeat or are made up. `ecif export` takes both.
+Columns are read shard by shard, and no pair's uid, key or number stays in memory. `write` says which pairs were chosen.
 """
 
-import io
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline import storage
-from pipeline.corpus.uids import pack, unpack
+from pipeline.corpus.uids import pack_column
 from pipeline.errors import RunError, UserError
-from pipeline.run_folder import tables
+from pipeline.results.edges import Keys, find_edges
+from pipeline.results.numbers import read_numbers
+from pipeline.results.subset import Subset
+from pipeline.results.where import Where
 from pipeline.run_folder.columns import IDENTITY
-from pipeline.run_folder.finished import Finished, open_run
+from pipeline.run_folder.finished import open_run
 
-SUBSET = np.dtype("u8,u8")  # DataComp: the two halves of a uid
-KEYS = pa.schema([("shard", pa.string()), ("index", pa.int32()), ("key", pa.string()), ("uid", pa.string())])
-ROW_GROUP = 100_000  # the fewest rows of a table of keys that are written at once
+Shards = Callable[[list[str]], Iterable[tuple[str, pa.Table]]]
+"""`Finished.of_shards`: the name of each shard and the columns that are asked for. Every call gives the same pairs."""
 
 
-class Selected(NamedTuple):
-    """N pairs, shard after shard, and how often each of them is to be trained on."""
+def of_table(table: pa.Table) -> Shards:
+    """A table in memory as the only shard."""
+    return lambda columns: [("", table)]
 
-    uid: NDArray[np.bytes_]  # [N] packed
-    copies: NDArray[np.int32]  # [N]; 0 drops a pair
+
+class Selected:
+    """Which pairs are kept, and how often each is to be trained on. In memory a pair takes a bit, or 4 bytes if copies count.
+
+    Args:
+        copies: of each shard, [n] whether a pair is kept, or how often it is to be trained on; 0 drops a pair.
+    """
+
+    def __init__(self, copies: Iterable[NDArray[np.bool_] | NDArray[np.int32]] = ()):
+        self._shards: list[tuple[int, NDArray[Any]]] = []
+        for of_shard in copies:
+            self.append(of_shard)
+
+    def append(self, copies: NDArray[np.bool_] | NDArray[np.int32]) -> None:
+        """Add the pairs of the next shard."""
+        self._shards.append((len(copies), np.packbits(copies) if copies.dtype == bool else copies))
+
+    def __iter__(self) -> Iterator[NDArray[np.int32]]:
+        """Of each shard, [n] how often a pair is to be trained on."""
+        for count, stored in self._shards:
+            yield np.unpackbits(stored, count=count).astype(np.int32) if stored.dtype == np.uint8 else stored.astype(np.int32)
+
+    def __len__(self) -> int:
+        """N, the number of pairs, kept or not."""
+        return sum(count for count, _ in self._shards)
+
+    def count(self) -> tuple[int, int, int]:
+        """How many pairs are kept, how often they are to be trained on in all, and how often the one that is most often."""
+        found = [(int((one > 0).sum()), int(one.sum()), int(one.max(initial=0))) for one in self]
+        return (
+            sum(kept for kept, _, _ in found),
+            sum(copies for _, copies, _ in found),
+            max((m for _, _, m in found), default=0),
+        )
+
+    @property
+    def copies(self) -> NDArray[np.int32]:
+        """[N] how often each pair is to be trained on, shard after shard."""
+        return np.concatenate([np.empty(0, np.int32), *self])
 
     @property
     def kept(self) -> NDArray[np.bool_]:
-        """[N] whether a pair is kept."""
+        """[N] whether a pair is kept, shard after shard."""
         return self.copies > 0
 
+    def beside(self, shards: Iterable[tuple[str, pa.Table]]) -> Iterator[tuple[pa.Table, NDArray[np.int32]]]:
+        """The table of each shard and the copies of its pairs.
+
+        Raises:
+            RunError: the tables have not the pairs that were selected from.
+        """
+        sizes = iter(self)
+        for _, part in shards:
+            copies = next(sizes, None)
+            if copies is None or len(copies) != len(part):
+                raise _changed()
+            yield part, copies
+        if next(sizes, None) is not None:
+            raise _changed()
+
+
+class Limits(NamedTuple):
+    """Which pairs may be kept, whatever their rank."""
+
+    where: Where | None = None  # those of which this condition holds
+    within: tuple[Subset, ...] = ()  # those that are in all of these subsets
+    plus: tuple[Subset, ...] = ()  # those in any of these subsets are kept in any case, beside the others
+
     @property
-    def uids(self) -> NDArray[np.bytes_]:
-        """The packed uids of the kept pairs, in the order of the pairs, each as often as its pair is trained on."""
-        return np.repeat(self.uid, self.copies)
+    def choose(self) -> bool:
+        """Whether they leave pairs out."""
+        return bool(self.where or self.within)
 
 
-class Column(NamedTuple):
-    """A column of N pairs, shard after shard."""
-
-    uid: NDArray[np.bytes_]  # [N] packed
-    rows: NDArray[np.int64]  # [n] the pairs that have a number
-    values: NDArray[Any]  # [n] their numbers
-    low_is_good: bool
+NO_LIMITS = Limits()
 
 
-def select(parts: Iterable[pa.Table], by: str, keep: float) -> Selected:
+def select(shards: Shards, by: str | None, keep: float, limits: Limits = NO_LIMITS) -> Selected:
     """Keep the best share of the pairs.
 
+    Columns are read once. The ranks lie in a scratch file meanwhile, 4 bytes a pair of a column in float32. Uids are read only
+    where some of several equal values are kept: once for every 16 bits that tell the last kept uid from the next one.
+
     Args:
-        parts: tables with `uid` and the column.
-        by: the column. The metadata of its field says which end is good; by default high is.
-        keep: share of all pairs, 0 to 1. Exactly round(keep * pairs) are kept (half to even). Ties are broken by uid, and where
-            uids repeat, by the order of the pairs. NaN is never kept, so fewer are kept if too few values are numbers.
+        shards: gives tables with `uid` and the columns.
+        by: the column to rank by. The metadata of its field says which end is good; by default high is. None keeps all that may
+            be kept.
+        keep: share of all pairs, 0 to 1. Exactly round(keep * pairs) are kept (half to even). Ties are broken by uid, and
+            where uids repeat, by the order of the pairs. NaN and null are never kept. So fewer are kept if too few pairs have a
+            number and are within the limits.
+        limits: which pairs may be kept at all; by default any.
 
     Raises:
         UserError: the share is outside 0 to 1, or the column is no score.
+        RunError: the tables have changed meanwhile.
     """
     if not 0 < keep <= 1:
         raise UserError(f"keep {keep}: a share of the pairs, above 0 and at most 1")
-    uid, rows, value, low = read_column(parts, by)
-    copies = np.zeros(len(uid), np.int32)
-    count = min(round(keep * len(uid)), len(rows))
-    if count:
-        worst = count - 1 if low else len(rows) - count  # where the worst kept value is in the sorted values
-        edge = np.partition(value, worst)[worst]
-        copies[rows[value < edge if low else value > edge]] = 1
-        ties = rows[value == edge]
-        copies[ties[np.argsort(uid[ties], kind="stable")[: count - copies.sum()]]] = 1
-    return Selected(uid, copies)
+    if by is not None:
+        expect_score(by)
+    with tempfile.TemporaryDirectory(prefix="ecif-") as scratch:
+        candidates = _Candidates(shards, by, limits, scratch)
+        if by is None:
+            return candidates.and_plus(candidates.among)
+        count = min(round(keep * candidates.pairs), candidates.count)
+        edges = find_edges(candidates.keys, [candidates.bits, 64, 64], np.array([count]))
+        kept = edges.kept(candidates.keys(len(edges.words)))
+        return candidates.and_plus(candidates.spread(kept))
 
 
-def read_column(parts: Iterable[pa.Table], by: str) -> Column:
-    """A column that pairs can be ranked by.
-
-    Args:
-        parts: tables with `uid` and the column.
-        by: the column.
-
-    Raises:
-        UserError: the column is no score.
-    """
+def expect_score(by: str) -> None:
+    """Raise UserError if a column says which pair a row is."""
     if by in IDENTITY:
         raise UserError(f"column {by!r} says which pair it is, not how good it is")
-    uids, scored, values, field = [], [], [], None
-    for part in parts:
-        field = part.schema.field(by)
-        if not (pa.types.is_floating(field.type) or pa.types.is_integer(field.type)):
-            raise UserError(f"column {by!r} holds {field.type}, not numbers to rank by")
-        number = pc.invert(pc.or_kleene(pc.is_nan(part[by]), pc.is_null(part[by]))).to_numpy()
-        uids.append(pack(part["uid"].to_pylist()))
-        scored.append(number)
-        values.append(part[by].filter(pa.array(number)).to_numpy())
-    low = field is not None and tables.good_end(field) == "low"
-    return Column(np.concatenate(uids), np.flatnonzero(np.concatenate(scored)), np.concatenate(values), low)
+
+
+class _Candidates:
+    """The pairs that may be kept, and their ranks."""
+
+    def __init__(self, shards: Shards, by: str | None, limits: Limits, scratch: str):
+        self.shards, self.path = shards, os.path.join(scratch, "ranks")
+        self.pairs = self.count = 0
+        self.dtype: np.dtype[Any] = np.dtype(np.uint32)
+        self.among, self._plus = Selected(), Selected()
+        with open(self.path, "wb") as file:
+            self._read(by, limits, file)
+
+    def _read(self, by: str | None, limits: Limits, file: BinaryIO) -> None:
+        """Find the pairs that may be kept, and append their ranks to the file."""
+        where, subsets = limits.where, [*limits.within, *limits.plus]
+        columns = [by or "uid", *(where.columns if where else []), *(["index", "key", "uid"] if subsets else [])]
+        for shard, part in self.shards(list(dict.fromkeys(columns))):
+            may = where.holds(part) if where else np.ones(len(part), bool)
+            there = [subset.copies(shard, part) > 0 for subset in subsets]
+            may = np.logical_and.reduce([may, *there[: len(limits.within)]])
+            if by is not None:
+                numbers = read_numbers(part, by)
+                may &= numbers.there
+                ranks = numbers.ranks()[may]
+                ranks.tofile(file)
+                self.dtype = ranks.dtype
+            self.pairs, self.count = self.pairs + len(part), self.count + int(may.sum())
+            self.among.append(may)
+            if limits.plus:
+                self._plus.append(np.logical_or.reduce(there[len(limits.within) :]))
+
+    def and_plus(self, kept: Iterable[NDArray[Any]]) -> Selected:
+        """The kept pairs of each shard, and those that are kept in any case."""
+        if not len(self._plus):
+            return Selected(one > 0 for one in kept)
+        return Selected((one > 0) | (more > 0) for one, more in zip(kept, self._plus, strict=True))
+
+    @property
+    def bits(self) -> int:
+        """Bits of a rank."""
+        return 8 * self.dtype.itemsize
+
+    def keys(self, words: int) -> Iterator[Keys]:
+        """Of the candidates of each shard, the first of: rank, both halves of the uid."""
+        with open(self.path, "rb") as file:
+            for may, uids in self._uids() if words > 1 else ((may, []) for may in self.among):
+                count = int(may.sum())
+                ranks = np.fromfile(file, self.dtype, count).astype(np.uint64)
+                yield Keys([ranks, *uids[: words - 1]], np.zeros(count, np.int64))
+
+    def _uids(self) -> Iterator[tuple[NDArray[np.int32], list[NDArray[np.uint64]]]]:
+        for part, may in self.among.beside(self.shards(["uid"])):
+            halves = pack_column(part["uid"])[may > 0].view(">u8").reshape(-1, 2).astype(np.uint64)
+            yield may, [halves[:, 0], halves[:, 1]]
+
+    def spread(self, kept: Iterable[NDArray[np.bool_]]) -> Iterator[NDArray[np.bool_]]:
+        """Of each shard, [n] whether a pair is kept, given which of the candidates are."""
+        for may, of_candidates in zip(self.among, kept, strict=True):
+            of_pairs = np.zeros(len(may), bool)
+            of_pairs[np.flatnonzero(may)] = of_candidates
+            yield of_pairs
+
+
+def _changed() -> RunError:
+    return RunError("a run has replaced the columns, they have changed meanwhile: select again")
 
 
 def chosen_filter(run: str, by: str | None, keep: float | None) -> tuple[str, float]:
@@ -132,56 +238,3 @@ def chosen_filter(run: str, by: str | None, keep: float | None) -> tuple[str, fl
             raise UserError(f"--by {by} needs --keep, the share of the pairs to keep; only filters have a share of their own")
         keep = filters[by]
     return by, keep
-
-
-def unambiguous_uids(selected: Selected) -> NDArray[np.bytes_]:
-    """The packed uids of the kept pairs, sorted, each as often as its pairs are trained on: what a DataComp subset can say.
-
-    Raises:
-        UserError: a uid belongs to pairs of which one is kept more often than another.
-    """
-    order = np.argsort(selected.uid, kind="stable")
-    uids, copies = selected.uid[order], selected.copies[order]
-    again = uids[1:] == uids[:-1]
-    unlike = uids[1:][again & (copies[1:] != copies[:-1])]
-    if len(unlike):
-        how = "drawn more often than others" if copies.max() > 1 else "kept and to pairs that are not"
-        raise UserError(
-            f"{len(np.unique(unlike))} uids belong to pairs that are {how}, such as "
-            f"{unpack(unlike[:1])[0]}: a DataComp subset can't say which is meant; --format keys can"
-        )
-    first = np.concatenate([[True], ~again])[: len(uids)]
-    return np.repeat(uids[first], copies[first])
-
-
-def write_subset(url: str, uids: NDArray[np.bytes_]) -> None:
-    """Write packed uids as a DataComp subset: a sorted `.npy` of u8,u8. What is in it twice is trained on twice as often."""
-    halves = np.sort(uids).view(">u8").astype("u8").view(SUBSET)
-    buffer = io.BytesIO()
-    np.save(buffer, halves)
-    storage.write_bytes(url, buffer.getvalue())
-
-
-def write_keys(url: str, run: Finished, selected: Selected) -> None:
-    """Write shard, index, key and uid of the kept pairs as Parquet, a row for each time that a pair is trained on.
-
-    Raises:
-        RunError: the run's columns have changed since the pairs were selected.
-    """
-    with tempfile.TemporaryDirectory(prefix="ecif-") as scratch:
-        path = os.path.join(scratch, "keys.parquet")
-        with pq.ParquetWriter(path, KEYS, compression="zstd") as file:
-            start, waiting = 0, KEYS.empty_table()
-            for _, part in run.of_shards(KEYS.names):
-                copies = selected.copies[start : start + len(part)]
-                start += len(part)
-                if len(copies) == len(part):
-                    rows = np.repeat(np.arange(len(part)), copies)
-                    waiting = pa.concat_tables([waiting, part.take(rows).cast(KEYS)])
-                if len(waiting) >= ROW_GROUP:
-                    file.write_table(waiting.combine_chunks())
-                    waiting = KEYS.empty_table()
-            file.write_table(waiting.combine_chunks())
-        if start != len(selected.copies):
-            raise RunError(f"{run.table}: its columns have changed meanwhile: select again")
-        storage.upload(path, url)

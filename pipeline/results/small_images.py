@@ -76,7 +76,7 @@ def tokens_of(captions: list[str], architecture: dict[str, Any]) -> NDArray[np.i
 def rule_of_column(run: Finished, name: str, by: str | None = None, keep: float | None = None) -> Rule:
     """Keep the best share by one column; without them what the run's own filter keeps. See `ecif select`."""
     by, keep = chosen_filter(run.folder, by, keep)
-    return Rule(name, select((part for _, part in run.of_shards(["uid", by])), by, keep).copies)
+    return Rule(name, select(run.of_shards, by, keep).copies)
 
 
 def rule_of_subset(run: Finished, name: str, url: str) -> Rule:

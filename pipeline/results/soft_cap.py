@@ -10,15 +10,16 @@ So the first M alarms are M draws, and the alarms of a pair depend on no other p
 """
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.corpus.uids import pack_column
 from pipeline.errors import UserError
-from pipeline.results.select import Selected, read_column
+from pipeline.results.numbers import read_numbers
+from pipeline.results.select import Selected, Shards, expect_score
 
 PENALTY = 0.15  # of the paper's best filtered dataset at DataComp's medium scale
 CHUNK = 1 << 22  # pairs whose waiting times are computed at once
@@ -38,11 +39,11 @@ class SoftCap(NamedTuple):
     seed: int = 0
 
 
-def sample(parts: Iterable[pa.Table], by: str, how: SoftCap) -> Selected:
-    """Draw pairs in proportion to the softmax of a column, with repeats.
+def sample(shards: Shards, by: str, how: SoftCap) -> Selected:
+    """Draw pairs in proportion to the softmax of a column, with repeats. Uids, logits and waiting times are in memory.
 
     Args:
-        parts: tables with `uid` and the column.
+        shards: gives tables with `uid` and the column.
         by: the column. The metadata of its field says which end is good; by default high is. NaN is never drawn.
         how: how many, and how.
 
@@ -56,13 +57,22 @@ def sample(parts: Iterable[pa.Table], by: str, how: SoftCap) -> Selected:
         raise UserError(f"{asked} draws: a number above 0" if how.keep is None else f"keep {asked}: a share above 0")
     if how.scale is not None and not 0 < how.scale < np.inf:
         raise UserError(f"scale {how.scale}: a number above 0; which end of a column is good, its schema says")
-    uid, rows, values, low = read_column(parts, by)
-    logits = np.full(len(uid), np.nan)
-    logits[rows] = values
-    spread = float(np.nanstd(logits)) if len(rows) and np.isfinite(values).all() else 1.0
-    logits *= (-1 if low else 1) * (how.scale or 1 / (spread or 1.0))
+    expect_score(by)
+    uids, logits, low = [np.empty(0, "S16")], [np.empty(0)], False
+    for _, part in shards(["uid", by]):
+        numbers = read_numbers(part, by)
+        uids.append(pack_column(part["uid"]))
+        logits.append(np.where(numbers.there, numbers.values.astype(np.float64), np.nan))
+        low = numbers.low_is_good
+    ends = np.cumsum([len(part) for part in logits[1:]])
+    uid, logit = np.concatenate(uids), np.concatenate(logits)
+    del uids, logits
+    there = ~np.isnan(logit)
+    spread = float(np.nanstd(logit)) if there.any() and np.isfinite(logit[there]).all() else 1.0
+    logit *= (-1 if low else 1) * (how.scale or 1 / (spread or 1.0))
     draws = how.draws if how.keep is None else round(how.keep * len(uid))
-    return Selected(uid, soft_cap(logits, uid, draws, how.penalty, how.seed))  # type: ignore[arg-type]
+    counts = soft_cap(logit, uid, draws, how.penalty, how.seed)  # type: ignore[arg-type]
+    return Selected(np.split(counts, ends[:-1]) if len(ends) else [])
 
 
 def soft_cap(logits: Floats, uids: NDArray[np.bytes_], draws: int, penalty: float, seed: int) -> NDArray[np.int32]:

@@ -1,6 +1,5 @@
 """Read which pairs a subset holds, and find them in the columns of a run, shard by shard."""
 
-import io
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -10,11 +9,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.corpus.uids import PACKED, pack, unpack
+from pipeline.corpus.uids import pack_column
 from pipeline.errors import UserError
-from pipeline.results.select import SUBSET
 
+SUBSET = np.dtype("u8,u8")  # DataComp: the two halves of a uid
 PARQUET = b"PAR1"  # first bytes
+CHUNK = 1 << 20  # entries of a subset that are looked at together
+Places = NDArray[np.int64]
 
 
 class Subset(ABC):
@@ -45,31 +46,53 @@ class Uids(Subset):
     """A DataComp subset. A uid stands for every pair that has it, as in DataComp's resharder.
 
     Args:
-        uids: packed, in any order.
+        halves: of the uids, sorted; u8,u8. They may be mapped from a file: they are searched, not read. A byte of memory an
+            entry counts the pairs that have it.
     """
 
-    def __init__(self, uids: NDArray[np.bytes_]):
-        self.uids, self.counts = np.unique(uids, return_counts=True)
-        self.pairs = np.zeros(len(self.uids), np.int32)  # that have the uid
+    def __init__(self, halves: NDArray[np.void]):
+        self.halves = halves
+        self.pairs = np.zeros(len(halves), np.uint8)  # that have the uid: 0, 1, 2 for more; counted at its first entry
 
     def __len__(self) -> int:
-        return len(self.uids)
+        return len(self.halves)
 
     def copies(self, shard: str, pairs: pa.Table) -> NDArray[np.int64]:
         """See `Subset`."""
-        uids = pack(pairs["uid"].to_pylist())
-        at = np.searchsorted(self.uids, uids).clip(max=len(self.uids) - 1)
-        there = self.uids[at] == uids
-        np.add.at(self.pairs, at[there], 1)
-        return np.where(there, self.counts[at], 0)
+        high, low = pack_column(pairs["uid"]).view(">u8").reshape(-1, 2).astype("u8").T
+        start, stop = (np.searchsorted(self.halves["f0"], high, side) for side in ("left", "right"))
+        start, stop = self._bisect(start, stop, low, "left"), self._bisect(start, stop, low, "right")
+        entries, counts = np.unique(start[start < stop], return_counts=True)
+        self.pairs[entries] = np.minimum(self.pairs[entries] + counts, 2)
+        return stop - start
 
     def missing(self) -> tuple[int, str]:
         """See `Subset`."""
-        return _some(self.uids, self.pairs == 0)
+        return self._uids_with(0)
 
     def ambiguous(self) -> tuple[int, str]:
         """See `Subset`."""
-        return _some(self.uids, self.pairs > 1)
+        return self._uids_with(2)
+
+    def _bisect(self, start: Places, stop: Places, low: NDArray[np.uint64], side: str) -> Places:
+        """[N] where a low half is among those from `start` to `stop`, whose high halves are the same."""
+        before = np.less if side == "left" else np.less_equal
+        while (searched := start < stop).any():
+            middle = (start + stop) // 2
+            after = searched & before(self.halves["f1"][np.where(searched, middle, 0)], low)
+            start, stop = np.where(after, middle + 1, start), np.where(searched & ~after, middle, stop)
+        return start
+
+    def _uids_with(self, pairs: int) -> tuple[int, str]:
+        """How many uids have so many pairs, and the first of them."""
+        count, example, before = 0, "", np.empty(0, SUBSET)
+        for rows in (slice(start, start + CHUNK) for start in range(0, len(self), CHUNK)):
+            halves = self.halves[rows]
+            first = np.concatenate([[not len(before) or before[-1] != halves[0]], halves[1:] != halves[:-1]])
+            there = halves[first & (self.pairs[rows] == pairs)]
+            example = example or "".join(f"{half:016x}" for one in there[:1].tolist() for half in one)
+            count, before = count + len(there), halves
+        return count, example
 
 
 class Keys(Subset):
@@ -139,30 +162,39 @@ class Keys(Subset):
 
 
 def read_subset(url: str) -> Subset:
-    """Read a subset of either format.
+    """Read a subset of either format. The uids of a DataComp subset stay in its file, or in a local copy of it.
 
     Raises:
         UserError: the file does not exist, or is no subset.
     """
     try:
-        data = storage.read_bytes(url)
+        source = storage.describe(url)
     except FileNotFoundError:
         raise UserError(f"no subset {url}") from None
-    if data.startswith(PARQUET):
+    with storage.local_copy(source, storage.ATTEMPTS) as file:
+        start = file.read(len(PARQUET))
+        file.seek(0)
+        if start == PARQUET:
+            try:
+                return Keys(url, storage.parse_table(file.read()))
+            except pa.ArrowException as error:
+                raise UserError(f"{url} is no Parquet file: {' '.join(str(error).split())[:200]}") from None
         try:
-            table = storage.parse_table(data)
-        except pa.ArrowException as error:
-            raise UserError(f"{url} is no Parquet file: {' '.join(str(error).split())[:200]}") from None
-        return Keys(url, table)
-    try:
-        halves: NDArray[Any] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except ValueError as error:
-        raise UserError(f"{url} is no .npy file, and no Parquet: {error}") from None
+            halves: NDArray[Any] = np.lib.format.open_memmap(file.name, "r")
+        except ValueError as error:
+            raise UserError(f"{url} is no .npy file, and no Parquet: {error}") from None
     if halves.dtype != SUBSET:
         raise UserError(f"{url} holds {halves.dtype}, a DataComp subset holds {SUBSET}")
-    return Uids(halves.reshape(-1).view("u8").astype(">u8").view(PACKED))
+    halves = halves.reshape(-1)
+    _expect_sorted(url, halves)
+    return Uids(halves)
 
 
-def _some(uids: NDArray[np.bytes_], which: NDArray[np.bool_]) -> tuple[int, str]:
-    """The number of some uids, and the first of them."""
-    return int(which.sum()), unpack(uids[which][:1])[0] if which.any() else ""
+def _expect_sorted(url: str, halves: NDArray[np.void]) -> None:
+    for start in range(0, len(halves), CHUNK):
+        some = halves[start : start + CHUNK + 1]
+        high, low = some["f0"], some["f1"]
+        wrong = (high[1:] < high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] < low[:-1]))
+        if wrong.any():
+            at = start + int(wrong.argmax()) + 1
+            raise UserError(f"{url} is not sorted: entry {at} is below the one before it, and uids are looked up by bisection")

@@ -22,6 +22,7 @@ from pipeline.run_folder.dataset import in_folder
 from pipeline.run_folder.tables import Accounting
 
 LATEST = "latest"  # folder of the columns of the run that finished last
+AHEAD = 2 * storage.THREADS  # shards whose columns are read ahead of the one that is worked on
 
 
 class Checkpoint(NamedTuple):
@@ -64,11 +65,19 @@ class Finished(NamedTuple):
         """
         return pa.concat_tables((part for _, part in self.of_shards(columns)), promote_options="permissive")
 
-    def of_shards(self, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
-        """`scores` as one table for each shard, with the shard's name. They never are in memory together."""
+    def schema(self) -> pa.Schema:
+        """The names and types of the columns, and what each means. Raises UserError if the folder holds no table."""
+        return storage.read_schema(next(iter(self._listed().values())).url)
+
+    def _listed(self) -> dict[str, storage.Object]:
         listed = in_folder(self.table, ".parquet")
         if not listed:
             raise UserError(f"{self.table} holds no columns: the same `ecif run` writes them")
+        return listed
+
+    def of_shards(self, columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
+        """`scores` as one table for each shard, with the shard's name. They never are in memory together."""
+        listed = self._listed()
         schema = storage.read_schema(next(iter(listed.values())).url)
         for column in columns or []:
             if column not in schema.names:
@@ -78,7 +87,7 @@ class Finished(NamedTuple):
         def read(item: storage.Object) -> pa.Table:
             return storage.parse_table(storage.read_bytes(item.url), columns)
 
-        for shard, part in zip(listed, storage.in_threads(read, listed.values()), strict=True):
+        for shard, part in zip(listed, storage.in_threads(read, listed.values(), AHEAD), strict=True):
             if tables.run_of(part.schema)[0] != tables.run_of(schema)[0]:
                 raise RunError(f"{self.table}: columns of two runs; wait until the run that writes them has finished")
             yield shard, part

@@ -314,11 +314,17 @@ def _create(fs: Any, path: str, data: bytes) -> None:
         raise
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` in threads, for work that mostly waits for storage. Results are in the order of the items."""
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], at_once: int = AT_ONCE) -> Iterator[Result]:
+    """`map` in threads, for work that mostly waits for storage. Results are in the order of the items.
+
+    Args:
+        function: the work.
+        items: what it is done to.
+        at_once: the most results that wait in memory to be taken.
+    """
     left = iter(items)
     with ThreadPoolExecutor(THREADS) as pool:
-        while some := list(islice(left, AT_ONCE)):
+        while some := list(islice(left, at_once)):
             yield from pool.map(function, some)
 
 

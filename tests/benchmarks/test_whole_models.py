@@ -12,6 +12,7 @@ import pytest
 
 from ecif.columns.filter import order
 from ecif.training import SMALL
+from pipeline.results.select import of_table
 from pipeline.results.small_images import tokens_of
 from pipeline.results.soft_cap import SoftCap, sample
 from pipeline.results.whole_models import Pairs, Rule, Trainings, judge_whole
@@ -36,7 +37,7 @@ def soft_cap(corpus: Corpus) -> np.ndarray:
     scores = order(corpus.found.probability, corpus.found.chosen.among)
     uids = [f"{row:032x}" for row in range(len(scores))]
     table = pa.table({"uid": uids, "filter_clean": scores.numpy()})
-    return sample([table], "filter_clean", SoftCap(keep=DRAWS)).copies
+    return sample(of_table(table), "filter_clean", SoftCap(keep=DRAWS)).copies
 
 
 @pytest.mark.parametrize("name", ["emoji-20", "mixture-60"])

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.corpus.uids import pack
-from pipeline.results.select import write_subset
 from tests.support.finished import Run
+from tests.support.subsets import write_uids
 from tests.support.tars import npy, pair, write_tar
 
 UID = "0123456789abcdef" * 2
@@ -50,6 +49,4 @@ def caption(shard: str, key: str) -> str:
 
 def write_selected(run: Run, folder: Path, selected: Counter[tuple[str, str]]) -> str:
     """A subset file of pairs given by shard and key."""
-    path = str(folder / "subset.npy")
-    write_subset(path, pack([run.uids[place] for place in selected.elements()]))
-    return path
+    return write_uids(str(folder / "subset.npy"), [run.uids[place] for place in selected.elements()])

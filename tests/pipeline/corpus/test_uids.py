@@ -3,9 +3,10 @@
 import uuid
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from pipeline.corpus.uids import UidCounter, Uids, pack, repeats, uid_of, unpack
+from pipeline.corpus.uids import UidCounter, Uids, pack, pack_column, repeats, uid_of, unpack
 
 UUID = uuid.UUID("0123456789abcdef0123456789abcdef")
 MADE_UP = "611af6d833e57864f39588ec99d1ae4a"
@@ -39,6 +40,19 @@ def test_packed_uids_are_sorted_as_their_digits_are():
     assert unpack(pack(UIDS)) == UIDS
     assert unpack(np.sort(pack(UIDS))) == sorted(UIDS)
     assert unpack(pack([])) == []
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_a_column_is_packed_as_its_strings_are(kind):
+    column = pa.chunked_array([pa.array(UIDS, kind), pa.array([], kind), pa.array(UIDS * 3, kind).slice(3, 8)])
+    assert (pack_column(column) == pack(column.to_pylist())).all()
+    assert len(pack_column(pa.chunked_array([], kind))) == 0
+
+
+@pytest.mark.parametrize("uid", ["f" * 31, "f" * 33, "g" * 32, "é" * 16, None])
+def test_what_is_no_uid_is_not_packed(uid):
+    with pytest.raises((ValueError, pa.ArrowInvalid)):
+        pack_column(pa.chunked_array([[UIDS[0], uid]], pa.string()))
 
 
 def test_repeats():

@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.corpus.uids import pack, unpack
-from pipeline.errors import RunError, UserError
+from pipeline.errors import UserError
 from pipeline.results import select as selecting
-from pipeline.results.select import SUBSET, chosen_filter, unambiguous_uids, write_keys
+from pipeline.results.select import chosen_filter, of_table
 from pipeline.run_folder.finished import open_run
 from tests.support.finished import finish, write_scores
 
@@ -19,11 +19,7 @@ UIDS = [f"{i:032x}" for i in range(10)]
 
 def select(scores: pa.Table, by: str, keep: float) -> list[str]:
     """The uids that are kept, in the order of the pairs."""
-    return unpack(selecting.select([scores], by, keep).uids)
-
-
-def write_subset(url: str, uids: list[str]) -> None:
-    selecting.write_subset(url, pack(uids))
+    return scores["uid"].filter(pa.array(selecting.select(of_table(scores), by, keep).kept)).to_pylist()
 
 
 def table(scores: list[float | None], by: str = "clip_score", uids: list[str] = UIDS, good: str = "high") -> pa.Table:
@@ -91,70 +87,18 @@ def test_scores_of_all_shards_by_name(tmp_path):
         run.scores(["uid", "clip"])
 
 
-def test_a_subset_is_sorted_pairs_of_64_bits(tmp_path):
-    uids = ["f" * 32, "0" * 16 + "f" * 16, "8" + "0" * 31, "0" * 31 + "1", "0" * 15 + "1" + "0" * 16]
-    write_subset(str(tmp_path / "s.npy"), uids)
-    halves = np.load(tmp_path / "s.npy", allow_pickle=False)
-    assert halves.dtype == np.dtype("u8,u8") == SUBSET
-    assert halves.tolist() == [(int(uid[:16], 16), int(uid[16:32], 16)) for uid in sorted(uids)]
-
-
-def test_datacomp_finds_every_uid_in_a_subset(tmp_path):
-    uids = [np.random.default_rng(i).bytes(16).hex() for i in range(500)]
-    write_subset(str(tmp_path / "s.npy"), uids[::2])
-    halves = np.load(tmp_path / "s.npy")
-
-    def there(uid: str) -> bool:  # as its resharder looks a uid up
-        key = np.array([(int(uid[:16], 16), int(uid[16:32], 16))], SUBSET)[0]
-        return np.searchsorted(halves, key, "right") - np.searchsorted(halves, key, "left") == 1
-
-    assert [there(uid) for uid in uids] == [True, False] * 250
-
-
 TWICE = [UIDS[0], UIDS[1], UIDS[0], UIDS[2], UIDS[1], UIDS[3]]  # the uids of six pairs
 
 
 def test_of_pairs_with_one_uid_those_are_kept_that_are_best():
     scores = pa.table({"uid": TWICE, "score": [6.0, 1.0, 2.0, 5.0, 4.0, 3.0]})
-    selected = selecting.select([scores.slice(0, 2), scores.slice(2)], "score", 0.5)
-    assert selected.kept.tolist() == [True, False, False, True, True, False]
-    with pytest.raises(UserError, match=f"2 uids belong to pairs that are kept and to pairs that are not, such as {UIDS[0]}"):
-        unambiguous_uids(selected)
-
-
-def test_a_uid_whose_pairs_are_all_kept_is_in_the_subset_once():
-    scores = pa.table({"uid": TWICE, "score": [6.0, 1.0, 5.0, 4.0, 2.0, 3.0]})
-    assert unpack(unambiguous_uids(selecting.select([scores], "score", 0.5))) == [UIDS[0], UIDS[2]]
-    assert unpack(unambiguous_uids(selecting.select([scores], "score", 0.01))) == []
+    in_two = [("a", scores.slice(0, 2)), ("b", scores.slice(2))]
+    assert selecting.select(lambda columns: in_two, "score", 0.5).kept.tolist() == [True, False, False, True, True, False]
 
 
 def test_ties_of_pairs_with_one_uid_go_by_their_order():
     scores = pa.table({"uid": [UIDS[1], *[UIDS[0]] * 4], "score": [1.0] * 5})
-    assert selecting.select([scores], "score", 0.4).kept.tolist() == [False, True, True, False, False]
-
-
-def test_keys_are_those_of_the_kept_pairs(tmp_path, monkeypatch):
-    shards = {name: {"uid": TWICE, "index": [0, 1, 3, 4, 5, 7], "score": np.arange(6) + i} for i, name in enumerate("ba")}
-    run = open_run(write_scores(tmp_path, shards).folder)
-    selected = selecting.select((part for _, part in run.of_shards(["uid", "score"])), "score", 0.5)
-    for rows in (1, 100):
-        monkeypatch.setattr(selecting, "ROW_GROUP", rows)
-        write_keys(str(tmp_path / "keys.parquet"), run, selected)
-        written = pq.read_table(tmp_path / "keys.parquet").to_pydict()
-        assert written["shard"] == ["a"] * 4 + ["b"] * 2
-        assert written["index"] == [3, 4, 5, 7, 5, 7]
-        assert written["key"] == ["0002", "0003", "0004", "0005", "0004", "0005"]
-        assert written["uid"] == [TWICE[i] for i in (2, 3, 4, 5, 4, 5)]
-
-
-def test_keys_are_of_the_columns_that_were_selected_from(tmp_path):
-    run = open_run(write_scores(tmp_path, {"a": {"uid": UIDS[:3], "score": [1, 2, 3]}}).folder)
-    selected = selecting.select((part for _, part in run.of_shards(["uid", "score"])), "score", 0.5)
-    for uids in (UIDS[:2], UIDS[:4]):
-        write_scores(tmp_path, {"a": {"uid": uids, "score": range(len(uids))}})
-        with pytest.raises(RunError, match="its columns have changed meanwhile"):
-            write_keys(str(tmp_path / "keys.parquet"), run, selected)
-    assert not (tmp_path / "keys.parquet").exists()
+    assert selecting.select(of_table(scores), "score", 0.4).kept.tolist() == [False, True, True, False, False]
 
 
 def filters(**keeps: float | None) -> dict[str, dict]:
@@ -191,3 +135,61 @@ def test_of_several_checkpoints_the_mean_budget_is_kept(tmp_path):
 def test_what_the_run_has_not_chosen_has_to_be_said(tmp_path, keeps, by, said):
     with pytest.raises(UserError, match=said):
         chosen_filter(chose(tmp_path, filters(**keeps)), by, None)
+
+
+NUMBER = st.one_of(
+    st.none(),
+    st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 1.0, -1.0]),
+    st.floats(width=32),
+)
+PAIR = st.tuples(st.integers(0, 5), NUMBER)
+
+
+@given(
+    shards=st.lists(st.lists(PAIR, max_size=10), min_size=1, max_size=5),
+    keep=st.floats(0.01, 1),
+    good=st.sampled_from(["high", "low"]),
+    width=st.sampled_from([pa.float32(), pa.float64()]),
+)
+@settings(deadline=None, max_examples=200)
+def test_what_is_kept_is_what_a_sorted_list_keeps(shards, keep, good, width):
+    field = pa.field("score", width, metadata={"good": good})
+    schema = pa.schema([("uid", pa.string()), field])
+    tables = [
+        pa.table([[UIDS[u] for u, _ in shard], pa.array([v for _, v in shard], width)], schema=schema) for shard in shards
+    ]
+    pairs = [pair for shard in shards for pair in shard]
+    scored = [i for i, (_, value) in enumerate(pairs) if value is not None and not math.isnan(value)]
+    sign = 1 if good == "low" else -1
+    best = sorted(scored, key=lambda i: (sign * pairs[i][1], pairs[i][0], i))[: round(keep * len(pairs))]
+    selected = selecting.select(lambda columns: [("", table.select(columns)) for table in tables], "score", keep)
+    assert np.flatnonzero(selected.kept).tolist() == sorted(best)
+    assert selected.count() == (len(best), len(best), min(1, len(best)))
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint64(), pa.uint16(), pa.float16()])
+@pytest.mark.parametrize("good", ["high", "low"])
+def test_numbers_of_any_kind_are_ranked_exactly(kind, good):
+    integers = {"int8": (-128, 127), "int64": (-(2**63), 2**63 - 1), "uint64": (0, 2**64 - 1), "uint16": (0, 65535)}
+    low, high = integers.get(str(kind), (-1.5, 1.5))
+    values = [high, low, low + 1, high - 1, None, low, high, low + 1]
+    schema = pa.schema([("uid", pa.string()), pa.field("score", kind, metadata={"good": good})])
+    numbers = pa.array(np.array(values, object) if str(kind) != "halffloat" else [v and np.float16(v) for v in values], kind)
+    kept = select(pa.table([UIDS[:8], numbers], schema=schema), "score", 0.5)
+    assert kept == [UIDS[i] for i in ((0, 2, 3, 6) if good == "high" else (1, 2, 5, 7))]
+
+
+@pytest.mark.slow
+def test_uids_may_take_more_than_2_gib():
+    """A column of strings that is put together can't: 70 chunks of a million pairs, which share their memory."""
+    rows, chunks = 1_000_000, 70
+    digits = pa.py_buffer(b"".join(b"%032x" % i for i in range(rows)))
+    uids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), rows, [None, digits]).cast(pa.binary()).cast(pa.string())
+    scores = pa.array(np.arange(rows) // 2, pa.float32())
+    every = pa.table({"uid": pa.chunked_array([uids] * chunks), "score": pa.chunked_array([scores] * chunks)})
+    with pytest.raises(pa.ArrowInvalid, match="overflow"):
+        every["uid"].combine_chunks().validate()
+    kept = np.flatnonzero(selecting.select(of_table(every), "score", 90 / len(every)).kept)  # 70 + 20 of the two best uids
+    assert kept.tolist() == sorted(
+        rows * chunk + row for chunk in range(chunks) for row in (rows - 2, rows - 1) if row < rows - 1 or chunk < 20
+    )

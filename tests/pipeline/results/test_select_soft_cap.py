@@ -8,9 +8,9 @@ import pytest
 from jobs.cli import app
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.results.select import unambiguous_uids
 from pipeline.results.soft_cap import SoftCap, sample
 from pipeline.results.subset import read_subset
+from pipeline.results.write import write_subset
 from pipeline.run_folder.finished import open_run
 from tests.support.finished import write_scores
 
@@ -72,8 +72,7 @@ def test_how_the_pairs_lie_in_shards_does_not_matter(scored, tmp_path):
 
 def test_the_scale_is_one_over_the_standard_deviation_unless_it_is_given(scored):
     def counts(**how: float) -> list[int]:
-        parts = (part for _, part in open_run(scored).of_shards(["uid", "score"]))
-        return sample(parts, "score", SoftCap(draws=90, **how)).copies.tolist()
+        return sample(open_run(scored).of_shards, "score", SoftCap(draws=90, **how)).copies.tolist()
 
     values = np.float32(SCORE).astype(float)
     assert counts() == counts(scale=1 / values.std()) != counts(scale=3.0)
@@ -81,9 +80,9 @@ def test_the_scale_is_one_over_the_standard_deviation_unless_it_is_given(scored)
 
 def test_pairs_of_one_uid_that_are_drawn_differently_often_need_keys(tmp_path):
     run = open_run(write_scores(tmp_path, {"0": {"uid": [UIDS[0], UIDS[0], UIDS[1]], "score": [0.0, 5.0, 0.0]}}).folder)
-    selected = sample((part for _, part in run.of_shards(["uid", "score"])), "score", SoftCap(draws=50, scale=1.0))
+    selected = sample(run.of_shards, "score", SoftCap(draws=50, scale=1.0))
     with pytest.raises(UserError, match=r"1 uids belong to pairs that are drawn more often than others, .*--format keys can"):
-        unambiguous_uids(selected)
+        write_subset(str(tmp_path / "s.npy"), run.of_shards, selected)
 
 
 @pytest.mark.parametrize(

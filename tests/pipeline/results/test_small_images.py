@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from ecif.training import SMALL
-from pipeline.corpus.uids import pack
 from pipeline.errors import RunError, UserError
-from pipeline.results.select import write_subset
 from pipeline.results.small_images import read_corpus, read_test, rule_of_column, rule_of_subset, tokens_of
 from pipeline.run_folder.finished import open_run
 from pipeline.sections import Embed, Pairs
 from tests.support.exports import caption, make_corpus
 from tests.support.finished import Run, write_run, write_scores
+from tests.support.subsets import write_uids
 
 
 @pytest.fixture
@@ -50,8 +49,8 @@ def test_rules_count_the_pairs_in_the_order_of_the_columns(tmp_path):
     finished = open_run(write_scores(tmp_path / "run", shards).folder)
     assert finished.scores(["score"])["score"].to_pylist() == [6, 0, 3, 1, 5, 2]
     assert rule_of_column(finished, "best", "score", 0.5).counts.tolist() == [1, 0, 1, 0, 1, 0]
-    write_subset(str(tmp_path / "s.npy"), pack([uids[1], uids[3], uids[1], uids[1]]))
+    write_uids(str(tmp_path / "s.npy"), [uids[1], uids[3], uids[1], uids[1]])
     assert rule_of_subset(finished, "drawn", str(tmp_path / "s.npy")).counts.tolist() == [1, 0, 0, 0, 3, 0]
-    write_subset(str(tmp_path / "s.npy"), pack([uids[1], "f" * 32]))
+    write_uids(str(tmp_path / "s.npy"), [uids[1], "f" * 32])
     with pytest.raises(UserError, match=f"1 pairs of .* are not in the run, such as {'f' * 32}"):
         rule_of_subset(finished, "drawn", str(tmp_path / "s.npy"))

@@ -6,13 +6,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.corpus.uids import pack
 from pipeline.errors import UserError
-from pipeline.results.select import SUBSET, write_subset
-from pipeline.results.subset import Keys, read_subset
+from pipeline.results import subset as subsets
+from pipeline.results.subset import SUBSET, Keys, read_subset
 from pipeline.run_folder.tables import parquet_bytes
+from tests.support.subsets import write_uids
 from tests.support.tars import npy
 
 UIDS = [f"{i:032x}" for i in range(10)]
@@ -35,19 +37,67 @@ def copies(url: str) -> tuple[dict[str, list[int]], tuple[int, str], tuple[int, 
 
 @pytest.mark.parametrize("uids", [[UIDS[3], UIDS[1], UIDS[3], UIDS[3]], [], ["f" * 32], ["0" * 32, "0" * 31 + "1"]])
 def test_a_uid_is_as_often_in_a_subset_as_it_was_written(tmp_path, uids):
-    write_subset(str(tmp_path / "s.npy"), pack(uids))
+    write_uids(str(tmp_path / "s.npy"), uids)
     subset = read_subset(str(tmp_path / "s.npy"))
-    assert len(subset) == len(set(uids))
+    assert len(subset) == len(uids)
     if uids:
         pairs = pa.table({"index": range(10), "key": UIDS, "uid": UIDS})
         assert subset.copies("a", pairs).tolist() == [uids.count(uid) for uid in UIDS]
 
 
 def test_a_uid_stands_for_every_pair_that_has_it(tmp_path):
-    write_subset(str(tmp_path / "s.npy"), pack([UIDS[0], UIDS[2], UIDS[2], UIDS[5]]))
+    write_uids(str(tmp_path / "s.npy"), [UIDS[0], UIDS[2], UIDS[2], UIDS[5]])
     assert copies(str(tmp_path / "s.npy")) == ({"a": [1, 0, 2], "b": [1, 1, 1]}, (0, ""), (2, UIDS[0]))
-    write_subset(str(tmp_path / "s.npy"), pack([UIDS[1], UIDS[7], UIDS[8]]))
+    write_uids(str(tmp_path / "s.npy"), [UIDS[1], UIDS[7], UIDS[8]])
     assert copies(str(tmp_path / "s.npy")) == ({"a": [0, 1, 0], "b": [0, 0, 0]}, (2, UIDS[7]), (0, ""))
+
+
+HALF = st.sampled_from(["0" * 16, "f" * 16, "0" * 15 + "1", "8" + "0" * 15, "7" + "f" * 15])
+UID = st.tuples(HALF, HALF).map("".join)
+
+
+@given(
+    entries=st.lists(UID, max_size=20), pairs=st.lists(st.lists(UID, max_size=6), max_size=3), chunk=st.sampled_from([1, 3, 99])
+)
+@settings(deadline=None, max_examples=150)
+def test_uids_are_counted_as_in_a_list(tmp_path_factory, entries, pairs, chunk):
+    """Uids that differ in either half alone, in shards of any size."""
+    before, subsets.CHUNK = subsets.CHUNK, chunk
+    try:
+        subset = read_subset(write_uids(str(tmp_path_factory.mktemp("subset") / "s.npy"), entries))
+        for shard in pairs:
+            table = pa.table({"uid": pa.array(shard, pa.string())})
+            assert subset.copies("", table).tolist() == [entries.count(uid) for uid in shard]
+        flat = [uid for shard in pairs for uid in shard]
+        missing = sorted(set(entries) - set(flat))
+        several = sorted(uid for uid in set(entries) if flat.count(uid) > 1)
+        assert subset.missing() == (len(missing), (missing or [""])[0])
+        assert subset.ambiguous() == (len(several), (several or [""])[0])
+    finally:
+        subsets.CHUNK = before
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 1000])
+@pytest.mark.parametrize(
+    ("entries", "at"), [([(1, 2), (3, 1), (2, 9)], 2), ([(0, 1), (0, 0), (1, 0)], 1), ([(2**63, 0), (1, 0)], 1)]
+)
+def test_a_subset_that_is_not_sorted_is_refused(tmp_path, monkeypatch, entries, at, chunk):
+    monkeypatch.setattr(subsets, "CHUNK", chunk)
+    np.save(tmp_path / "s.npy", np.array(entries, SUBSET))
+    with pytest.raises(UserError, match=f"s.npy is not sorted: entry {at} is below the one before it"):
+        read_subset(str(tmp_path / "s.npy"))
+
+
+def test_the_uids_of_a_subset_stay_in_its_file(tmp_path):
+    path = write_uids(str(tmp_path / "s.npy"), UIDS)
+    halves = read_subset(path).halves
+    assert isinstance(halves.base if halves.base is not None else halves, np.memmap)
+    assert str(halves.filename) == path
+
+
+def test_a_subset_on_a_store_is_searched_in_a_copy_of_it():
+    subset = read_subset(write_uids("memory://subsets/s.npy", [UIDS[0], UIDS[1]]))
+    assert subset.copies("a", SHARDS["a"]).tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize("by", ["key", "index", "both"])

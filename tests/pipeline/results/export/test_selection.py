@@ -5,13 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipeline.corpus.uids import pack
 from pipeline.errors import RunError, UserError
 from pipeline.results.export import export
-from pipeline.results.select import Selected, write_keys, write_subset
+from pipeline.results.select import Selected
+from pipeline.results.write import write_keys
 from pipeline.run_folder.finished import open_run
 from tests.support.exports import SELECTED, SHARDS, UID, make_corpus, write_selected
 from tests.support.finished import Run, write_run
+from tests.support.subsets import write_uids
 from tests.support.tars import pair, read_tar, write_tar
 
 
@@ -29,7 +30,7 @@ def captions(out) -> list[list[str]]:
 
 
 def test_a_uid_of_a_subset_is_every_pair_that_has_it_as_for_datacomp(twice, tmp_path, capsys):
-    write_subset(str(tmp_path / "s.npy"), pack([UID, UID, twice.uids["00001", "0"]]))
+    write_uids(str(tmp_path / "s.npy"), [UID, UID, twice.uids["00001", "0"]])
     done = export(twice.folder, str(tmp_path / "s.npy"), str(tmp_path / "out"))
     assert (done.shards, done.pairs) == (2, 5)
     assert captions(tmp_path / "out") == [["00000 again"] * 2, ["00001", *["00001 again"] * 2]]
@@ -37,8 +38,8 @@ def test_a_uid_of_a_subset_is_every_pair_that_has_it_as_for_datacomp(twice, tmp_
 
 
 def test_of_pairs_with_one_uid_exactly_those_are_exported_that_were_selected(twice, tmp_path):
-    finished = open_run(twice.folder)
-    write_keys(str(tmp_path / "keys.parquet"), finished, Selected(np.empty(4, "S16"), np.array([True, False, False, True])))
+    selected = Selected([np.array([True, False]), np.array([False, True])])
+    write_keys(str(tmp_path / "keys.parquet"), open_run(twice.folder).of_shards, selected)
     done = export(twice.folder, str(tmp_path / "keys.parquet"), str(tmp_path / "out"))
     assert (done.shards, done.pairs) == (2, 2)
     assert captions(tmp_path / "out") == [["00000"], ["00001 again"]]
@@ -53,14 +54,14 @@ def test_pairs_whose_caption_trainers_do_not_find_are_counted(tmp_path, local_ra
 
 
 def test_uids_that_the_run_does_not_know_are_named(run, tmp_path):
-    write_subset(str(tmp_path / "s.npy"), pack([UID, "f" * 32, "e" * 32]))
+    write_uids(str(tmp_path / "s.npy"), [UID, "f" * 32, "e" * 32])
     with pytest.raises(UserError, match=f"2 pairs of the subset are not in the run, such as {'e' * 32}"):
         export(run.folder, str(tmp_path / "s.npy"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_nothing_to_export(run, tmp_path):
-    write_subset(str(tmp_path / "s.npy"), pack([]))
+    write_uids(str(tmp_path / "s.npy"), [])
     with pytest.raises(UserError, match="empty"):
         export(run.folder, str(tmp_path / "s.npy"), str(tmp_path / "out"))
     with pytest.raises(UserError, match="no subset"):
