@@ -14,6 +14,7 @@ COLUMNS += ["held_out_loss", "agreement", "image_copies", "caption_copies"]
 COLUMNS += ["influence_positive_clean", "influence_negative_clean", "influence_clean", "agreement_clean", "near_clean"]
 COLUMNS += ["misalignment", "filter_clean"]
 STATE = ("lease/", "started.json", "run.json")  # say when a run was and who ran it
+COMPACTED = "accounting/"  # what other objects say, with the time at which local ones were written
 
 
 def objects(folder: Path | str, *suffixes: str) -> dict[str, bytes]:
@@ -26,7 +27,7 @@ def objects(folder: Path | str, *suffixes: str) -> dict[str, bytes]:
 def result(run: Path | str) -> dict[str, bytes]:
     """What a run is for: features, accounting, heads, directions, columns; the same wherever and whenever it ran."""
     found = objects(run, ".parquet", ".safetensors", ".json")
-    made = {name: data for name, data in found.items() if not name.startswith(STATE)}
+    made = {name: data for name, data in found.items() if not name.startswith(STATE) and COMPACTED not in name}
     return {name: _anywhere(data) if name.endswith(".json") else data for name, data in made.items()}
 
 
@@ -47,7 +48,7 @@ def state_of(folder: Path | str) -> dict[str, str]:
     """The objects of a run folder, and what tells whether one was rewritten."""
     base = str(folder).rstrip("/") + "/"
     found = {item.url.partition(base)[2]: f"{item.etag} {item.modified}" for item in storage.listing(str(folder), "")}
-    return {name: etag for name, etag in found.items() if not name.startswith(STATE)}
+    return {name: etag for name, etag in found.items() if not name.startswith(STATE) and COMPACTED not in name}
 
 
 def change_since(before: dict[str, str], folder: Path | str) -> Change:
