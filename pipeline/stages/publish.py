@@ -70,8 +70,8 @@ class Publication(NamedTuple):
         """What the tables in the folder say they are of."""
         listed = self.listed()
         said = compacted.read(self.compacted_url(), listed, lambda item: " ".join(tables.read_run(item.url)))
-        current = {shard: text.split(" ") for shard, text in said.texts.items()}
-        return Written(listed, said, {shard: of_shard for shard, (run, of_shard) in current.items() if run == self.run})
+        current = {shard: text.partition(" ") for shard, text in said.texts.items()}
+        return Written(listed, said, {shard: of_shard for shard, (run, _, of_shard) in current.items() if run == self.run})
 
 
 class Written(NamedTuple):
