@@ -18,16 +18,17 @@ COMPACTED = "accounting/"  # what other objects say, with the time at which loca
 
 
 def objects(folder: Path | str, *suffixes: str) -> dict[str, bytes]:
-    """Objects whose names end in one of the suffixes: name below the folder -> bytes."""
+    """Objects whose names end in one of the suffixes, but for compacted ones: name below the folder -> bytes."""
     found = [item for suffix in suffixes for item in storage.listing(str(folder), suffix)]
     base = str(folder).rstrip("/") + "/"
-    return {item.url.partition(base)[2]: storage.read_bytes(item.url) for item in found}
+    names = {item.url.partition(base)[2]: item.url for item in found}
+    return {name: storage.read_bytes(url) for name, url in names.items() if COMPACTED not in name}
 
 
 def result(run: Path | str) -> dict[str, bytes]:
     """What a run is for: features, accounting, heads, directions, columns; the same wherever and whenever it ran."""
     found = objects(run, ".parquet", ".safetensors", ".json")
-    made = {name: data for name, data in found.items() if not name.startswith(STATE) and COMPACTED not in name}
+    made = {name: data for name, data in found.items() if not name.startswith(STATE)}
     return {name: _anywhere(data) if name.endswith(".json") else data for name, data in made.items()}
 
 
