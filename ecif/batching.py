@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,10 @@ class Batching(Kind, ABC):
     def of(self, shard: str, pairs: int, repeat: int = 0) -> list[Tensor]:
         """The batches of a shard in one repeat, int64: every row from 0 to `pairs` - 1 is in one batch."""
 
+    def sizes(self, shard: str, pairs: int) -> list[int]:
+        """Pairs of each batch of `of`, without a repeat. A rule that can tell without forming the batches should."""
+        return [len(rows) for rows in self.of(shard, pairs)]
+
 
 class Shuffled(Batching, name="shuffled"):
     """A seeded permutation of the shard's pairs, cut into batches, see `cut`."""
@@ -37,13 +42,22 @@ class Shuffled(Batching, name="shuffled"):
         """The batches of a shard in one repeat."""
         return cut(permutation(pairs, "batch", shard, self.seed, repeat), self.size) if pairs else []
 
+    def sizes(self, shard: str, pairs: int) -> list[int]:
+        """Pairs of each batch of `of`."""
+        return cut_sizes(pairs, self.size)
+
 
 def cut(rows: Tensor, size: int) -> list[Tensor]:
     """Rows in their order, cut into batches. A last batch smaller than half of `size`, or of one, joins the one before it."""
-    batches = list(rows.split(size))
-    if len(batches) > 1 and (2 * len(batches[-1]) < size or len(batches[-1]) < 2):
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+    return list(rows.split(cut_sizes(len(rows), size)))
+
+
+def cut_sizes(rows: int, size: int) -> list[int]:
+    """Rows of each batch of `cut`."""
+    sizes = [size] * (rows // size) + ([rows % size] if rows % size else [])
+    if len(sizes) > 1 and (2 * sizes[-1] < size or sizes[-1] < 2):
+        sizes[-2:] = [sum(sizes[-2:])]
+    return sizes
 
 
 class Stack(NamedTuple):
@@ -103,6 +117,8 @@ def mean_by_pair(rows: Tensor, values: Tensor, pairs: int) -> Tensor:
 def choose_batches(pairs: dict[str, int], batches: Batching, limit: int) -> dict[str, list[int]]:
     """Sample batches of a corpus: those with the smallest hashes until `limit` pairs are reached, and at least one.
 
+    The work grows with the number of batches, the memory with the size of the sample.
+
     Args:
         pairs: number of usable pairs of each shard, by the shard's name.
         batches: the rule that forms batches.
@@ -111,14 +127,22 @@ def choose_batches(pairs: dict[str, int], batches: Batching, limit: int) -> dict
     Returns:
         By shard, the numbers of its chosen batches in order. Shards without a chosen batch are left out.
     """
-    candidates = []
+    nearest: list[tuple[int, str, int, int]] = []  # a heap of what may be chosen, the largest hash first
+    total, bound = 0, b"\xff" * 9
     for shard, count in pairs.items():
-        for i, rows in enumerate(batches.of(shard, count)):
+        for i, size in enumerate(batches.sizes(shard, count)):
             digest = hashlib.blake2b(f"{batches.seed} {shard} {i}".encode(), digest_size=8).digest()
-            candidates.append((digest, shard, i, len(rows)))
+            if digest > bound:
+                continue
+            heappush(nearest, (-int.from_bytes(digest), shard, i, size))
+            total += size
+            while total - nearest[0][-1] > limit:  # those of smaller hash reach the limit without it
+                total -= heappop(nearest)[-1]
+            if total > limit:
+                bound = (-nearest[0][0]).to_bytes(8)
     chosen: dict[str, list[int]] = {}
     total = 0
-    for _, shard, i, size in sorted(candidates):
+    for _, shard, i, size in sorted(nearest, key=lambda batch: (-batch[0], *batch[1:])):
         if total + size > limit and chosen:
             break
         total += size

@@ -11,7 +11,7 @@ from pipeline.errors import RunError
 from pipeline.inputs import Inputs, load_inputs, look_into
 from pipeline.run_folder.artifacts import Artifacts
 from pipeline.run_folder.contents import find_artifacts
-from pipeline.run_folder.finished import Checkpoint, Finished, counted, write_finished
+from pipeline.run_folder.finished import Checkpoint, Finished, write_finished
 from pipeline.run_folder.outcome import Outcome, account
 from pipeline.run_folder.started import start
 from pipeline.stages.embed.prompts import embed_prompts
@@ -25,6 +25,7 @@ from pipeline.stages.forward.score import score_forward
 from pipeline.stages.forward.solve import solve_forward
 from pipeline.stages.index import index
 from pipeline.stages.publish import Publication, publish
+from pipeline.stages.repeats import counted
 from pipeline.stages.score import score
 from pipeline.stages.solve.second_order import prepare
 from pipeline.stages.solve.stage import solve
@@ -64,10 +65,10 @@ def run(config: Config, again: Sequence[str] = ()) -> Outcome:
         corpus, checkpoints = inputs[0].corpus, [checkpoint for checkpoint, _ in done]
         publication = Publication(config, [artifacts for _, artifacts in done], corpus.sidecars)
         with clock.stage("publish"):
-            publish(publication, corpus, resources)
-        finished = counted(Finished(config.run, config, publication.id(), checkpoints), corpus.accounting())
+            published = publish(publication, corpus, resources)
+        finished = counted(Finished(config.run, config, publication.id(), checkpoints), corpus.accounting(), resources)
         write_finished(finished)
-    return account(finished, corpus, publication.listed(), clock.seconds, pace)
+    return account(finished, corpus, published, clock.seconds, pace)
 
 
 def _checkpoint(

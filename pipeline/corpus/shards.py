@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 
 FORMS = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".lzma", ".z", ".br")
 COMPRESSED = (*(f".tar{form}" for form in FORMS), ".tgz", ".tbz2", ".tbz", ".txz", ".tzst")
+MANY = 64  # shards named in one folder: from here on it is listed, a request for 1000 of them instead of one for each
 NAMED = 5  # missing shards that are named on a line
 
 
@@ -72,17 +73,34 @@ def _find(pattern: str, what: str, missing: str) -> tuple[str, list[storage.Obje
             urls = [pattern[:end] + rest for rest in expand_urls(pattern[end:].replace("\\", "\\\\"))]
         except (ValueError, AssertionError) as error:  # the second where ${NAME} is no variable
             raise UserError(f"{what}: {error}") from None
-    found = list(storage.in_threads(lambda url: _objects(url, what), urls))
-    gaps = [url for url, items in zip(urls, found, strict=True) if items is None]
+    listed = _listed(urls)
+    found = list(storage.in_threads(lambda url: [listed[url]] if url in listed else _objects(url, what), urls))
+    gaps = [url for url, of_url in zip(urls, found, strict=True) if of_url is None]
     if gaps:
         shown = ", ".join(gaps[:NAMED]) + (", ..." if len(gaps) > NAMED else "")
         line = f"{what}: no shard or folder {shown}" + (f" ({len(gaps)} of {len(urls)})" if len(urls) > 1 else "")
         if missing != "skip":
             raise UserError(f"{line}; {what.removesuffix('shards')}missing: skip leaves out what is not there")
         say(f"{line}: left out")
-    listed = [item for items in found for item in items or []]
-    _refuse_compressed([item.url for item in listed], what)
-    return pattern[:end], listed
+    items = [item for of_url in found for item in of_url or []]
+    _refuse_compressed([item.url for item in items], what)
+    return pattern[:end], items
+
+
+def _listed(urls: list[str]) -> dict[str, storage.Object]:
+    """Shards among some URLs, of folders in which many are named. Others, and what can't be listed, are asked for by name."""
+    of_folder: dict[str, list[str]] = {}
+    for url in urls:
+        if _is_tar(url):
+            of_folder.setdefault(url.rpartition("/")[0], []).append(url)
+    found: dict[str, storage.Object] = {}
+    for folder, named in of_folder.items():
+        if len(named) >= MANY and folder:
+            with suppress(Exception):  # a bucket may allow reading and forbid listing
+                there = {item.url.rpartition("/")[2]: item for item in storage.children(folder)}
+                names = ((url, url.rpartition("/")[2]) for url in named)
+                found |= {url: there[name] for url, name in names if name in there}
+    return found
 
 
 def _fixed_part(pattern: str) -> int:

@@ -15,7 +15,7 @@ from pipeline.corpus import sidecar
 from pipeline.corpus.reasons import REASONS
 from pipeline.corpus.shards import Shard
 from pipeline.run_folder import tables, tensors
-from pipeline.run_folder.dataset import Dataset
+from pipeline.run_folder.dataset import Places, is_of
 from pipeline.run_folder.tables import Accounting
 
 PLACE = ["index", "key", "uid", "image_hash"]  # which pair a row is, within its shard
@@ -49,27 +49,34 @@ class Expected(NamedTuple):
     columns: list[str]  # beside `index`
 
 
+class ToCheck(NamedTuple):
+    """A shard, and the sidecar that holds its uids; None if the JSON of its pairs does."""
+
+    shard: Shard
+    uids: storage.Object | None
+
+
 class CheckShard:
     """Check every object of a shard.
 
     Args:
-        dataset: the corpus, or a target.
+        places: of the corpus, or of a target.
         expected: the tables of each of its shards.
         beside: URLs of further objects of tensors that each shard has to have, as functions of its name and its content.
     """
 
-    def __init__(self, dataset: Dataset, expected: list[Expected], beside: list[Callable[[str, str], str]]):
-        self.dataset, self.expected, self.beside = dataset, expected, beside
+    def __init__(self, places: Places, expected: list[Expected], beside: list[Callable[[str, str], str]]):
+        self.places, self.expected, self.beside = places, expected, beside
 
-    def __call__(self, shard: Shard) -> tuple[Checked, list[Violation]]:
+    def __call__(self, asked: ToCheck) -> tuple[Checked, list[Violation]]:
         """Check one shard. Returns counts and violations."""
-        found: list[Violation] = []
-        url = self.dataset.accounting_url(shard.name)
+        shard, found = asked.shard, list[Violation]()
+        url = self.places.accounting_url(shard.name)
         done = read_object(url, _accounting, found)
         if done is None:
             return Checked(), found
         found += [Violation(url, wrong) for wrong in _miscounted(done)]
-        if done.shard != shard.name or not self.dataset.is_of(done, shard):
+        if done.shard != shard.name or not is_of(done, shard, asked.uids):
             found.append(Violation(url, f"is not of {shard.source.url} as it is now; the same `ecif run` embeds it anew"))
         quarantined = self._quarantine(done, found)
         places = self._features(done, found)
@@ -87,7 +94,7 @@ class CheckShard:
 
     def _quarantine(self, done: Accounting, found: list[Violation]) -> NDArray[np.int32] | None:
         """Indices of the quarantined pairs; None if the table can't be read."""
-        url = self.dataset.quarantine_url(done.shard)
+        url = self.places.quarantine_url(done.shard)
         if not done.quarantined and not storage.exists(url):
             return np.empty(0, np.int32)
         table = read_object(url, _table, found)
@@ -107,9 +114,9 @@ class CheckShard:
 
     def _features(self, done: Accounting, found: list[Violation]) -> pa.Table | None:
         """The columns PLACE of the embedded pairs, in order; None if a part can't be read."""
-        folder = self.dataset.features_folder(done.shard)
+        folder = self.places.features_folder(done.shard)
         expected = {tables.part_name(i) for i in range(done.parts)}
-        extra = [url for url in self.dataset.parts(done.shard) if url.rpartition("/")[2] not in expected]
+        extra = [url for url in self.places.parts(done.shard) if url.rpartition("/")[2] not in expected]
         found += [Violation(url, "is no part by the accounting") for url in extra]
         places: list[pa.Table] = []
         for name in sorted(expected):

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from pipeline import storage
 from pipeline.run_folder.artifacts import Artifacts, each_shard, stages_of
-from pipeline.run_folder.dataset import Dataset, in_folder
-from pipeline.run_folder.finished import LATEST
+from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.started import Started, read_started
 from pipeline.run_folder.tables import Accounting
 from pipeline.stages.publish import Publication
@@ -109,9 +108,8 @@ def _publish(started: Started, dataset: Dataset, artifacts: list[Artifacts]) -> 
     if len(artifacts) < len(started.checkpoints):
         return StageStatus("publish", 0, corpus.shards, 0)
     publication = Publication(started.config, artifacts, dataset.sidecars)
-    current = {shard for shard, said in publication.written().items() if said == publication.of_shard(shard)}
-    listed = in_folder(storage.join(started.config.run, LATEST), ".parquet")
-    written = {shard: listed[shard] for shard in corpus.pairs if shard in current}
+    there = publication.written()
+    written = {s: there.listed[s] for s in corpus.pairs if there.current.get(s) == publication.of_shard(s)}
     return _rated(StageStatus("publish", len(written), corpus.shards, 0), written, corpus, started.time)
 
 

@@ -1,15 +1,17 @@
 """Check that a run folder is whole: every pair is scored or quarantined, and every object holds what it has to hold."""
 
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
 
 from ecif.copies import COPIES
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus import sidecar
 from pipeline.errors import UserError
-from pipeline.operate.check_shard import Checked, CheckShard, Expected, Violation, check_tensors
+from pipeline.operate.check_shard import Checked, CheckShard, Expected, ToCheck, Violation, check_tensors
 from pipeline.run_folder.artifacts import Artifacts, each_shard
 from pipeline.run_folder.columns import IDENTITY, columns, evidence_scores
 from pipeline.run_folder.dataset import Dataset, in_folder
@@ -17,6 +19,10 @@ from pipeline.run_folder.finished import Checkpoint, Finished, open_run
 from pipeline.run_folder.started import read_started
 from pipeline.stages.index import curvature_url
 from pipeline.stages.publish import Publication
+from pipeline.workers.cluster import session
+from pipeline.workers.shards import in_tasks
+
+FEW = 256  # shards that threads of this process check sooner than Ray starts
 
 PARTS = ["positive", "negative"]  # of a pair's influence
 TABLES: dict[str, Callable[[Config], list[str]]] = {  # columns of each kind of table, beside `index`
@@ -58,17 +64,24 @@ def verify(folder: str, report: Callable[[Violation], None]) -> dict[str, Checke
         note(Violation(storage.join(folder, "run.json"), "is of another configuration than the run that was started last"))
     checked = {}
     of_checkpoints = list(zip(finished.checkpoints, started.datasets(), strict=False))
-    for i, (checkpoint, datasets) in enumerate(of_checkpoints):
-        artifacts = checkpoint.artifacts(folder)
-        for name, dataset in datasets.items():
-            each = f"{name}, checkpoint {i}" if len(finished.checkpoints) > 1 else name
-            checked[each] = _check_dataset(finished, artifacts if name == "corpus" else None, dataset, note)
-        urls = [artifacts.url(key) for key in artifacts.names if not each_shard(key)]
-        labelled = [name for name, target in finished.config.targets.items() if target.kind.labelled]
-        urls += [datasets[f"target {name}"].prompts_url() for name in labelled]
-        for violations in storage.in_threads(_tensors, urls):
-            for violation in violations:
-                note(violation)
+    with _checkers(max(len(datasets["corpus"].shards) for _, datasets in of_checkpoints)) as checkers:
+        for i, (checkpoint, datasets) in enumerate(of_checkpoints):
+            artifacts = checkpoint.artifacts(folder)
+            for name, dataset in datasets.items():
+                each = f"{name}, checkpoint {i}" if len(finished.checkpoints) > 1 else name
+                check = _check(finished, artifacts if name == "corpus" else None, dataset, note)
+                total = Checked()
+                for done, violations in checkers(check, [ToCheck(s, dataset.uids_from(s.name)) for s in dataset.shards]):
+                    total = Checked(*map(operator.add, total, done))
+                    for violation in violations:
+                        note(violation)
+                checked[each] = total
+            urls = [artifacts.url(key) for key in artifacts.names if not each_shard(key)]
+            labelled = [name for name, target in finished.config.targets.items() if target.kind.labelled]
+            urls += [datasets[f"target {name}"].prompts_url() for name in labelled]
+            for violations in storage.in_threads(_tensors, urls):
+                for violation in violations:
+                    note(violation)
     if sound:  # else the accounting itself may be wrong
         for violation in _outdated(finished, [(one, datasets["corpus"]) for one, datasets in of_checkpoints]):
             report(violation)
@@ -82,7 +95,10 @@ def _outdated(finished: Finished, of_checkpoints: list[tuple[Checkpoint, Dataset
         shards = {shard: done.content for shard, done in corpus.accounting().items() if done.embedded}
         artifacts.append(checkpoint.artifacts(finished.folder)._replace(shards=shards))
     publication = Publication(finished.config, artifacts, of_checkpoints[0][1].sidecars)
-    written, wrong = publication.written(), "is of another run, or of the shard as it was; the same `ecif run` writes it anew"
+    written, wrong = (
+        publication.written().current,
+        "is of another run, or of the shard as it was; the same `ecif run` writes it anew",
+    )
     outdated = (shard for shard in artifacts[0].shards if written.get(shard) != publication.of_shard(shard))
     return [Violation(publication.url(shard), wrong) for shard in outdated]
 
@@ -92,23 +108,33 @@ def _what_counts(config: Config) -> dict[str, Any]:
     return config.model_dump(exclude={"run": True, "workers": True, "embed": {"max_bad_fraction", "max_bad_fraction_of_shard"}})
 
 
-def _check_dataset(
+class _Checkers(Protocol):
+    """`map` of a check over shards, in their order."""
+
+    def __call__(self, check: CheckShard, shards: list[ToCheck], /) -> Iterable[tuple[Checked, list[Violation]]]: ...
+
+
+@contextmanager
+def _checkers(shards: int) -> Iterator[_Checkers]:
+    """Threads of this process, or tasks on the cluster if there are many shards. A thread holds one table in memory."""
+    if shards <= FEW:
+        yield storage.in_threads
+        return
+    with session(None) as resources:
+        yield partial(in_tasks, resources=resources)
+
+
+def _check(
     finished: Finished, artifacts: Artifacts | None, dataset: Dataset, report: Callable[[Violation], None]
-) -> Checked:
-    """Check all shards of a dataset, in threads. A thread holds one part or table of a shard in memory."""
-    check = CheckShard(dataset, [], [])
-    if artifacts is not None:  # of the corpus
-        names = {shard.name for shard in dataset.shards}
-        for shard, item in sorted(in_folder(finished.table, ".parquet").items()):
-            if shard not in names:
-                report(Violation(item.url, "is of no shard of the corpus"))
-        check = CheckShard(dataset, _expected(finished, artifacts), _beside(artifacts))
-    total = Checked()
-    for done, violations in storage.in_threads(check, dataset.shards):
-        total = Checked(*map(operator.add, total, done))
-        for violation in violations:
-            report(violation)
-    return total
+) -> CheckShard:
+    """The check of a dataset's shards. Published tables that are of no shard are reported."""
+    if artifacts is None:  # of a target
+        return CheckShard(dataset.places(), [], [])
+    names = {shard.name for shard in dataset.shards}
+    for shard, item in sorted(in_folder(finished.table, ".parquet").items()):
+        if shard not in names:
+            report(Violation(item.url, "is of no shard of the corpus"))
+    return CheckShard(dataset.places(), _expected(finished, artifacts), _beside(artifacts))
 
 
 def _expected(finished: Finished, artifacts: Artifacts) -> list[Expected]:

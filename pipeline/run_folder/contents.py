@@ -42,7 +42,10 @@ def contents(config: Config, corpus: Dataset, targets: dict[str, Dataset]) -> Co
         "corpus": fingerprint(corpus.fingerprint, sorted(shards.items())),
         "corpus_size": fingerprint(sum(a.embedded for a in done.values())),
     }
-    for name, limit in (("sample", config.fit.sample), ("forward_sample", config.scoring.sample)):
+    samples = {"sample": config.fit.sample}
+    if config.scoring.mode == "forward":
+        samples["forward_sample"] = config.scoring.sample
+    for name, limit in samples.items():
         chosen = sampled(config, done, limit)
         parts = [[shard, shards[shard], numbers] for shard, numbers in sorted(chosen.items())]
         of[name] = fingerprint(corpus.fingerprint, of["batches"], parts)

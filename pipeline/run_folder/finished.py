@@ -3,23 +3,20 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from ecif import __version__
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus.exact_copies import ExactCopies
-from pipeline.corpus.uids import PACKED, Uids, pack, repeats, unpack
+from pipeline.corpus.uids import Uids
 from pipeline.errors import RunError, UserError
 from pipeline.run_folder import tables
 from pipeline.run_folder.artifacts import Artifacts
 from pipeline.run_folder.columns import IDENTITY
 from pipeline.run_folder.dataset import in_folder
-from pipeline.run_folder.tables import Accounting
 
 LATEST = "latest"  # folder of the columns of the run that finished last
 AHEAD = 2 * storage.THREADS  # shards whose columns are read ahead of the one that is worked on
@@ -115,47 +112,6 @@ def open_run(folder: str) -> Finished:
         return Finished(folder, config, facts["id"], checkpoints, *counts)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{url} is of no run of version {__version__}: {' '.join(str(error).split())[:200]}") from None
-
-
-def counted(finished: Finished, done: dict[str, Accounting]) -> Finished:
-    """A finished run with what there is to know about the uids of its pairs, and about exact copies of their images.
-
-    A record of the same columns has it already.
-
-    Args:
-        finished: the run.
-        done: accounting of the shards of its corpus.
-    """
-    with suppress(UserError):
-        before = open_run(finished.folder)
-        if before.id == finished.id and before.uids.pairs and before.exact_copies.pairs:
-            return finished._replace(uids=before.uids, exact_copies=before.exact_copies)
-    uids, images = np.empty((2, sum(a.embedded for a in done.values())), PACKED)
-    start = 0
-    for _, part in finished.of_shards(["uid", "image_hash"]):
-        rows = slice(start, start := start + len(part))
-        uids[rows], images[rows] = pack(part["uid"].to_pylist()), pack(part["image_hash"].to_pylist())
-    again, copied = repeats(uids), repeats(images)
-    return finished._replace(
-        uids=Uids(
-            pairs=len(uids),
-            without=sum(a.without_uid for a in done.values()),
-            other=sum(a.other_uid for a in done.values()),
-            example=next((a.other_uid_example for a in done.values() if a.other_uid), ""),
-            repeated=len(again),
-            shared=unpack(again[:1])[0] if len(again) else "",
-        ),
-        exact_copies=ExactCopies(len(images), len(copied), _first_with(finished, copied[0]) if len(copied) else ""),
-    )
-
-
-def _first_with(finished: Finished, image: np.bytes_) -> str:
-    """Shard and key of the first pair whose image has this hash."""
-    for shard, part in finished.of_shards(["key", "image_hash"]):
-        there = pack(part["image_hash"].to_pylist()) == image
-        if there.any():
-            return f"{shard} {part['key'][int(there.argmax())].as_py()}"
-    return ""
 
 
 def write_finished(finished: Finished) -> None:

@@ -107,8 +107,8 @@ def features_table(
 
 
 def read_features(folder: str, parts: int) -> Features:
-    """Read all parts of a shard as one."""
-    tables = [read_table(storage.join(folder, part_name(i))) for i in range(parts)]
+    """Read all parts of a shard as one, in threads."""
+    tables = storage.in_threads(read_table, (storage.join(folder, part_name(i)) for i in range(parts)))
     return as_features(pa.concat_tables(tables).combine_chunks())
 
 

@@ -2,10 +2,9 @@
 
 from ecif.filter_choice import ChosenFilter, HowToFilter, choose_filter
 from ecif.heads.cross_fit import HowToFit
-from ecif.sample import Sample
 from pipeline.run_folder import tensors
 from pipeline.sections import Filter
-from pipeline.stages.fit.stage import refitter
+from pipeline.stages.fit.stage import ReadSample, refitter
 from pipeline.stages.solve.stage import Solved
 from pipeline.stages.solve.targets import TargetFeatures
 from pipeline.workers.progress import Stage
@@ -13,7 +12,7 @@ from pipeline.workers.run import Run
 
 
 def choose_filters(
-    run: Run, settings: Filter, how: HowToFit, sample: Sample, targets: list[TargetFeatures], solved: Solved
+    run: Run, settings: Filter, how: HowToFit, sample: ReadSample, targets: list[TargetFeatures], solved: Solved
 ) -> dict[str, ChosenFilter]:
     """Choose a filter for every target. A choice that exists is read.
 
@@ -31,10 +30,10 @@ def choose_filters(
     candidates = HowToFilter(settings.seeds, run.config.seed)
 
     def choose(target: TargetFeatures) -> ChosenFilter:
-        question, directions = target.question(run.config), solved.directions[target.name]
+        question, directions, pairs = target.question(run.config), solved.directions[target.name], sample()
         with Stage("filter", candidates.fits()) as progress:
-            refit = refitter(run.resources, how, sample, progress)
-            return choose_filter(question, sample, solved.evidence, directions, refit, candidates)
+            refit = refitter(run.resources, how, pairs, progress)
+            return choose_filter(question, pairs, solved.evidence, directions, refit, candidates)
 
     def once(target: TargetFeatures) -> ChosenFilter:
         return tensors.once(run.artifacts.url(f"filter/{target.name}"), ChosenFilter, lambda: choose(target))

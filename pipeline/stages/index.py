@@ -30,7 +30,7 @@ from pipeline.run_folder import tables, tensors
 from pipeline.run_folder.artifacts import Artifacts
 from pipeline.run_folder.dataset import Dataset
 from pipeline.sections import Index
-from pipeline.stages.fit.stage import as_features
+from pipeline.stages.fit.stage import ReadSample, as_features
 from pipeline.workers.cluster import Resources, device
 from pipeline.workers.run import Run
 from pipeline.workers.shards import missing_tables, over_shards
@@ -77,7 +77,7 @@ class IndexCurvature(NamedTuple):
             raise RunError(f"index.damping {damping:g}: {error}") from None
 
 
-def index(run: Run, settings: Index, corpus: Dataset, fitted: FittedHeads, sample: Sample) -> None:
+def index(run: Run, settings: Index, corpus: Dataset, fitted: FittedHeads, sample: ReadSample) -> None:
     """Index every shard that is not indexed yet.
 
     Args:
@@ -92,7 +92,9 @@ def index(run: Run, settings: Index, corpus: Dataset, fitted: FittedHeads, sampl
     """
     artifacts, done = run.artifacts, corpus.accounting()
     # Computed once and stored, because eigenvectors differ in their last bits between machines.
-    tensors.once(artifacts.url("index_projection"), Projection, lambda: _projection(fitted.full, sample, run.config, settings))
+    tensors.once(
+        artifacts.url("index_projection"), Projection, lambda: _projection(fitted.full, sample(), run.config, settings)
+    )
     arguments = (artifacts, corpus.features_folder(""), run.config)
     over_shards("index", done, missing_tables(artifacts, ["index"]), IndexShard, arguments, run.resources)
     curvature = tensors.once(

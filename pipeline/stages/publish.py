@@ -21,7 +21,7 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus import sidecar
 from pipeline.errors import RunError
-from pipeline.run_folder import tables, tensors
+from pipeline.run_folder import compacted, tables, tensors
 from pipeline.run_folder.artifacts import Artifacts, fingerprint
 from pipeline.run_folder.columns import IDENTITY, columns, evidence_scores, requested_columns
 from pipeline.run_folder.dataset import Dataset, in_folder
@@ -58,19 +58,35 @@ class Publication(NamedTuple):
         """URL of a shard's table."""
         return storage.join(self.config.run, LATEST, f"{shard}.parquet")
 
-    def listed(self) -> set[str]:
-        """The shards that have a table in the folder."""
-        return set(in_folder(storage.join(self.config.run, LATEST), ".parquet"))
+    def compacted_url(self) -> str:
+        """What the tables of all shards say they are of, in one object, see `run_folder.compacted`."""
+        return storage.join(self.config.run, "accounting", f"{LATEST}.parquet")
 
-    def written(self) -> dict[str, str]:
-        """For each shard whose table is of this run, the fingerprint of the shard, as the table says."""
-        there = sorted(self.listed())
-        said = zip(there, storage.in_threads(lambda shard: tables.read_run(self.url(shard)), there), strict=True)
-        return {shard: of_shard for shard, (run, of_shard) in said if run == self.run}
+    def listed(self) -> dict[str, storage.Object]:
+        """The tables in the folder, by shard."""
+        return in_folder(storage.join(self.config.run, LATEST), ".parquet")
+
+    def written(self) -> "Written":
+        """What the tables in the folder say they are of."""
+        listed = self.listed()
+        said = compacted.read(self.compacted_url(), listed, lambda item: " ".join(tables.read_run(item.url)))
+        current = {shard: text.partition(" ") for shard, text in said.texts.items()}
+        return Written(listed, said, {shard: of_shard for shard, (run, _, of_shard) in current.items() if run == self.run})
 
 
-def publish(publication: Publication, corpus: Dataset, resources: Resources) -> None:
+class Written(NamedTuple):
+    """The published tables that are there."""
+
+    listed: dict[str, storage.Object]  # by shard
+    said: compacted.Said  # the fingerprints of the run and of the shard, of every table
+    current: dict[str, str]  # the fingerprint of the shard, of every table of this run
+
+
+def publish(publication: Publication, corpus: Dataset, resources: Resources) -> set[str]:
     """Write every table that is missing or out of date, and remove the tables of shards that are gone.
+
+    Returns:
+        The shards that have a table in the end.
 
     Raises:
         RunError: the checkpoints scored different pairs of a shard: a pair may give `non_finite_features` under one of them and
@@ -80,10 +96,10 @@ def publish(publication: Publication, corpus: Dataset, resources: Resources) -> 
     if any(artifacts.shards.keys() != pairs.keys() for artifacts in publication.checkpoints):
         raise RunError("the checkpoints scored different pairs; see the quarantine tables of each")
     written = publication.written()
-    todo = [shard for shard in pairs if written.get(shard) != publication.of_shard(shard)]
+    todo = [shard for shard in pairs if written.current.get(shard) != publication.of_shard(shard)]
     total = sum(pairs.values())
     with Stage("publish", total, total - sum(pairs[shard] for shard in todo), "pairs") as progress:
-        for shard in publication.listed() - pairs.keys():
+        for shard in written.listed.keys() - pairs.keys():
             storage.delete(publication.url(shard))
         if todo:
             shards = as_tasks([{"shard": shard} for shard in todo]).map(
@@ -96,6 +112,12 @@ def publish(publication: Publication, corpus: Dataset, resources: Resources) -> 
                 if not row["same"]:
                     raise RunError(f"{row['shard']}: the checkpoints scored different pairs; see the quarantine tables of each")
                 progress.advance(pairs[row["shard"]])
+    listed = publication.listed() if todo else {shard: written.listed[shard] for shard in pairs}
+    if todo or not written.said.complete:
+        texts = {shard: written.said.texts[shard] for shard in pairs if shard in written.said.texts}
+        texts |= {shard: f"{publication.run} {publication.of_shard(shard)}" for shard in todo}
+        compacted.write(publication.compacted_url(), listed, texts)
+    return set(listed)
 
 
 class PublishShard:

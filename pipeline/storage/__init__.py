@@ -2,10 +2,10 @@
 
 from pipeline.storage.objects import (
     ATTEMPTS,
-    THREADS,
     Object,
     canonical,
     check_guard,
+    children,
     delete,
     describe,
     exists,
@@ -13,7 +13,6 @@ from pipeline.storage.objects import (
     filesystem,
     glob,
     guard,
-    in_threads,
     is_folder,
     join,
     listing,
@@ -27,6 +26,7 @@ from pipeline.storage.objects import (
     write_bytes,
 )
 from pipeline.storage.parquet import parse_table, read_schema
+from pipeline.storage.threads import THREADS, in_threads
 
 __all__ = [
     "ATTEMPTS",
@@ -34,6 +34,7 @@ __all__ = [
     "Object",
     "canonical",
     "check_guard",
+    "children",
     "delete",
     "describe",
     "exists",

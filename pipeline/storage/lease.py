@@ -11,8 +11,9 @@ this machine that has ended, the run takes over at once. The last object stays, 
 Guarantee: every write of the driver first checks that the lease was renewed less than `ttl / 2` ago. If it was not, the run has
 to create the next token, and that fails if anybody else has held the folder since. So a run that was stopped, cut off or slow
 for any length of time writes nothing after another has taken over. The exception is a write that was sent before and took more
-than `ttl / 2` to land. Tasks on workers do not check. They end with their driver, and names and bytes of what they write are
-functions of the configuration and the shard, the same from any run.
+than `ttl / 2` to land. Tasks on workers that write tables do not check. They end with their driver, and names and bytes of what
+they write are functions of the configuration and the shard, the same from any run. Tasks that finish a shard look at the lease
+first (`Holder`), because they also remove what an earlier content of the shard left.
 """
 
 import json
@@ -24,6 +25,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +52,22 @@ class _Seen(NamedTuple):
         return here and self.facts["started"] != _started(self.facts["pid"])
 
 
+class Holder(NamedTuple):
+    """The run that holds a folder, for tasks on workers that have to write for nobody else."""
+
+    folder: str
+    id: str
+
+    def check(self) -> None:
+        """Raise RunError if another run has taken over the folder, or if the run has ended."""
+        facts = _look(self.folder).facts
+        if facts.get("id") != self.id or facts.get("released"):
+            raise RunError(f"another run has taken over {self.folder}: this one did not renew its lease")
+
+
+held: ContextVar[Holder | None] = ContextVar("held", default=None)  # by this thread; None if it holds no folder
+
+
 class Lease:
     """A run folder that this process holds. `hold_folder` makes it.
 
@@ -61,7 +79,7 @@ class Lease:
     """
 
     def __init__(self, folder: str, token: int, holder: dict[str, Any], renewed: float):
-        self.folder, self.token, self.ttl = folder, token, float(holder["ttl"])
+        self.folder, self.token, self.ttl, self.id = folder, token, float(holder["ttl"]), holder["id"]
         self._holder, self._renewed, self._beat, self._lost = holder, renewed, 0, False
         self._lock, self._released = threading.Lock(), threading.Event()
 
@@ -135,11 +153,12 @@ def hold_folder(folder: str, ttl: float = TTL_S) -> Iterator[Lease]:
     except Exception as error:  # noqa: BLE001  (each store has errors of its own)
         raise UserError(f"run: can't write to {folder}: {_line(error)}") from None
     threading.Thread(target=lease.keep, name="lease", daemon=True).start()
-    before = storage.guard.set(lease.check)
+    before, nobody = storage.guard.set(lease.check), held.set(Holder(folder, lease.id))
     try:
         yield lease
     finally:
         storage.guard.reset(before)
+        held.reset(nobody)
         lease.release()
 
 

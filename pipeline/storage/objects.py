@@ -6,23 +6,17 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from itertools import islice
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple
 
 from fsspec.core import url_to_fs
 
 BUFFER = 1 << 17  # bytes of one read of a local file; it holds many headers of small members
 ATTEMPTS = 4  # to read an object
 PAUSE_S = 1.0  # seconds before the second attempt, doubled before each further one
-THREADS = 16
-AT_ONCE = 64 * THREADS  # items in work at once, so that memory does not grow with the number of items
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 guard: ContextVar[Callable[[], None]] = ContextVar("guard", default=lambda: None)  # called before each write; raises to forbid
 
 
@@ -273,6 +267,14 @@ def listing(url: str, suffix: str) -> list[Object]:
     return [_object(fs, info) for name, info in sorted(found.items()) if name.endswith(suffix)]
 
 
+def children(url: str) -> list[Object]:
+    """Every object directly in a folder, in no particular order. Raises FileNotFoundError if there is no such folder."""
+    fs, path = filesystem(url)
+    with _at(url):
+        found = fs.ls(path, detail=True)
+    return [_object(fs, info) for info in found if info["type"] != "directory"]
+
+
 def describe(url: str) -> Object:
     """One object as a listing shows it. Raises FileNotFoundError if there is none."""
     fs, path = filesystem(url)
@@ -312,20 +314,6 @@ def _create(fs: Any, path: str, data: bytes) -> None:
         if answer in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
             raise FileExistsError(path) from error
         raise
-
-
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item], at_once: int = AT_ONCE) -> Iterator[Result]:
-    """`map` in threads, for work that mostly waits for storage. Results are in the order of the items.
-
-    Args:
-        function: the work.
-        items: what it is done to.
-        at_once: the most results that wait in memory to be taken.
-    """
-    left = iter(items)
-    with ThreadPoolExecutor(THREADS) as pool:
-        while some := list(islice(left, at_once)):
-            yield from pool.map(function, some)
 
 
 def _object(fs: Any, info: dict[str, Any]) -> Object:

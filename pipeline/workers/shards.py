@@ -1,16 +1,20 @@
 """Run a pool of actors over the shards of a corpus. Each shard's tables are a pure function of the shard, one object each."""
 
 import json
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import ray
 
+from pipeline import storage
 from pipeline.run_folder.artifacts import Artifacts
 from pipeline.run_folder.tables import Accounting
 from pipeline.workers.cluster import Resources
 from pipeline.workers.progress import Stage
 
 MOST_TASKS = 10_000  # each costs the driver milliseconds and kilobytes before the first one starts
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def as_tasks(rows: list[dict[str, Any]]) -> ray.data.Dataset:
@@ -21,6 +25,32 @@ def as_tasks(rows: list[dict[str, Any]]) -> ray.data.Dataset:
 def titled(worker: type, stage: str) -> type:
     """An actor class under the name of its stage, which Ray's dashboard, metrics and process titles then show: `Map(score)`."""
     return type(stage, (worker,), {"__module__": worker.__module__})
+
+
+def in_tasks(
+    function: Callable[[Item], Result], items: list[Item], resources: Resources, together: int = storage.THREADS
+) -> Iterator[Result]:
+    """`map` over the cluster, for work that mostly reads.
+
+    Args:
+        function: of one item. It is sent to the workers once.
+        items: in any number.
+        resources: of the tasks.
+        together: consecutive items that a task works on, in threads; more if there would be more than MOST_TASKS tasks.
+
+    Returns:
+        The results, in the order of the items.
+    """
+    size = max(together, -(-len(items) // MOST_TASKS))
+    task: Any = ray.remote(**resources.reader, max_retries=2)(_in_threads)
+    shared = ray.put(function)
+    results = [task.remote(shared, items[i : i + size]) for i in range(0, len(items), size)]
+    for result in results:
+        yield from ray.get(result)
+
+
+def _in_threads(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+    return list(storage.in_threads(function, items))
 
 
 def missing_tables(artifacts: Artifacts, keys: list[str]) -> dict[str, list[str]]:

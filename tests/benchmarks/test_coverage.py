@@ -69,8 +69,8 @@ def test_a_target_that_covers_little_filters_badly(tmp_path):
         place = {"shards": config.targets["clean"].shards}
         settings |= {kind: Settings.model_validate(place | KINDS[kind]) for kind in KINDS}
         this = run_of(config, resources, settings)
-        how = how_to_fit(config, loaded.heads, choose_how_to_fit(this, loaded.heads, sample).hyperparameters)
-        found = solve(this, how, fit_heads(this, how, sample), sample, asked).directions
+        how = how_to_fit(config, loaded.heads, choose_how_to_fit(this, loaded.heads, lambda: sample).hyperparameters)
+        found = solve(this, how, fit_heads(this, how, lambda: sample), lambda: sample, asked).directions
         influence = torch.stack([found[one.name].influence for one in asked])
         kept = influence > influence.quantile(DROPPED, dim=1, keepdim=True)
         masks = [torch.ones(len(sample.fold), dtype=torch.bool), *kept[:-1]]

@@ -1,10 +1,13 @@
 """A split of a corpus's pairs into batches and folds depends on nothing but names, counts and a seed."""
 
+import hashlib
+import random
+
 import numpy as np
 import pytest
 import torch
 
-from ecif.batching import Shuffled, choose_batches, folds
+from ecif.batching import Batching, Shuffled, choose_batches, folds
 from ecif.permutation import permutation
 
 UIDS = [f"{i:032x}" for i in range(1000)]
@@ -78,6 +81,42 @@ def test_batches_are_sampled_by_hash_whatever_the_order_of_the_shards():
     assert choose_batches(CORPUS, Shuffled(16, 1), 96) != taken
     fewer = {shard: count for shard, count in CORPUS.items() if shard in taken}
     assert choose_batches(fewer, Shuffled(16, 0), 96) == taken, "what is not sampled does not matter"
+
+
+def all_sorted(pairs: dict[str, int], batches: Batching, limit: int) -> dict[str, list[int]]:
+    """The sample by its definition: every batch of the corpus listed and sorted by its hash."""
+    sizes = {(shard, i): len(rows) for shard, n in pairs.items() for i, rows in enumerate(batches.of(shard, n))}
+    key = {(s, i): hashlib.blake2b(f"{batches.seed} {s} {i}".encode(), digest_size=8).digest() for s, i in sizes}
+    chosen, total = {}, 0
+    for shard, i in sorted(sizes, key=key.__getitem__):
+        total += sizes[shard, i]
+        if total > limit and chosen:
+            break
+        chosen.setdefault(shard, set()).add(i)
+    return {shard: sorted(numbers) for shard, numbers in chosen.items()}
+
+
+class Halves(Batching):
+    """A rule of one's own, which does not say the sizes of its batches beforehand."""
+
+    def of(self, shard, pairs, repeat=0):
+        return [rows for rows in torch.arange(pairs).tensor_split(2) if len(rows)]
+
+
+@pytest.mark.parametrize("rule", [Shuffled, Halves])
+def test_a_sample_is_that_of_all_batches_sorted_by_their_hashes(rule):
+    draw = random.Random(0)
+    for seed in range(100):
+        corpus = {f"{i:03d}": draw.randrange(60) for i in range(draw.randrange(1, 40))}
+        batches, limit = rule(draw.choice([2, 3, 8, 16, 100]), seed), draw.choice([1, 2, 10, 50, 200, 10**6])
+        assert choose_batches(corpus, batches, limit) == all_sorted(corpus, batches, limit), (corpus, limit)
+
+
+@pytest.mark.parametrize("rule", [Shuffled, Halves])
+def test_sizes_of_batches_are_known_without_forming_them(rule):
+    for size in (1, 2, 3, 8, 256):
+        for pairs in (0, 1, 2, 5, 11, 12, 13, 600, 1000):
+            assert rule(size, 0).sizes("a", pairs) == [len(rows) for rows in rule(size, 0).of("a", pairs)]
 
 
 def test_folds_are_balanced():

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.errors import UserError
+from pipeline.operate import verify as verifying
 from pipeline.operate.verify import TABLES, Violation, verify
 from pipeline.run import run
 from pipeline.run_folder.artifacts import KINDS
@@ -227,6 +228,19 @@ def test_scores_of_an_earlier_run_or_of_a_shard_as_it_was(damaged, fact):
     rewrite(the(damaged, "latest/00001.parquet"), lambda t: t.replace_schema_metadata(t.schema.metadata | {fact: b"earlier"}))
     wrong = "is of another run, or of the shard as it was; the same `ecif run` writes it anew"
     assert violations(damaged) == [("latest/00001.parquet", wrong)]
+
+
+def test_workers_say_what_threads_of_this_process_say(damaged, monkeypatch):
+    whole: list = []
+    for name in ("features/*/00000/00001.parquet", "latest/00001.parquet", "pairs/*/00002.*.parquet"):
+        the(damaged, name).unlink()
+        found: list[list[Violation]] = [[], []]
+        for few, of in zip((256, 0), found, strict=True):
+            monkeypatch.setattr(verifying, "FEW", few)
+            whole.append(verify(str(damaged), of.append))
+        assert found[0] == found[1]
+        assert whole[-1] == whole[-2]
+    assert len(found[0]) == 3
 
 
 def test_scores_of_no_shard(damaged):

@@ -14,13 +14,15 @@ COLUMNS += ["held_out_loss", "agreement", "image_copies", "caption_copies"]
 COLUMNS += ["influence_positive_clean", "influence_negative_clean", "influence_clean", "agreement_clean", "near_clean"]
 COLUMNS += ["misalignment", "filter_clean"]
 STATE = ("lease/", "started.json", "run.json")  # say when a run was and who ran it
+COMPACTED = "accounting/"  # what other objects say, with the time at which local ones were written
 
 
 def objects(folder: Path | str, *suffixes: str) -> dict[str, bytes]:
-    """Objects whose names end in one of the suffixes: name below the folder -> bytes."""
+    """Objects whose names end in one of the suffixes, but for compacted ones: name below the folder -> bytes."""
     found = [item for suffix in suffixes for item in storage.listing(str(folder), suffix)]
     base = str(folder).rstrip("/") + "/"
-    return {item.url.partition(base)[2]: storage.read_bytes(item.url) for item in found}
+    names = {item.url.partition(base)[2]: item.url for item in found}
+    return {name: storage.read_bytes(url) for name, url in names.items() if COMPACTED not in name}
 
 
 def result(run: Path | str) -> dict[str, bytes]:
@@ -47,7 +49,7 @@ def state_of(folder: Path | str) -> dict[str, str]:
     """The objects of a run folder, and what tells whether one was rewritten."""
     base = str(folder).rstrip("/") + "/"
     found = {item.url.partition(base)[2]: f"{item.etag} {item.modified}" for item in storage.listing(str(folder), "")}
-    return {name: etag for name, etag in found.items() if not name.startswith(STATE)}
+    return {name: etag for name, etag in found.items() if not name.startswith(STATE) and COMPACTED not in name}
 
 
 def change_since(before: dict[str, str], folder: Path | str) -> Change:

@@ -1,6 +1,5 @@
 """The sample: the pairs that heads are fitted on and directions are solved on. It is whole batches, chosen by hash."""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ecif.batching import Batching
 from ecif.copies import Copies, find_copies, pair_ids
 from ecif.sample import Sample
+from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus.batches import batches_of
 from pipeline.errors import RunError
@@ -17,8 +18,10 @@ from pipeline.run_folder import tables
 from pipeline.run_folder.contents import sampled
 from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.tables import Accounting
+from pipeline.workers.cluster import Resources
+from pipeline.workers.shards import in_tasks
 
-READERS = 16
+FEW = 16  # shards that the driver reads sooner than other processes start
 
 
 class Sampled(NamedTuple):
@@ -50,30 +53,37 @@ def read_sample(dataset: Dataset, config: Config) -> Sample:
     return sampled.in_folds(sampled.find_copies(config.fit.folds, config.seed, torch.device("cpu")))
 
 
-def read_sampled(dataset: Dataset, config: Config) -> Sampled:
+def read_sampled(dataset: Dataset, config: Config, resources: Resources | None = None) -> Sampled:
     """Read the sample of a corpus: all batches if they fit into `fit.sample` pairs, else those of smallest hash.
 
     Features are in half precision, as they are stored.
+
+    Args:
+        dataset: the corpus.
+        config: of the run.
+        resources: of the tasks that read the shards of a large sample. Without them, threads of this process read all shards.
 
     Raises:
         RunError: the corpus has too few usable pairs for the folds.
     """
     done = dataset.accounting()
     chosen = sampled(config, done, config.fit.sample)
-    with ThreadPoolExecutor(READERS) as pool:
-        shards = list(pool.map(lambda name: _read(dataset, done[name], chosen[name], config), sorted(chosen)))
-    batches = [batch for shard in shards for batch in shard]
-    pairs = sum(len(batch.uids) for batch in batches)
+    asked = [(dataset.features_folder(name), done[name], chosen[name], batches_of(config)) for name in sorted(chosen)]
+    if resources is not None and len(asked) > FEW:  # only the chosen rows come to this process
+        shards = list(in_tasks(_read, asked, resources, together=1))
+    else:
+        shards = list(storage.in_threads(_read, asked))
+    pairs = sum(len(shard.uids) for shard in shards)
     if pairs < 2 * config.fit.folds:
         raise RunError(
             f"only {pairs} usable pairs in the corpus; {config.fit.folds} folds need at least {2 * config.fit.folds}"
         )
     return Sampled(
-        torch.cat([b.images for b in batches]),
-        torch.cat([b.texts for b in batches]),
-        [uid for b in batches for uid in b.uids],
-        torch.cat([b.pair for b in batches]),
-        [len(b.uids) for b in batches],
+        torch.from_numpy(np.concatenate([shard.images for shard in shards])),
+        torch.from_numpy(np.concatenate([shard.texts for shard in shards])),
+        [uid for shard in shards for uid in shard.uids],
+        torch.cat([pair_ids(shard.name, torch.tensor(shard.position)) for shard in shards]),
+        [size for shard in shards for size in shard.sizes],
     )
 
 
@@ -99,12 +109,27 @@ def _every_shard(dataset: Dataset) -> list[tables.Features]:
     return [tables.read_features(dataset.features_folder(s.name), done[s.name].parts) for s in dataset.shards]
 
 
-def _read(dataset: Dataset, accounting: Accounting, chosen: list[int], config: Config) -> list[Sampled]:
-    features = tables.read_features(dataset.features_folder(accounting.shard), accounting.parts)
-    images, texts = torch.tensor(features.images), torch.tensor(features.texts)
-    pair = pair_ids(accounting.shard, torch.tensor(features.position))
-    batches = batches_of(config).of(accounting.shard, accounting.embedded)
-    return [
-        Sampled(images[rows], texts[rows], [features.uid[n] for n in rows.tolist()], pair[rows], [len(rows)])
-        for rows in (batches[i] for i in chosen)
-    ]
+class _OfShard(NamedTuple):
+    """The sampled pairs of a shard, batch after batch, as arrays, because the processes of a node share those."""
+
+    name: str
+    images: NDArray[np.float16]  # [n, d_x]
+    texts: NDArray[np.float16]  # [n, d_t]
+    uids: list[str]
+    position: NDArray[np.int32]  # [n] index in the tar
+    sizes: list[int]  # pairs of each batch
+
+
+def _read(asked: tuple[str, Accounting, list[int], Batching]) -> _OfShard:
+    folder, accounting, chosen, batches = asked
+    features = tables.read_features(folder, accounting.parts)
+    of_shard = batches.of(accounting.shard, accounting.embedded)
+    rows = torch.cat([of_shard[i] for i in chosen]).numpy()
+    return _OfShard(
+        accounting.shard,
+        features.images[rows],
+        features.texts[rows],
+        [features.uid[n] for n in rows.tolist()],
+        features.position[rows],
+        [len(of_shard[i]) for i in chosen],
+    )

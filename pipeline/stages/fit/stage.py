@@ -6,6 +6,7 @@ damping, those that judge filters, and those that judge the run.
 
 import logging
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,20 +26,22 @@ from pipeline.workers.cluster import Resources, device
 from pipeline.workers.progress import Stage
 from pipeline.workers.run import Run
 
+ReadSample = Callable[[], Sample]  # the pairs that heads are fitted on; they are read when they are first asked for
 
-def choose_how_to_fit(run: Run, start: Heads, sample: Sample) -> FitChoice:
+
+def choose_how_to_fit(run: Run, start: Heads, sample: ReadSample) -> FitChoice:
     """Choose how the heads of a run are fitted, or read the choice if it was made before; say what it is."""
     config = run.config
 
     def choose() -> FitChoice:
         grid = Grid.of(config.fit.learning_rate, config.fit.epochs, config.fit.pull, config.fit.checkpoints)
-        how = how_to_fit(config, start, NO_FIT)
+        how, pairs = how_to_fit(config, start, NO_FIT), sample()
 
         def run_fits(jobs: list[tuple[Hyperparameters, Refit]]) -> list[list[Heads]]:
             with Stage("try fits", len(jobs)) as progress:
-                return fits(run.resources, how, sample, progress)(jobs)
+                return fits(run.resources, how, pairs, progress)(jobs)
 
-        return choose_fit(how, sample, grid, run_fits, config.seed)
+        return choose_fit(how, pairs, grid, run_fits, config.seed)
 
     choice = tensors.once(run.artifacts.url("fit_choice"), FitChoice, choose)
     say(choice.line())
@@ -47,14 +50,15 @@ def choose_how_to_fit(run: Run, start: Heads, sample: Sample) -> FitChoice:
     return choice
 
 
-def fit_heads(run: Run, how: HowToFit, sample: Sample) -> FittedHeads:
+def fit_heads(run: Run, how: HowToFit, sample: ReadSample) -> FittedHeads:
     """Fit the heads of a run, or read them if they exist."""
     cross_fit = cross_fit_of(run.config)
 
     def fit() -> FittedHeads:
-        jobs = cross_fit.jobs(sample.fold)
+        pairs = sample()
+        jobs = cross_fit.jobs(pairs.fold)
         with Stage("fit", len(jobs)) as progress:
-            return cross_fit.gather(refitter(run.resources, how, sample, progress)(jobs))
+            return cross_fit.gather(refitter(run.resources, how, pairs, progress)(jobs))
 
     return tensors.once(run.artifacts.url("heads"), FittedHeads, fit)
 

@@ -26,6 +26,7 @@ from ecif.targets import Contrastive
 from ecif.targets.question import Question
 from pipeline import storage
 from pipeline.run_folder import tensors
+from pipeline.stages.fit.stage import ReadSample
 from pipeline.stages.solve.stage import Solved
 from pipeline.stages.solve.targets import TargetFeatures
 from pipeline.workers.cluster import device
@@ -48,9 +49,9 @@ class SecondOrder(NamedTuple):
     damping: Tensor  # [K, fits] float64, in the units of the sample's curvature
 
 
-def prepare(run: Run, fitted: FittedHeads, sample: Sample, targets: list[TargetFeatures], solved: Solved) -> None:
+def prepare(run: Run, fitted: FittedHeads, sample: ReadSample, targets: list[TargetFeatures], solved: Solved) -> None:
     """Compute and write the curvature and every `SecondOrder` that is missing."""
-    curvature = tensors.once(run.artifacts.url("curvature"), Curvature, lambda: _curvature(run, fitted, sample))
+    curvature = tensors.once(run.artifacts.url("curvature"), Curvature, lambda: _curvature(run, fitted, sample()))
     for target in targets:
         url = run.artifacts.url(f"second_order/{target.name}")
         if not storage.exists(url):

@@ -22,7 +22,7 @@ from pipeline.console import say
 from pipeline.errors import RunError
 from pipeline.run_folder import tensors
 from pipeline.run_folder.columns import evidence_scores
-from pipeline.stages.fit.stage import refitter
+from pipeline.stages.fit.stage import ReadSample, refitter
 from pipeline.stages.losses import loss_of
 from pipeline.stages.solve.slices import SampleActors
 from pipeline.stages.solve.targets import TargetFeatures
@@ -66,7 +66,7 @@ class Solved(NamedTuple):
                 )
 
 
-def solve(run: Run, how: HowToFit, fitted: FittedHeads, sample: Sample, targets: list[TargetFeatures]) -> Solved:
+def solve(run: Run, how: HowToFit, fitted: FittedHeads, sample: ReadSample, targets: list[TargetFeatures]) -> Solved:
     """Score the sample, and solve for the directions of every target.
 
     Args:
@@ -84,7 +84,7 @@ def solve(run: Run, how: HowToFit, fitted: FittedHeads, sample: Sample, targets:
     try:
         if missing:
             asked = [target.question(run.config) for target in targets if f"directions/{target.name}" in missing]
-            _solve(run, how, fitted, sample, asked)
+            _solve(run, how, fitted, sample(), asked)
         evidence = tensors.load(run.artifacts.url("evidence"), Evidence)
         found = {t.name: tensors.load(run.artifacts.url(f"directions/{t.name}"), Directions) for t in targets}
 

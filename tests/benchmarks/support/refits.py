@@ -14,5 +14,5 @@ from pipeline.workers.run import Run
 def refitter_of(config: Config, resources: Resources, start: Heads, sample: Sample) -> Refitter:
     """Runs fits with the hyperparameters that the run of a configuration chose, or chooses them. Its features are there."""
     _, corpus, clean = load_inputs(config)
-    choice = choose_how_to_fit(Run(config, resources, find_artifacts(config, corpus, clean)), start, sample)
+    choice = choose_how_to_fit(Run(config, resources, find_artifacts(config, corpus, clean)), start, lambda: sample)
     return refitter(resources, how_to_fit(config, start, choice.hyperparameters), sample)

@@ -1,10 +1,12 @@
 """Which shards a corpus has, and what each is called."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from pipeline import storage
+from pipeline.corpus import shards
 from pipeline.corpus.shards import find
 from pipeline.corpus.sidecar import successes
 from pipeline.errors import UserError
@@ -228,6 +230,30 @@ def test_gaps_of_a_brace_pattern_are_said_or_left_out(corpus, request, capsys, s
     assert f"corpus.shards: no shard or folder {gaps}, ... (8 of 11): left out" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"no \.tar shards at"):
         find(f"{base}/{{00003..00005}}.tar", missing="skip")
+
+
+@pytest.mark.parametrize("store", ["local", "s3"])
+def test_many_named_shards_are_listed_and_not_asked_for_one_by_one(corpus, request, capsys, monkeypatch, store):
+    """They are what they are when each is asked for; only those that are not there, or can't be listed, are."""
+    named = f"{corpus}/a/{{00000..00099}}.tar"
+    if store == "s3":
+        named = f"s3://{request.getfixturevalue('s3')}/{corpus.name}/{{00000..00099}}.tar"
+        for path in (corpus / "a").iterdir():
+            storage.write_bytes(f"{named.partition('{')[0]}{path.name}", path.read_bytes())
+    asked, describe = [], storage.describe
+    monkeypatch.setattr(storage, "describe", lambda url: asked.append(url) or describe(url))
+    found = {}
+    for many in (1000, 64):
+        monkeypatch.setattr(shards, "MANY", many)
+        found[many], said = find(named, missing="skip"), capsys.readouterr().err
+        assert "(97 of 100): left out" in said
+        with pytest.raises(UserError, match="97 of 100"):
+            find(named)
+    assert found[64] == found[1000]
+    assert [shard.name for shard in found[64]] == ["00000", "00002", "00010"]
+    assert Counter(url.rpartition("/")[2] for url in asked)["00002.tar"] == 2, "of the two times that nothing was listed"
+    monkeypatch.setattr(storage, "children", None)  # as where listing is forbidden
+    assert find(named, missing="skip") == found[64]
 
 
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".tar.zst", ".TAR.BZ2", ".tar.xz"])

@@ -1,5 +1,8 @@
 """What is written last of a shard, and what later stages take it to be a function of."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -10,8 +13,10 @@ from pipeline.errors import RunError
 from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.tables import Accounting, features_table, parquet_bytes, part_name, read_features, read_table
 from pipeline.sections import Reading
+from pipeline.stages.embed import finish as finishing
+from pipeline.stages.embed.finish import Finishers, finish_shard
 from pipeline.stages.embed.rows import Embedded, Refused
-from pipeline.stages.embed.stage import finish_shard
+from pipeline.storage.lease import hold_folder
 
 SHARD = Shard("00000", storage.Object("00000.tar", 7, "etag"))
 COUNTS = {"members": 8, "in_pairs": 8, "ignored": 0, "pairs": 4, "embedded": 0}
@@ -27,7 +32,7 @@ def part(count: int, bad: list[tuple[int, str]]) -> Embedded:
 def finished(folder, bad: list[tuple[int, str]], parts: int = 1) -> Accounting:
     """Of a shard of four pairs, some of them quarantined."""
     dataset = Dataset(str(folder), "fingerprint", [SHARD], Reading())
-    done = finish_shard(dataset, READ._replace(parts=parts), [part(4 - len(bad), bad)])
+    done = finish_shard(dataset.places(), READ._replace(parts=parts), [part(4 - len(bad), bad)])
     assert dataset.accounting() == Dataset(str(folder), "fingerprint", [SHARD], Reading()).accounting() == {"00000": done}
     return done
 
@@ -102,3 +107,86 @@ def test_the_only_usable_pair_of_a_shard_of_the_corpus_is_quarantined(tmp_path, 
     row = read_table(dataset.quarantine_url("00000")).to_pylist()[-1]
     assert (row["index"], row["key"], row["uid"], row["reason"]) == (3, "key", "f" * 32, "alone_in_shard")
     assert read_features(dataset.features_folder("00000"), 2).uid == []
+
+
+MANY = [f"{i:05d}" for i in range(40)]
+
+
+@pytest.fixture(params=["threads", "workers"])
+def where(request, monkeypatch):
+    """Shards are finished in threads of the driver, or by workers."""
+    if request.param == "workers":
+        request.getfixturevalue("local_ray")
+        monkeypatch.setattr(finishing, "FEW", 0)
+    return request.param
+
+
+def finish_all(finishers: Finishers) -> list[tuple[str, int]]:
+    """Finish MANY, of which each tenth has two bad pairs; gives the shards and how many pairs of each were embedded."""
+    found = []
+    for i, name in enumerate(MANY):
+        bad = [] if i % 10 else [(0, "bad_json"), (2, "bad_json")]
+        finishers.finish(0, READ._replace(shard=name), [part(4 - len(bad), bad)._replace(shard=name)])
+        found += finishers.finished()
+    found += finishers.finished(wait=True)
+    assert {place for place, _ in found} == {0}
+    return [(done.shard, done.embedded) for _, done in found]
+
+
+def objects(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_shards_are_finished_beside_the_loop_with_the_same_bytes_in_the_order_in_which_they_were_given(tmp_path, where):
+    dataset = Dataset(str(tmp_path / "beside"), "fingerprint", [], Reading())
+    with Finishers([dataset.places()], len(MANY)) as finishers:
+        assert finish_all(finishers) == [(name, 4 if i % 10 else 2) for i, name in enumerate(MANY)]
+    alone = Dataset(str(tmp_path / "alone"), "fingerprint", [], Reading()).places()
+    for i, name in enumerate(MANY):
+        bad = [] if i % 10 else [(0, "bad_json"), (2, "bad_json")]
+        finish_shard(alone, READ._replace(shard=name), [part(4 - len(bad), bad)])
+    assert objects(tmp_path / "beside") == objects(tmp_path / "alone")
+    assert len(objects(tmp_path / "alone")) == len(MANY) + 4
+
+
+def test_shards_are_finished_at_once_so_that_a_slow_store_is_waited_for_once(tmp_path, monkeypatch):
+    at_work, most, lock = 0, 0, threading.Lock()
+
+    def slowly(*arguments):
+        nonlocal at_work, most
+        with lock:
+            at_work, most = at_work + 1, max(most, at_work + 1)
+        time.sleep(0.2)
+        with lock:
+            at_work -= 1
+        return finish_shard(*arguments)
+
+    monkeypatch.setattr(finishing, "finish_shard", slowly)
+    with Finishers([Dataset(str(tmp_path), "fingerprint", [], Reading()).places()], len(MANY)) as finishers:
+        assert len(finish_all(finishers)) == len(MANY)
+    assert most == storage.THREADS
+
+
+def test_a_shard_that_does_not_add_up_ends_the_stage(tmp_path, where):
+    places = Dataset(str(tmp_path), "fingerprint", [], Reading()).places()
+    with pytest.raises(RunError, match="5 pairs, 4 embedded"), Finishers([places], 1) as finishers:
+        finishers.finish(0, READ._replace(pairs=5), [part(4, [])])
+        list(finishers.finished(wait=True))
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_run_that_has_lost_its_folder_finishes_no_shard(tmp_path, where):
+    """Not even one that it had given away before it could know."""
+    run = str(tmp_path)
+    places = Dataset(run, "fingerprint", [], Reading()).places()
+    ttl = 600.0 if where == "workers" else 1.0  # the driver finds out with its next beat: here after these workers do
+    with (
+        hold_folder(run, ttl) as lease,
+        pytest.raises(RunError, match="another run has taken over"),
+        Finishers([places], 1) as finishers,
+    ):
+        storage.put_bytes(f"{run}/lease/{lease.token + 1:08d}.json", b'{"id": "another run"}')
+        time.sleep(ttl if where == "threads" else 0)
+        finishers.finish(0, READ, [part(4, [])])
+        list(finishers.finished(wait=True))
+    assert not (tmp_path / "shards").exists()

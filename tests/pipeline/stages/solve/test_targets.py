@@ -77,7 +77,7 @@ def test_a_target_with_nothing_left_to_improve_ends_the_run_before_the_work(tmp_
     run = Run(config, Resources(1, {}, {}), Artifacts(str(tmp_path), names(config, read), {}))
     sample = Sample(torch.rand(4, 8), torch.rand(4, 6), torch.arange(4) % 2, [4])
     with pytest.raises(RunError, match="target a: its loss retrieval_margin has no gradient"):
-        solve(run, heads, FittedHeads([heads], [[heads], [heads]]), sample, [right])
+        solve(run, heads, FittedHeads([heads], [[heads], [heads]]), lambda: sample, [right])
 
 
 def test_the_words_of_the_prompts_are_part_of_what_a_target_is(tmp_path, tiny_model):
