@@ -48,7 +48,7 @@ class EmbedPart:
         size = FORWARD_BATCH[self.device.type]
         images, texts = [], []
         for i in range(0, len(captions), size):
-            batch = torch.from_numpy(np.stack(pixels[i : i + size])).to(self.device)
+            batch = torch.from_numpy(np.stack(pixels[i : i + size])).to(self.device).permute(0, 3, 1, 2).contiguous()
             images.append(self.towers.image_features(batch).half().cpu().numpy())
             texts.append(self.towers.text_features(captions[i : i + size]).half().cpu().numpy())
         if not captions:

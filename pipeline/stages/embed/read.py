@@ -5,12 +5,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import torch
-
-from ecif import towers
 from pipeline import storage
 from pipeline.corpus import sidecar
 from pipeline.corpus.captions import find_pairs
+from pipeline.corpus.images import Resize
 from pipeline.corpus.pairs import Pair, Quarantined, ReadingRules, read_pair
 from pipeline.corpus.remarks import Seen, remarks
 from pipeline.corpus.tar import Contents, read_groups
@@ -36,7 +34,6 @@ class ReadParts:
         Raises:
             RunError: every attempt failed.
         """
-        torch.set_num_threads(1)
         asked, given = ToRead.from_row(row), 0
         for attempt in range(storage.ATTEMPTS):
             try:
@@ -52,7 +49,7 @@ class ReadParts:
 
     def _parts(self, asked: ToRead) -> Iterator[Part]:
         source = asked.source
-        resize = towers.resize_transform(self.preprocess)
+        resize = Resize(self.preprocess, self.limits.resize)
         contents, pairs, further, in_pairs, number = Contents(), 0, 0, 0, 0
         good: list[Pair] = []
         bad: list[Refused] = []

@@ -112,5 +112,5 @@ class Embedded(NamedTuple):
 
 
 def _pixels(data: bytes, shape: list[int]) -> NDArray[np.uint8]:
-    """The pixels [B, 3, H, W] of a part's pairs."""
-    return np.frombuffer(data, np.uint8).reshape(-1, *shape) if data else np.empty((0, 3, 1, 1), np.uint8)
+    """The pixels [B, H, W, 3] of a part's pairs."""
+    return np.frombuffer(data, np.uint8).reshape(-1, *shape) if data else np.empty((0, 1, 1, 3), np.uint8)
