@@ -20,6 +20,7 @@ from pipeline.stages.embed.budget import Budget
 from pipeline.stages.embed.oddities import Oddities
 from pipeline.stages.embed.read import ReadParts
 from pipeline.stages.embed.rows import Embedded, Refused, ToRead
+from pipeline.stages.embed.usage import THREADS, Usage
 from pipeline.workers.cluster import Resources
 from pipeline.workers.progress import Stage
 from pipeline.workers.shards import as_tasks
@@ -51,25 +52,35 @@ def embed(
         for shard in (shard for shard in dataset.shards if shard.name not in done):
             uids = dataset.uids_from(shard.name)
             todo.append(ToRead(i, shard.name, shard.source, dataset.reading, dataset.classes, uids))
-    seconds, pairs = 0.0, 0
+    gpus = "num_gpus" in resources.actor
+    seconds, pairs, usage = 0.0, 0, Usage(gpus)
     with Stage("embed", total, total - sum(asked.source.size for asked in todo)) as progress:
         if not todo:
             _settle(oddities, budgets)
             return None
         parts = (
             as_tasks([asked.to_row() for asked in todo])
-            .flat_map(ReadParts(limits, preprocess), **resources.reader)
-            .map(
+            # On a GPU tokens would take the actors longer than the model. A CPU has more to do with the model.
+            .flat_map(ReadParts(limits, preprocess, model if gpus else None), **resources.reader)
+            .map_batches(
                 EmbedPart,
-                fn_constructor_args=([d.features_folder("") for d in datasets], model),
-                compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(todo))),
+                batch_size=1,
+                batch_format="pyarrow",
+                fn_constructor_args=([d.features_folder("") for d in datasets], model, limits.precision),
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(resources.workers, len(todo)),
+                    max_tasks_in_flight_per_actor=THREADS + 1,
+                    enable_true_multi_threading=True,
+                ),
+                max_concurrency=THREADS,
                 **resources.actor,
             )
         )
         waiting: dict[tuple[int, str], list[Embedded]] = {}
         for part in map(Embedded.from_row, parts.iter_rows()):
             pairs += part.pairs
-            seconds += part.seconds
+            seconds += part.busy.model
+            usage.add(part)
             progress.advance(part.size, f"{pairs} pairs")
             of_shard = waiting.setdefault((part.dataset, part.shard), [])
             of_shard.append(part)
@@ -81,6 +92,7 @@ def embed(
                 budgets[part.dataset].spend(accounting)
     if waiting:
         raise RunError(f"embed: shards ended without all of their parts: {sorted(waiting)[:5]}")
+    usage.say()
     _settle(oddities, budgets)
     return seconds / max(1, pairs)
 
