@@ -16,7 +16,7 @@ from pipeline.corpus.shards import Shard
 from pipeline.errors import UserError
 from pipeline.run_folder.artifacts import KINDS, fingerprint
 from pipeline.run_folder.dataset import Dataset
-from pipeline.sections import Model, Pairs
+from pipeline.sections import Model, Pairs, Reading
 from pipeline.stages.embed.prompts import read_prompts
 from pipeline.urls import masked
 from pipeline.workers.model import load, pin
@@ -69,6 +69,14 @@ class Inputs(NamedTuple):
         """The corpus and the targets, by the name that a user knows."""
         return {"corpus": self.corpus} | {f"target {name}": target for name, target in self.targets.items()}
 
+    def name_features(self, config: Config) -> None:
+        """Name the features after all that they depend on. `load_inputs` does not know yet which precision `auto` is."""
+        how, beside = made_by(self.model, config), self.corpus.sidecars
+        uids = ["sidecar"] if beside and beside.uids else []
+        self.corpus.fingerprint = _name([*how, *uids], self.corpus.reading, self.corpus.prompts)
+        for target in self.targets.values():
+            target.fingerprint = _name(how, target.reading, target.prompts)
+
 
 def load_inputs(config: Config) -> Inputs:
     """Find every shard and load the model.
@@ -85,12 +93,13 @@ def load_inputs(config: Config) -> Inputs:
     model.heads = model.heads._replace(
         train_logit_scale=config.fit.train_logit_scale, train_logit_bias=config.loss.kind.has_bias
     )
-    how, uids = made_by(model, config), ["sidecar"] if beside and beside.uids else []
-    of_corpus = as_dataset(config.run, config.corpus, corpus, [*how, *uids])
+    of_corpus = as_dataset(config.run, config.corpus, corpus, [])
     of_corpus.sidecars, of_corpus.batched = beside, True
     folders = {name: storage.join(config.run, "targets", name) for name in clean}
-    targets = {n: as_dataset(folders[n], config.targets[n], found, how, prompts[n]) for n, found in clean.items()}
-    return Inputs(model, of_corpus, targets)
+    targets = {n: as_dataset(folders[n], config.targets[n], found, [], prompts[n]) for n, found in clean.items()}
+    inputs = Inputs(model, of_corpus, targets)
+    inputs.name_features(config)
+    return inputs
 
 
 def look_into(corpus: Dataset, config: Config) -> None:
@@ -116,9 +125,12 @@ def as_dataset(folder: str, pairs: Pairs, found: list[Shard], made_by: list[Any]
         made_by: what features depend on beside the way they are read, see `made_by`.
         prompts: the filled templates of each class, for a target whose images have classes.
     """
+    return Dataset(folder, _name(made_by, pairs.reading, prompts), found, pairs.reading, prompts)
+
+
+def _name(made_by: list[Any], reading: Reading, prompts: Sequence[list[str]]) -> str:
     versions = [KINDS[kind].version for kind in ("features", *(["prompts"] if prompts else []))]
-    name = fingerprint(versions, made_by, pairs.reading.named(), list(prompts))
-    return Dataset(folder, name, found, pairs.reading, prompts)
+    return fingerprint(versions, made_by, reading.named(), list(prompts))
 
 
 def made_by(model: Towers, config: Config) -> list[Any]:

@@ -14,6 +14,7 @@ from pipeline.run_folder.contents import find_artifacts
 from pipeline.run_folder.finished import Checkpoint, Finished, write_finished
 from pipeline.run_folder.outcome import Outcome, account
 from pipeline.run_folder.started import start
+from pipeline.stages.embed.precision import in_precision, settle
 from pipeline.stages.embed.prompts import embed_prompts
 from pipeline.stages.embed.stage import embed
 from pipeline.stages.filter import choose_filters
@@ -58,6 +59,10 @@ def run(config: Config, again: Sequence[str] = ()) -> Outcome:
     look_into(inputs[0].corpus, config)
     clock, pace = Clock(), dict[str, float | None]()
     with hold_folder(config.run), session(config.workers, config.device) as resources:
+        precision = settle(config, resources)
+        config, each = in_precision(config, precision), [in_precision(one, precision) for one in each]
+        for one, read in zip(each, inputs, strict=True):
+            read.name_features(one)
         start(config, [one.datasets() for one in inputs])
         for url in again:
             storage.delete(url)
@@ -78,7 +83,7 @@ def _checkpoint(
     model, corpus, clean = inputs
     with clock.stage("embed"):
         pace["forward_pass"] = embed([corpus, *clean.values()], config.model, config.embed, model.preprocess, resources)
-        embed_prompts(list(clean.values()), config.model, resources)
+        embed_prompts(list(clean.values()), config.model, config.embed, resources)
         for name, target in clean.items():
             if sum(a.embedded for a in target.accounting().values()) < FEWEST:
                 raise RunError(f"target {name}: fewer than {FEWEST} usable pairs, too little to ask; see its quarantine tables")

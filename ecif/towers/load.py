@@ -108,9 +108,17 @@ def load_uncut(
     prepared = open_clip.get_model_preprocess_cfg(model)
     _check_size(size, prepared["size"])
     architecture = config | ({"quick_gelu": True} if trained.quick_gelu else {})
-    with _there(name, config["text_cfg"].get("hf_tokenizer_name")):
-        tokenizer = open_clip.get_tokenizer(name)
-    return LoadedModel(model.eval(), tokenizer, prepared, _without_paths(architecture), notes)
+    return LoadedModel(model.eval(), tokenizer(name), prepared, _without_paths(architecture), notes)
+
+
+@_quiet()
+def tokenizer(name: str) -> Any:
+    """The tokenizer of a model: captions to tokens [B, L], int64. Arguments and errors are those of `load`."""
+    import open_clip
+
+    name = full_name(name)
+    with _there(name, _config(name)["text_cfg"].get("hf_tokenizer_name")):
+        return open_clip.get_tokenizer(name)
 
 
 def full_name(name: str) -> str:

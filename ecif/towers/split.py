@@ -64,7 +64,11 @@ class Towers(nn.Module):
     @torch.inference_mode()
     def text_features(self, captions: list[str]) -> Tensor:
         """Unit-norm trunk features [B, d_t] of captions, cut to the model's context length."""
-        tokens = self.tokenizer(captions).to(next(self.model.parameters()).device)
+        return self.token_features(self.tokenizer(captions).to(next(self.model.parameters()).device))
+
+    @torch.inference_mode()
+    def token_features(self, tokens: Tensor) -> Tensor:
+        """Unit-norm trunk features [B, d_t] of tokens [B, L], int64, that the model's tokenizer made."""
         return _unit(self.model.encode_text(tokens), self.text_biased)  # type: ignore[operator]
 
 

@@ -5,8 +5,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-from webdataset.shardlists import expand_urls
-
 from pipeline import storage
 from pipeline.console import say
 from pipeline.errors import UserError
@@ -69,6 +67,8 @@ def _find(pattern: str, what: str, missing: str) -> tuple[str, list[storage.Obje
     end = _fixed_part(pattern)
     urls = [pattern]
     if end < len(pattern):
+        from webdataset.shardlists import expand_urls  # imports torch, which readers of shards are spared
+
         try:  # braces are expanded as trainers do it, for whom a backslash escapes the next character
             urls = [pattern[:end] + rest for rest in expand_urls(pattern[end:].replace("\\", "\\\\"))]
         except (ValueError, AssertionError) as error:  # the second where ${NAME} is no variable

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecif import towers
 from pipeline import storage
 from pipeline.corpus.captions import find_pairs
+from pipeline.corpus.images import Resize
 from pipeline.corpus.pairs import Pair, ReadingRules, read_pair
 from pipeline.corpus.shards import Shard, find
 from pipeline.corpus.tar import Contents, read_groups
@@ -58,12 +58,13 @@ def read_test(test: PairsSection, limits: Embed, architecture: dict[str, Any]) -
     Raises:
         UserError: there is none.
     """
-    resize = towers.resize_transform(_preprocess(architecture))
+    resize = Resize(_preprocess(architecture))
     shards = find(test.shards, "test.shards", missing=test.missing)
     pairs = [pair for shard in shards for pair in _readable(shard, test.reading, limits, resize)]
     if not pairs:
         raise UserError("test.shards: no pair can be read")
-    return Pairs(np.stack([pair.pixels for pair in pairs]), tokens_of([pair.caption for pair in pairs], architecture))
+    pixels = np.stack([pair.pixels.transpose(2, 0, 1) for pair in pairs])
+    return Pairs(pixels, tokens_of([pair.caption for pair in pairs], architecture))
 
 
 def tokens_of(captions: list[str], architecture: dict[str, Any]) -> NDArray[np.int32]:
@@ -93,7 +94,7 @@ def rule_of_subset(run: Finished, name: str, url: str) -> Rule:
     return Rule(name, np.concatenate(counts).astype(np.int32))
 
 
-def _readable(shard: Shard, reading: Reading, limits: Embed, resize: Any) -> Iterable[Pair]:
+def _readable(shard: Shard, reading: Reading, limits: Embed, resize: Resize) -> Iterable[Pair]:
     rules = ReadingRules(shard.name, reading, limits, resize)
     with storage.local_copy(shard.source, storage.ATTEMPTS) as file:
         for group in find_pairs(file, read_groups(file, Contents(), reading.key), reading, limits):

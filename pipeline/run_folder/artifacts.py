@@ -57,7 +57,7 @@ KINDS: dict[str, Kind] = {
     "features": Kind(
         "embed",
         "unit-norm trunk features in fp16 and a hash of the image's bytes, a part at a time",
-        version=3,
+        version=4,
         each=("shard",),
     ),
     "prompts": Kind(
@@ -199,6 +199,7 @@ KINDS: dict[str, Kind] = {
     "index": Kind(
         "index",
         "both parts of each pair's projected gradient, and the shard's part of the curvature",
+        version=2,
         reads=("score.negative",),
         made_of=("batches", "index_projection"),
         each=("shard",),

@@ -3,18 +3,18 @@
 import hashlib
 import io
 import json
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ecif import __version__
-from ecif.columns import Column
 from pipeline import storage
 from pipeline.corpus.pairs import Pair, Quarantined
-from pipeline.run_folder.columns import IDENTITY
+
+if TYPE_CHECKING:
+    from ecif.columns import Column
 
 QUARANTINE = pa.schema(
     [
@@ -85,9 +85,17 @@ class Accounting(NamedTuple):
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """The table as a Parquet file; the same table gives the same bytes."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    """The table as a Parquet file; the same table gives the same bytes.
+
+    Vectors in fp16 are stored as they are. A codec or a dictionary makes them no smaller, and writing them five times slower.
+    """
+    buffer, how = io.BytesIO(), dict[str, Any](compression="zstd")
+    vectors = [field.name for field in table.schema if pa.types.is_fixed_size_list(field.type)]
+    if vectors:
+        others = [name for name in table.column_names if name not in vectors]
+        plain = {f"{name}.list.element": "none" for name in vectors}
+        how = {"compression": dict.fromkeys(others, "zstd") | plain, "use_dictionary": others, "write_statistics": others}
+    pq.write_table(table, buffer, write_page_checksum=True, **how)
     return buffer.getvalue()
 
 
@@ -157,6 +165,8 @@ def identity(
     }
     if fold is None:
         return columns
+    from pipeline.run_folder.columns import IDENTITY  # imports torch, which readers of shards are spared
+
     columns |= {"image_hash": pa.array(features.image_hash, pa.string()), "fold": pa.array(fold, pa.int16())}
     return {name: columns[name] for name in IDENTITY}
 
@@ -166,7 +176,7 @@ def scores_table(identity: dict[str, pa.Array], scores: dict[str, NDArray[np.flo
     return pa.table(identity | {name: pa.array(values, pa.float32()) for name, values in scores.items()})
 
 
-def described(table: pa.Table, columns: list[Column], run: str, shard: str) -> pa.Table:
+def described(table: pa.Table, columns: "list[Column]", run: str, shard: str) -> pa.Table:
     """A table whose schema says what every column means, and which run it is from.
 
     Args:
@@ -175,6 +185,9 @@ def described(table: pa.Table, columns: list[Column], run: str, shard: str) -> p
         run: fingerprint of what the columns of all shards depend on.
         shard: fingerprint of what the columns of this shard depend on beside that.
     """
+    from ecif import __version__
+    from pipeline.run_folder.columns import IDENTITY
+
     known = {column.name: {"says": column.says, "unit": column.unit, "good": column.good} for column in columns}
     known |= {name: {"says": says} for name, says in IDENTITY.items()}
     fields = [field.with_metadata(known.get(field.name)) for field in table.schema]

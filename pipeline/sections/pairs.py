@@ -159,6 +159,13 @@ class Embed(Section):
     """Decode once, embed once."""
 
     part_size: PositiveInt = Field(256, description="pairs per feature file; the unit of work of an actor")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto",
+        description="of the trunks; auto: bf16 on GPUs (fp16 where they lack it), fp32 on CPUs, and what the run was begun in",
+    )
+    resize: Literal["exact", "fast"] = Field(
+        "exact", description="images as open_clip resizes them; fast: by torch's kernel for bytes, which rounds differently"
+    )
     max_pixels: PositiveInt = Field(50_000_000, description="an image with more pixels is quarantined before it is decoded")
     max_member_bytes: PositiveInt = Field(50_000_000, description="a larger image, caption or JSON is quarantined unread")
     max_bad_fraction: float = Field(

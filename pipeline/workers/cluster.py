@@ -39,10 +39,17 @@ class Resources(NamedTuple):
     reader: dict[str, Any]  # Ray options of one reading task
     most: int | None = None  # actors that a pool grows to when GPUs join; None if it does not grow
 
-    def pool(self, tasks: int) -> ActorPoolStrategy:
-        """A pool of actors for so many tasks. On a cluster it grows as GPUs join; it never shrinks, as models load slowly."""
+    def pool(self, tasks: int, threads: int = 1) -> ActorPoolStrategy:
+        """A pool of actors for so many tasks. On a cluster it grows as GPUs join; it never shrinks, as models load slowly.
+
+        Args:
+            tasks: the most that there may be.
+            threads: of each actor, in which it works on tasks; one more task waits at it.
+        """
         size = max(1, min(self.workers, tasks))
-        return ActorPoolStrategy(min_size=size, initial_size=size, max_size=max(size, min(self.most or size, tasks)))
+        sizes = {"min_size": size, "initial_size": size, "max_size": max(size, min(self.most or size, tasks))}
+        more = {"max_tasks_in_flight_per_actor": threads + 1, "enable_true_multi_threading": True} if threads > 1 else {}
+        return ActorPoolStrategy(**sizes, **more)
 
 
 @contextmanager

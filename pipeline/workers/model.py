@@ -1,8 +1,12 @@
 """The model in a process: its file of weights on this node, the same bytes everywhere, and loaded."""
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ecif import towers
 from ecif.towers import LoadedModel, Towers
@@ -25,6 +29,21 @@ def load(model: Model) -> Towers:
 def load_uncut(model: Model) -> LoadedModel:
     """The whole model; errors are those of `load`."""
     return towers.load_uncut(*_arguments(model))
+
+
+def tokens(model: Model, captions: list[str]) -> NDArray[np.int32]:
+    """The tokens [B, L] of captions, cut to the model's context length. Its weights are not loaded."""
+    return as_tokens(_tokenizer(model.name), captions)
+
+
+def as_tokens(tokenizer: Any, captions: list[str]) -> NDArray[np.int32]:
+    """The tokens [B, L] of captions by a model's tokenizer."""
+    if not captions:
+        return np.empty((0, 1), np.int32)
+    return tokenizer(captions).numpy().astype(np.int32)
+
+
+_tokenizer = cache(towers.tokenizer)
 
 
 def pin(model: Model) -> Model:

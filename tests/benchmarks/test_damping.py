@@ -90,7 +90,7 @@ def test_the_chosen_damping_is_near_the_best(demo, name):
     config = make(SETTINGS[name])
     loaded, corpus, clean = load_inputs(config)
     embed_shards([corpus, *clean.values()], config.model, config.embed, loaded.preprocess, resources)
-    embed_prompts(list(clean.values()), config.model, resources)
+    embed_prompts(list(clean.values()), config.model, config.embed, resources)
     sample, question = read_sample(corpus, config), read_target("clean", clean["clean"]).question(config)
     removed = removals(len(sample.fold), config.solve.refits + JUDGES, "damping", config.seed)
     everything = Refit(torch.ones(len(sample.fold), dtype=torch.bool), config.seed, checkpoints=config.fit.checkpoints)

@@ -9,7 +9,7 @@ from pipeline import storage
 from tests.support.run_folders import result
 
 pytestmark = pytest.mark.slow
-POOLS = [f"ray::MapWorker(Map({worker}))" for worker in ("EmbedPart", "score", "publish")]
+POOLS = [f"ray::MapWorker({does})" for does in ("MapBatches(EmbedPart)", "Map(score)", "Map(publish)")]
 ACTORS = [POOLS[0], "ray::_fit", "ray::_Slices", *POOLS[1:]]  # in the order of the stages
 
 

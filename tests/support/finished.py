@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ecif.towers import resize_transform
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.corpus.images import Resize
 from pipeline.corpus.pairs import Pair, ReadingRules, read_pair
 from pipeline.corpus.shards import find
 from pipeline.corpus.tar import Contents, read_groups
@@ -20,7 +20,7 @@ from pipeline.sections import Embed, Reading
 
 MODEL = {"name": "local-dir:nowhere"}
 PREPROCESS = {"size": (8, 8), "mode": "RGB", "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
-RESIZE = resize_transform(PREPROCESS | {"resize_mode": "shortest", "fill_color": 0})
+RESIZE = Resize(PREPROCESS | {"resize_mode": "shortest", "fill_color": 0})
 
 
 @dataclass

@@ -50,5 +50,5 @@ def collect(rows: list[dict]) -> Reading:
     assert sorted([p[0] for p in pairs] + [q["index"] for q in quarantined]) == list(range(accounting.pairs))
     assert {q["reason"] for q in quarantined} <= set(REASONS)
     assert sum(part.size for part in parts) == accounting.size
-    assert all(pair.pixels.shape == (3, 8, 8) for part in parts for pair in part.pairs)
+    assert all(pair.pixels.shape == (8, 8, 3) for part in parts for pair in part.pairs)
     return Reading(accounting, pairs, quarantined, rows)

@@ -1,6 +1,6 @@
 """The prompts of a zero-shot target: read from its two text files, embedded once by the model's text tower."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import ray
@@ -8,16 +8,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ecif.towers.precision import Precision, best_precision, computed_in
 from pipeline import storage
 from pipeline.errors import RunError, UserError
 from pipeline.run_folder import tensors
 from pipeline.run_folder.dataset import Dataset
-from pipeline.sections import Model, Target
+from pipeline.sections import Embed, Model, Target
+from pipeline.stages.embed.forward import FORWARD_BATCH
 from pipeline.workers.cluster import Resources, device
 from pipeline.workers.model import load
 
 TEMPLATE = "a photo of a {c}."
-FORWARD_BATCH = {"cpu": 32, "cuda": 256}
 
 
 class PromptFeatures(NamedTuple):
@@ -46,15 +47,17 @@ def read_prompts(target: Target, what: str) -> list[list[str]]:
     return [[template.replace("{c}", name).replace("{}", name) for template in templates] for name in classes]
 
 
-def embed_prompts(datasets: list[Dataset], model: Model, resources: Resources) -> None:
-    """Embed the prompts of every dataset that has some and no features of them yet.
+def embed_prompts(datasets: list[Dataset], model: Model, limits: Embed, resources: Resources) -> None:
+    """Embed the prompts of every dataset that has some and no features of them yet, in the precision of all features.
 
     Raises:
         RunError: the model gave NaN or infinity.
     """
     todo = [dataset for dataset in datasets if dataset.prompts and not storage.exists(dataset.prompts_url())]
     embed: Any = ray.remote(**resources.actor, max_retries=2, max_calls=0)(_embed)
-    pending = [embed.remote(model, [p for templates in dataset.prompts for p in templates]) for dataset in todo]
+    pending = [
+        embed.remote(model, limits.precision, [p for templates in dataset.prompts for p in templates]) for dataset in todo
+    ]
     for dataset, features in zip(todo, ray.get(pending), strict=True):
         if not np.isfinite(features).all():
             raise RunError(f"{dataset.folder}: the model gave NaN or infinity for a prompt")
@@ -67,11 +70,12 @@ def read_prompt_features(dataset: Dataset) -> NDArray[np.float16]:
     return tensors.load(dataset.prompts_url(), PromptFeatures).text_features.numpy()
 
 
-def _embed(model: Model, prompts: list[str]) -> NDArray[np.float16]:
+def _embed(model: Model, precision: Precision | Literal["auto"], prompts: list[str]) -> NDArray[np.float16]:
     to = device()
     tower = load(model).to(to)
     size = FORWARD_BATCH[to.type]
-    parts = [tower.text_features(prompts[i : i + size]).half().cpu() for i in range(0, len(prompts), size)]
+    with computed_in(best_precision(to) if precision == "auto" else precision, to):
+        parts = [tower.text_features(prompts[i : i + size]).half().cpu() for i in range(0, len(prompts), size)]
     return torch.cat(parts).numpy()
 
 

@@ -1,31 +1,39 @@
 """The reading half of stage `embed`: a shard in, its decoded parts out."""
 
 import hashlib
+import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
-from ecif import towers
 from pipeline import storage
 from pipeline.corpus import sidecar
 from pipeline.corpus.captions import find_pairs
+from pipeline.corpus.images import Resize
 from pipeline.corpus.pairs import Pair, Quarantined, ReadingRules, read_pair
 from pipeline.corpus.remarks import Seen, remarks
 from pipeline.corpus.tar import Contents, read_groups
 from pipeline.corpus.uids import UidCounter
 from pipeline.errors import RunError
 from pipeline.run_folder.tables import Accounting
-from pipeline.sections import Embed
+from pipeline.sections import Embed, Model
 from pipeline.stages.embed.rows import Part, Refused, ToRead
 
 
 class ReadParts:
-    """Decodes a shard into parts of a fixed number of consecutive keys. The last part carries the accounting."""
+    """Decodes a shard into parts of a fixed number of consecutive keys. The last part carries the accounting.
 
-    def __init__(self, limits: Embed, preprocess: dict[str, Any]):
-        self.limits, self.preprocess = limits, preprocess
+    Args:
+        limits: how images are read.
+        preprocess: of the model.
+        model: to make tokens with its tokenizer. None leaves them to the actors: a reader would take seconds to import it.
+    """
+
+    def __init__(self, limits: Embed, preprocess: dict[str, Any], model: Model | None = None):
+        self.limits, self.preprocess, self.model = limits, preprocess, model
 
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield rows of `Part` for a row of `ToRead`.
@@ -36,13 +44,15 @@ class ReadParts:
         Raises:
             RunError: every attempt failed.
         """
-        torch.set_num_threads(1)
         asked, given = ToRead.from_row(row), 0
         for attempt in range(storage.ATTEMPTS):
             try:
+                started = time.perf_counter()
                 for part in islice(self._parts(asked), given, None):
-                    yield part.to_row()
+                    tokens = self._tokens(part)
+                    yield part._replace(tokens=tokens, seconds=time.perf_counter() - started).to_row()
                     given += 1
+                    started = time.perf_counter()
                 return
             except OSError as error:
                 failed = f"{asked.shard}: can't be read: {type(error).__name__}: {' '.join(str(error).split())}"
@@ -50,9 +60,16 @@ class ReadParts:
                 storage.pause(attempt)
         raise RunError(f"{failed} ({storage.ATTEMPTS} attempts; the same command takes up what is not done)")
 
+    def _tokens(self, part: Part) -> NDArray[np.int32] | None:
+        if self.model is None:
+            return None
+        from pipeline.workers.model import tokens  # takes seconds
+
+        return tokens(self.model, [pair.caption for pair in part.pairs])
+
     def _parts(self, asked: ToRead) -> Iterator[Part]:
         source = asked.source
-        resize = towers.resize_transform(self.preprocess)
+        resize = Resize(self.preprocess, self.limits.resize)
         contents, pairs, further, in_pairs, number = Contents(), 0, 0, 0, 0
         good: list[Pair] = []
         bad: list[Refused] = []

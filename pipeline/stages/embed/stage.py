@@ -12,6 +12,7 @@ from pipeline.stages.embed.finish import Finishers
 from pipeline.stages.embed.oddities import Oddities
 from pipeline.stages.embed.read import ReadParts
 from pipeline.stages.embed.rows import Embedded, ToRead
+from pipeline.stages.embed.usage import THREADS, Usage
 from pipeline.workers.cluster import Resources
 from pipeline.workers.progress import Stage
 from pipeline.workers.shards import as_tasks
@@ -43,18 +44,23 @@ def embed(
         for shard in (shard for shard in dataset.shards if shard.name not in done):
             uids = dataset.uids_from(shard.name)
             todo.append(ToRead(i, shard.name, shard.source, dataset.reading, dataset.classes, uids))
-    seconds, pairs = 0.0, 0
+    gpus = "num_gpus" in resources.actor
+    seconds, pairs, usage = 0.0, 0, Usage(gpus)
     with Stage("embed", total, total - sum(asked.source.size for asked in todo), "bytes") as progress:
         if not todo:
             _settle(datasets, oddities, budgets)
             return None
         parts = (
             as_tasks([asked.to_row() for asked in todo])
-            .flat_map(ReadParts(limits, preprocess), **resources.reader)
-            .map(
+            # On a GPU tokens would take the actors longer than the model. A CPU has more to do with the model.
+            .flat_map(ReadParts(limits, preprocess, model if gpus else None), **resources.reader)
+            .map_batches(
                 EmbedPart,
-                fn_constructor_args=([d.features_folder("") for d in datasets], model),
-                compute=resources.pool(len(todo)),
+                batch_size=1,
+                batch_format="pyarrow",
+                fn_constructor_args=([d.features_folder("") for d in datasets], model, limits.precision),
+                compute=resources.pool(len(todo), THREADS),
+                max_concurrency=THREADS,
                 **resources.actor,
             )
         )
@@ -73,7 +79,8 @@ def embed(
 
             for part in map(Embedded.from_row, parts.iter_rows()):
                 pairs += part.pairs
-                seconds += part.seconds
+                seconds += part.busy.model
+                usage.add(part)
                 progress.advance(part.size, f"{pairs} pairs")
                 of_shard = waiting.setdefault((part.dataset, part.shard), [])
                 of_shard.append(part)
@@ -84,6 +91,7 @@ def embed(
             settle(wait=True)
     if waiting:
         raise RunError(f"embed: shards ended without all of their parts: {sorted(waiting)[:5]}")
+    usage.say()
     _settle(datasets, oddities, budgets)
     return seconds / max(1, pairs)
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ecif import towers
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.corpus.captions import find_pairs
+from pipeline.corpus.images import Resize
 from pipeline.corpus.pairs import Pair, ReadingRules, read_pair
 from pipeline.corpus.shards import Shard
 from pipeline.corpus.tar import Contents, read_groups
@@ -61,10 +61,10 @@ def decode(batches: list[Members], reading: Reading, config: Config, preprocess:
         RunError: a pair is not what `embed` accepted, because its shard has changed since.
     """
     for shard, of_shard in groupby(batches, key=lambda batch: batch.shard):
-        yield from _decode(shard, list(of_shard), reading, config, towers.resize_transform(preprocess))
+        yield from _decode(shard, list(of_shard), reading, config, Resize(preprocess, config.embed.resize))
 
 
-def _decode(shard: Shard, batches: list[Members], reading: Reading, config: Config, resize: Any) -> Iterator[Decoded]:
+def _decode(shard: Shard, batches: list[Members], reading: Reading, config: Config, resize: Resize) -> Iterator[Decoded]:
     """Yield the batches of one shard. The next batch is decoded while the caller works on this one."""
     wanted = {i for batch in batches for i in batch.position.tolist()}
     with storage.local_copy(shard.source, storage.ATTEMPTS) as file, ThreadPoolExecutor(DECODERS) as pool:
@@ -84,4 +84,4 @@ def _decode(shard: Shard, batches: list[Members], reading: Reading, config: Conf
             if following:
                 ahead.append(pool.map(read, following.position.tolist(), following.uid))
             pairs = list(ahead.pop(0))
-            yield Decoded(np.stack([p.pixels for p in pairs]), [p.caption for p in pairs])
+            yield Decoded(np.stack([p.pixels.transpose(2, 0, 1) for p in pairs]), [p.caption for p in pairs])

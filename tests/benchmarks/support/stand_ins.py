@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import ray
 
 from pipeline import storage
@@ -24,7 +25,7 @@ from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.tables import Accounting
 from pipeline.sections import Embed, Model, Reading
 from pipeline.stages.embed import stage as stage
-from pipeline.stages.embed.rows import Embedded, Part, ToRead
+from pipeline.stages.embed.rows import Busy, Embedded, Part, ToRead
 from pipeline.workers.cluster import Resources, session
 from pipeline.workers.shards import missing_tables, over_shards
 
@@ -85,15 +86,16 @@ class Reader:
 class Actor:
     """A part in, what the driver counts out, after a while; `seconds` are those since the part before."""
 
-    def __init__(self, folders: list[str], model: Model):
-        self.seconds, self.parts, self.ended = float(model.name), 0, 0.0
+    def __init__(self, folders: list[str], model: Model, precision: str):
+        self.seconds, self.parts, self.ended, self.turn = float(model.name), 0, 0.0, threading.Lock()
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(self.seconds)
-        before, self.ended, self.parts = self.ended, time.perf_counter(), self.parts + 1
-        seconds = self.ended - before if self.parts > WARM_UP else 0.0
-        part = Part.from_row(row | {"pixels": b""})
-        return Embedded(part.dataset, part.shard, part.size, 1, seconds, [], part.accounting).to_row()
+    def __call__(self, rows: pa.Table) -> dict[str, list[Any]]:
+        with self.turn:
+            time.sleep(self.seconds)
+            before, self.ended, self.parts = self.ended, time.perf_counter(), self.parts + 1
+            seconds = self.ended - before if self.parts > WARM_UP else 0.0
+        part = Part.from_row({"pixels": b"", "tokens": b"", "facts": rows["facts"][0].as_py()})
+        return Embedded(part.dataset, part.shard, part.size, 1, Busy(seconds), [], part.accounting).to_columns()
 
 
 class Worker:

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from webdataset.autodecode import imagehandler as decoder
 
-from ecif.towers import resize_transform
 from pipeline.corpus.captions import MAX_CAPTION, PRESETS
+from pipeline.corpus.images import Resize
 from pipeline.corpus.pairs import Pair, Quarantined, ReadingRules, read_pair
 from pipeline.corpus.reasons import REASONS, Reason
 from pipeline.corpus.tar import Contents, read_groups
@@ -19,7 +19,7 @@ from pipeline.corpus.uids import uid_of
 from pipeline.sections import Embed, Reading
 from tests.support.tars import bomb, image, pair, tar_bytes
 
-RESIZE = resize_transform(
+RESIZE = Resize(
     {
         "size": (32, 32),
         "mode": "RGB",
@@ -195,13 +195,13 @@ def encoded(picture: Image.Image, format: str, **options) -> bytes:
 )
 def test_real_images_of_every_kind_become_rgb_of_the_models_size(suffix, data):
     (outcome,) = read([(f"0.{suffix}", data), TEXT])
-    assert (outcome.pixels.shape, outcome.pixels.dtype) == ((3, 32, 32), np.uint8)
+    assert (outcome.pixels.shape, outcome.pixels.dtype) == ((32, 32, 3), np.uint8)
     assert outcome.pixels.flags.c_contiguous
 
 
 def test_pixels_are_the_models_own_preprocessing():
     (outcome,) = read([("0.png", image(size=(48, 40))), TEXT])
-    assert np.array_equal(outcome.pixels, np.asarray(RESIZE(Image.open(io.BytesIO(image(size=(48, 40)))))).transpose(2, 0, 1))
+    assert np.array_equal(outcome.pixels, RESIZE(Image.open(io.BytesIO(image(size=(48, 40))))))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
@@ -229,7 +229,7 @@ def test_an_image_is_what_the_training_loader_makes_of_it():
     others = [image(mode="RGBA", size=(48, 40)), encoded(Image.new("I;16", (48, 40), 400), "PNG"), image("JPEG", mode="CMYK")]
     for data in [*others, encoded(PALETTE, "PNG")]:
         rgb = decoder("pilrgb")("0.png", data)
-        assert np.array_equal(pixels_of(data), np.asarray(RESIZE(rgb)).transpose(2, 0, 1))
+        assert np.array_equal(pixels_of(data), RESIZE(rgb))
 
 
 def test_the_caption_is_what_the_configured_place_says():

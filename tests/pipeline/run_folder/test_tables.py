@@ -52,6 +52,32 @@ def test_the_same_table_gives_the_same_bytes():
     assert one != tables.parquet_bytes(tables.features_table(*part(1, 7)))
 
 
+def test_vectors_are_stored_as_they_are_and_identities_compressed():
+    pairs, *_ = part(0, 256)
+    rng = np.random.default_rng(0)
+    vectors = [rng.normal(size=(256, width)).astype(np.float16) for width in (768, 512)]
+    data = tables.parquet_bytes(tables.features_table(pairs, *vectors))
+    assert len(data) < 1.03 * sum(matrix.nbytes for matrix in vectors)
+    group = pq.read_metadata(io.BytesIO(data)).row_group(0)
+    stored = {(c := group.column(i)).path_in_schema.partition(".")[0]: c for i in range(group.num_columns)}
+    assert {name: column.compression for name, column in stored.items() if "features" in name} == {
+        "image_features": "UNCOMPRESSED",
+        "text_features": "UNCOMPRESSED",
+    }
+    assert {column.compression for name, column in stored.items() if "features" not in name} == {"ZSTD"}
+    assert not any("DICTIONARY" in coding for name in ("image_features", "text_features") for coding in stored[name].encodings)
+    assert data.count(vectors[0].tobytes()) == 1  # any reader of Parquet finds the numbers
+
+
+def test_a_changed_byte_of_a_vector_is_found():
+    pairs, *_ = part(0, 256)
+    vectors = np.random.default_rng(0).normal(size=(256, 64)).astype(np.float16)
+    data = tables.parquet_bytes(tables.features_table(pairs, vectors, vectors))
+    at = data.index(vectors.tobytes()) + 1000
+    with pytest.raises(OSError, match="checksum"):
+        storage.parse_table(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], verify=True)
+
+
 def test_json_is_the_same_bytes_whatever_the_order():
     assert tables.json_bytes({"b": 1, "a": [1, 2]}) == tables.json_bytes({"a": [1, 2], "b": 1})
     assert tables.json_bytes({}).endswith(b"\n")

@@ -15,7 +15,7 @@ from pipeline.run_folder.tables import Accounting, features_table, parquet_bytes
 from pipeline.sections import Reading
 from pipeline.stages.embed import finish as finishing
 from pipeline.stages.embed.finish import Finishers, finish_shard
-from pipeline.stages.embed.rows import Embedded, Refused
+from pipeline.stages.embed.rows import Busy, Embedded, Refused
 from pipeline.storage.lease import hold_folder
 
 SHARD = Shard("00000", storage.Object("00000.tar", 7, "etag"))
@@ -26,7 +26,7 @@ READ = Accounting("00000", 7, "etag", "00", **COUNTS, quarantined={}, parts=1, b
 def part(count: int, bad: list[tuple[int, str]]) -> Embedded:
     """Of a shard: how many of its pairs are embedded, and which can't be used and why."""
     refused = [Refused("embed", Quarantined(i, str(i), "", why, "")) for i, why in bad]
-    return Embedded(0, "00000", 7, count, 0.1, refused, None)
+    return Embedded(0, "00000", 7, count, Busy(), refused, None)
 
 
 def finished(folder, bad: list[tuple[int, str]], parts: int = 1) -> Accounting:

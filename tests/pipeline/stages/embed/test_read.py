@@ -3,6 +3,8 @@
 import codecs
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -105,6 +107,7 @@ def test_a_shard_that_changed_since_it_was_listed_gives_no_part(tmp_path, quick,
 
 
 def test_a_failed_read_is_begun_anew_and_no_part_is_given_twice(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(read.time, "perf_counter", lambda: 0.0)
     url = str(write_tar(tmp_path / "0.tar", [m for i in range(9) for m in pair(str(i))]))
     truth = read_shard(url, Embed(part_size=2))
     real, calls = read.read_pair, Counter()
@@ -174,3 +177,11 @@ def test_a_broken_shard_is_one_quarantined_pair_that_says_why(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"<html>Access Denied</html>" * 100)
     (only,) = read_shard(str(tmp_path / "0.tar")).quarantined
     assert (only["index"], only["key"], only["reason"]) == (0, "", "truncated_shard")
+
+
+def test_a_reader_imports_no_torch():
+    """It takes two seconds of each of many processes, and open_clip four more."""
+    heavy = "[name for name in ('torch', 'torchvision', 'open_clip', 'transformers', 'ecif') if name in sys.modules]"
+    program = f"import sys, pipeline.stages.embed.read; print({heavy})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

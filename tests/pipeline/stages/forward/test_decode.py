@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecif.towers import resize_transform
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.corpus.images import Resize
 from pipeline.corpus.pairs import Pair, ReadingRules, read_pair
 from pipeline.corpus.shards import find
 from pipeline.corpus.tar import Contents, read_groups
@@ -30,7 +30,7 @@ def config(tmp_path):
 
 def read(path: Path, config) -> list[Pair]:
     """The pairs that `embed`'s reader accepts."""
-    resize, file = resize_transform(PREPROCESS), io.BytesIO(path.read_bytes())
+    resize, file = Resize(PREPROCESS), io.BytesIO(path.read_bytes())
     rules = ReadingRules(path.stem, Reading(), config.embed, resize)
     everything = [read_pair(file, group, rules) for group in read_groups(file, Contents())]
     return [p for p in everything if isinstance(p, Pair)]
@@ -61,7 +61,8 @@ def test_batches_of_several_shards_are_the_accepted_pairs_in_the_order_asked(tmp
     decoded = list(decode(batches, Reading(), config, PREPROCESS))
     wanted = [[pairs["0"][i] for i in (2, 0)], [pairs["0"][i] for i in (1, 3)], pairs["1"]]
     assert [d.captions for d in decoded] == [[p.caption for p in w] for w in wanted]
-    assert all(np.array_equal(d.pixels, np.stack([p.pixels for p in w])) for d, w in zip(decoded, wanted, strict=True))
+    for found, truth in zip(decoded, wanted, strict=True):
+        assert np.array_equal(found.pixels, np.stack([p.pixels.transpose(2, 0, 1) for p in truth]))
 
 
 def test_a_pair_that_is_not_what_was_embedded_ends_the_run(tmp_path, config):
