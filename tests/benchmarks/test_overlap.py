@@ -1,5 +1,7 @@
-"""What an actor of `embed` does beside the model, and how much of it is not overlapped. The model sleeps as long as ViT-B/32 takes
-for a part of 256 on an H100 in bf16, and storage answers late. Everything else is the real thing. Needs cores of its own.
+"""What an actor of `embed` does beside the model, and how much of it is not overlapped.
+
+The model sleeps as long as ViT-B/32 takes for a part of 256 on an H100 in bf16, and storage answers late. Everything else is
+the real thing. It needs cores of its own: on a machine that others use, only the CPU time means something.
 
 `pytest tests/benchmarks/test_overlap.py -m benchmark -s`
 """
@@ -66,4 +68,5 @@ def test_the_model_hardly_waits(tmp_path, monkeypatch, late_s):
         print(f"{threads} threads, storage answers after {1e3 * late_s:.0f} ms: ", end="")
         print(f"model busy {busy[threads]:.0%}, {idle[threads]:.1f} ms a part not overlapped, ", end="")
         print(f"{1e3 * cpu / PARTS:.1f} ms of CPU a part")
-    assert idle[THREADS] < idle[1]
+    assert busy[THREADS] >= 0.9
+    assert idle[THREADS] <= 10
