@@ -18,6 +18,10 @@ def select(  # noqa: PLR0913  (each is an option of the command)
         str | None,
         typer.Option(metavar="CONDITION", help="only pairs of which this holds: `clip_score > 0.2 and not influence_coco < 0`"),
     ] = None,
+    per: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="keep the share of each group with one value in this column, as of each shard"),
+    ] = None,
     within: Annotated[
         list[str] | None, typer.Option(metavar="PATH", help="only pairs of this subset; of all of them if it is given again")
     ] = None,
@@ -51,8 +55,8 @@ def select(  # noqa: PLR0913  (each is an option of the command)
     soft_cap = sampled == "soft-cap"
     if not soft_cap and any(option is not None for option in (draws, penalty, scale, seed)):
         raise UserError("--draws, --penalty, --scale and --seed need --sample soft-cap")
-    if soft_cap and (where is not None or within or plus):
-        raise UserError("--where, --within and --plus need --sample best: soft-cap draws from all pairs")
+    if soft_cap and (where is not None or within or plus or per):
+        raise UserError("--where, --within, --plus and --per need --sample best: soft-cap draws from all pairs")
     if draws is not None and keep is not None:
         raise UserError("give either --keep, a share of the pairs, or --draws, a number")
     condition = None if where is None else Where(where)
@@ -67,9 +71,9 @@ def select(  # noqa: PLR0913  (each is an option of the command)
         urls = [at_home(url) for url in (*(within or []), *(plus or []))]
         subsets = tuple(map(read_subset, urls))
         limits = selecting.Limits(condition, subsets[: len(within or [])], subsets[len(within or []) :])
-        if by is not None or keep is not None or not limits.choose:
+        if by is not None or keep is not None or per is not None or not limits.choose:
             by, keep = selecting.chosen_filter(run, by, keep)
-        selected = selecting.select(finished.of_shards, by, 1.0 if keep is None else keep, limits)
+        selected = selecting.select(finished.of_shards, by, 1.0 if keep is None else keep, limits, per)
         for url, subset in zip(urls, subsets, strict=True):
             missing, example = subset.missing()
             if missing:

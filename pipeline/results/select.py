@@ -106,9 +106,10 @@ class Limits(NamedTuple):
 
 
 NO_LIMITS = Limits()
+MOST_GROUPS = 1 << 18
 
 
-def select(shards: Shards, by: str | None, keep: float, limits: Limits = NO_LIMITS) -> Selected:
+def select(shards: Shards, by: str | None, keep: float, limits: Limits = NO_LIMITS, per: str | None = None) -> Selected:
     """Keep the best share of the pairs.
 
     Columns are read once. The ranks lie in a scratch file meanwhile, 4 bytes a pair of a column in float32. Uids are read only
@@ -122,9 +123,11 @@ def select(shards: Shards, by: str | None, keep: float, limits: Limits = NO_LIMI
             where uids repeat, by the order of the pairs. NaN and null are never kept. So fewer are kept if too few pairs have a
             number and are within the limits.
         limits: which pairs may be kept at all; by default any.
+        per: a column of text or integers. The share is then one of each group of pairs with the same value in it. Those without
+            a value are a group.
 
     Raises:
-        UserError: the share is outside 0 to 1, or the column is no score.
+        UserError: the share is outside 0 to 1, the column is no score, or that of the groups has fractions or too many values.
         RunError: the tables have changed meanwhile.
     """
     if not 0 < keep <= 1:
@@ -132,11 +135,10 @@ def select(shards: Shards, by: str | None, keep: float, limits: Limits = NO_LIMI
     if by is not None:
         expect_score(by)
     with tempfile.TemporaryDirectory(prefix="ecif-") as scratch:
-        candidates = _Candidates(shards, by, limits, scratch)
+        candidates = _Candidates(shards, by, limits, per, scratch)
         if by is None:
             return candidates.and_plus(candidates.among)
-        count = min(round(keep * candidates.pairs), candidates.count)
-        edges = find_edges(candidates.keys, [candidates.bits, 64, 64], np.array([count]))
+        edges = find_edges(candidates.keys, [candidates.bits, 64, 64], candidates.counts(keep))
         kept = edges.kept(candidates.keys(len(edges.words)))
         return candidates.and_plus(candidates.spread(kept))
 
@@ -150,18 +152,21 @@ def expect_score(by: str) -> None:
 class _Candidates:
     """The pairs that may be kept, and their ranks."""
 
-    def __init__(self, shards: Shards, by: str | None, limits: Limits, scratch: str):
-        self.shards, self.path = shards, os.path.join(scratch, "ranks")
-        self.pairs = self.count = 0
+    def __init__(self, shards: Shards, by: str | None, limits: Limits, per: str | None, scratch: str):
+        self.shards, self.per = shards, per
+        self.ranks, self.groups = (os.path.join(scratch, name) for name in ("ranks", "groups"))
+        self.names: dict[Any, int] = {} if per else {None: 0}  # of the groups
+        self.pairs, self.candidates = np.zeros((2, MOST_GROUPS if per else 1), np.int64)  # of each group
         self.dtype: np.dtype[Any] = np.dtype(np.uint32)
         self.among, self._plus = Selected(), Selected()
-        with open(self.path, "wb") as file:
-            self._read(by, limits, file)
+        with open(self.ranks, "wb") as ranks, open(self.groups, "wb") as groups:
+            self._read(by, limits, ranks, groups)
 
-    def _read(self, by: str | None, limits: Limits, file: BinaryIO) -> None:
-        """Find the pairs that may be kept, and append their ranks to the file."""
+    def _read(self, by: str | None, limits: Limits, ranks: BinaryIO, groups: BinaryIO) -> None:
+        """Find the pairs that may be kept, and append their ranks and groups to the files."""
         where, subsets = limits.where, [*limits.within, *limits.plus]
         columns = [by or "uid", *(where.columns if where else []), *(["index", "key", "uid"] if subsets else [])]
+        columns += [self.per] if self.per else []
         for shard, part in self.shards(list(dict.fromkeys(columns))):
             may = where.holds(part) if where else np.ones(len(part), bool)
             there = [subset.copies(shard, part) > 0 for subset in subsets]
@@ -169,13 +174,33 @@ class _Candidates:
             if by is not None:
                 numbers = read_numbers(part, by)
                 may &= numbers.there
-                ranks = numbers.ranks()[may]
-                ranks.tofile(file)
-                self.dtype = ranks.dtype
-            self.pairs, self.count = self.pairs + len(part), self.count + int(may.sum())
+                self.dtype = numbers.ranks().dtype
+                numbers.ranks()[may].tofile(ranks)
+            group = self._group(part)
+            np.add.at(self.pairs, group, 1)
+            np.add.at(self.candidates, group[may], 1)
+            if self.per:
+                group[may].tofile(groups)
             self.among.append(may)
             if limits.plus:
                 self._plus.append(np.logical_or.reduce(there[len(limits.within) :]))
+
+    def _group(self, part: pa.Table) -> NDArray[np.int64]:
+        """[n] the number of the group of each pair of a shard."""
+        if self.per is None:
+            return np.zeros(len(part), np.int64)
+        column = part[self.per]
+        if not (pa.types.is_integer(column.type) or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise UserError(f"--per {self.per}: the column holds {column.type}, not text or integers")
+        found = column.combine_chunks().dictionary_encode(null_encoding="encode")
+        numbers = [self.names.setdefault(name, len(self.names)) for name in found.dictionary.to_pylist()]
+        if len(self.names) > MOST_GROUPS:
+            raise UserError(f"--per {self.per}: the column has more than {MOST_GROUPS} values")
+        return np.array(numbers, np.int64)[found.indices.to_numpy()]
+
+    def counts(self, keep: float) -> NDArray[np.int64]:
+        """[G] how many pairs of each group are kept."""
+        return np.minimum(np.rint(keep * self.pairs).astype(np.int64), self.candidates)[: len(self.names)]
 
     def and_plus(self, kept: Iterable[NDArray[Any]]) -> Selected:
         """The kept pairs of each shard, and those that are kept in any case."""
@@ -190,11 +215,12 @@ class _Candidates:
 
     def keys(self, words: int) -> Iterator[Keys]:
         """Of the candidates of each shard, the first of: rank, both halves of the uid."""
-        with open(self.path, "rb") as file:
+        with open(self.ranks, "rb") as ranks, open(self.groups, "rb") as groups:
             for may, uids in self._uids() if words > 1 else ((may, []) for may in self.among):
                 count = int(may.sum())
-                ranks = np.fromfile(file, self.dtype, count).astype(np.uint64)
-                yield Keys([ranks, *uids[: words - 1]], np.zeros(count, np.int64))
+                rank = np.fromfile(ranks, self.dtype, count).astype(np.uint64)
+                group = np.fromfile(groups, np.int64, count) if self.per else np.zeros(count, np.int64)
+                yield Keys([rank, *uids[: words - 1]], group)
 
     def _uids(self) -> Iterator[tuple[NDArray[np.int32], list[NDArray[np.uint64]]]]:
         for part, may in self.among.beside(self.shards(["uid"])):

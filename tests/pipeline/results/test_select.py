@@ -137,6 +137,39 @@ def test_what_the_run_has_not_chosen_has_to_be_said(tmp_path, keeps, by, said):
         chosen_filter(chose(tmp_path, filters(**keeps)), by, None)
 
 
+@given(
+    shards=st.lists(
+        st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["x", "y", "é", None])), max_size=9), min_size=1, max_size=4
+    ),
+    keep=st.floats(0.01, 1),
+)
+@settings(deadline=None, max_examples=100)
+def test_of_each_group_its_share_is_kept(shards, keep):
+    """Scores and uids tie; a group has pairs in several shards."""
+    pairs = [pair for shard in shards for pair in shard]
+    tables = [
+        pa.table(
+            {
+                "uid": pa.array([UIDS[s // 2] for s, _ in shard], pa.string()),
+                "score": pa.array([s for s, _ in shard], pa.int32()),
+            }
+        ).append_column("sidecar_source", pa.array([group for _, group in shard], pa.string()))
+        for shard in shards
+    ]
+    wanted: list[int] = []
+    for name in {group for _, group in pairs}:
+        group = [i for i, (_, of) in enumerate(pairs) if of == name]
+        wanted += sorted(group, key=lambda i: (-pairs[i][0], UIDS[pairs[i][0] // 2], i))[: round(keep * len(group))]
+    selected = selecting.select(lambda columns: [("", table) for table in tables], "score", keep, per="sidecar_source")
+    assert np.flatnonzero(selected.kept).tolist() == sorted(wanted)
+
+
+def test_a_column_of_too_many_values_is_not_one_of_groups(monkeypatch):
+    monkeypatch.setattr(selecting, "MOST_GROUPS", 9)
+    with pytest.raises(UserError, match="--per uid: the column has more than 9 values"):
+        selecting.select(of_table(table([1.0] * 10, "score")), "score", 0.5, per="uid")
+
+
 NUMBER = st.one_of(
     st.none(),
     st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, 1.0, -1.0]),
@@ -189,7 +222,6 @@ def test_uids_may_take_more_than_2_gib():
     every = pa.table({"uid": pa.chunked_array([uids] * chunks), "score": pa.chunked_array([scores] * chunks)})
     with pytest.raises(pa.ArrowInvalid, match="overflow"):
         every["uid"].combine_chunks().validate()
-    kept = np.flatnonzero(selecting.select(of_table(every), "score", 90 / len(every)).kept)  # 70 + 20 of the two best uids
-    assert kept.tolist() == sorted(
-        rows * chunk + row for chunk in range(chunks) for row in (rows - 2, rows - 1) if row < rows - 1 or chunk < 20
-    )
+    kept = np.flatnonzero(selecting.select(of_table(every), "score", 90 / len(every)).kept)
+    best = [rows * chunk + rows - 2 for chunk in range(chunks)]  # the lower one of the two uids with the best score
+    assert kept.tolist() == sorted([*best, *(row + 1 for row in best[:20])])

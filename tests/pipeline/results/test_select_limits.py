@@ -73,15 +73,30 @@ def test_a_subset_may_be_a_table_of_keys(scored, tmp_path):
     assert select(scored, tmp_path / "s.npy", "--within", tmp_path / "k.parquet", "--where", "other == 1") == {2, 5}
 
 
+def test_of_each_shard_or_group_the_same_share_is_kept(scored, tmp_path):
+    options = (scored, tmp_path / "s.npy", "--by", "score", "--keep", 0.4)
+    assert select(*options, "--per", "shard") == {1, 2, 10, 5, 8}  # 2 of 5 and 3 of 7
+    assert select(*options, "--per", "fold", "--where", "score < 8") == {0, 2, 6, 8, 9}  # one group: 5 of 12
+    assert select(*options, "--per", "shard", "--where", "other == 1 and score < 3") == {3, 7}
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (("--per", "other", "--by", "score", "--keep", 1), "--per other: the column holds float, not text or integers"),
+        (("--per", "shard", "--where", "score > 0", "--by", "score"), "--by score needs --keep"),
         (("--within", "nowhere.npy"), "no subset nowhere.npy"),
-        (("--plus", "nowhere.npy", "--keep", 1, "--by", "score", "--sample", "soft-cap"), "--plus need --sample best"),
+        (
+            ("--plus", "nowhere.npy", "--keep", 1, "--by", "score", "--sample", "soft-cap"),
+            "--plus and --per need --sample best",
+        ),
         (("--where", "other = 1"), "--where 'other = 1', character 7: invalid syntax"),
         (("--where", "othr > 1"), "--where 'othr > 1', character 1: no column 'othr': there are index, batch, fold, "),
         (("--where", "score > 0", "--by", "score"), "--by score needs --keep"),
-        (("--where", "score > 0", "--sample", "soft-cap", "--keep", 1, "--by", "score"), "--where, --within and --plus need"),
+        (
+            ("--where", "score > 0", "--sample", "soft-cap", "--keep", 1, "--by", "score"),
+            "--where, --within, --plus and --per need",
+        ),
     ],
 )
 def test_what_can_not_be_is_said_and_nothing_is_written(scored, tmp_path, options, said):
