@@ -20,4 +20,5 @@ def table() -> Iterator[list[str]]:
     lines: list[str] = []
     yield lines
     if lines:
-        print("\n\n" + "\n".join([f"{torch.cuda.get_device_name()}, torch {torch.__version__}", *lines]))
+        where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, tiny inputs"
+        print("\n\n" + "\n".join([f"{where}, torch {torch.__version__}", *lines]))
