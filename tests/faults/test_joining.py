@@ -53,7 +53,7 @@ def start(device: str, tasks: int, **environment: str) -> "subprocess.Popen[str]
 @pytest.fixture
 def head():
     """A head on which nothing computes."""
-    started = Head(flags=("--num-cpus=0",))
+    started = Head("--num-cpus=0")
     try:
         started.wait()
         yield started
