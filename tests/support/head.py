@@ -1,6 +1,7 @@
-"""The head of a real Ray cluster with its job server, as `ray start --head` in this environment starts it."""
+"""The head of a real Ray cluster with its job server and a token, as `ray start --head` in this environment starts it."""
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -16,48 +17,58 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 90
+TRIES = 3
 
 
 class Head:
     """A head on this machine's loopback, in a session and a folder of its own.
 
     Args:
-        token: that the cluster asks for; None asks for none.
         flags: more flags of `ray start`.
     """
 
-    def __init__(self, token: str | None = None, flags: tuple[str, ...] = ("--num-cpus=2",)):
-        self.token = token
+    def __init__(self, *flags: str):
+        self.token = secrets.token_hex(16)  # Ray's ports are open to the machine's network, whatever the address
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # a short name: sockets have a limit
-        names = ("port", "dashboard-port", "dashboard-agent-listen-port", "metrics-export-port")
+        names = ("port", "dashboard-port", "dashboard-agent-listen-port", "metrics-export-port", "ray-client-server-port")
         self.ports = dict(zip(names, _free_ports(len(names)), strict=True))
         self.address = f"http://127.0.0.1:{self.ports['dashboard-port']}"
         where = [f"--{name}={port}" for name, port in self.ports.items()]
         loopback = ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={self.folder}"]
-        self._log = (self.folder / "head.log").open("w")
-        self._nodes = [self._start("--head", *where, *loopback, *flags)]
+        self._nodes: list[subprocess.Popen[bytes]] = []
+        self._start("--head", *where, *loopback, *flags)
 
     def join(self, *flags: str, **environment: str) -> None:
-        """Start one more node, whose workers have a further environment."""
-        (port,) = _free_ports(1)
-        where = [f"--address=127.0.0.1:{self.ports['port']}", f"--dashboard-agent-listen-port={port}"]
-        self._nodes.append(self._start(*where, "--node-ip-address=127.0.0.1", *flags, **environment))
+        """Start one more node, whose workers have a further environment. Ray gives up after 30 s, early on a busy machine."""
+        for _ in range(TRIES):
+            (port,) = _free_ports(1)
+            where = [f"--address=127.0.0.1:{self.ports['port']}", f"--dashboard-agent-listen-port={port}"]
+            log = self._start(*where, "--node-ip-address=127.0.0.1", *flags, **environment)
+            while self._nodes[-1].poll() is None:
+                if "Ray runtime started" in log.read_text():
+                    return
+                time.sleep(0.2)
+        raise AssertionError(f"no node could join: {log.read_text()}")
 
-    def _start(self, *flags: str, **environment: str) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags],
-            env=self.environment | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    def _start(self, *flags: str, **environment: str) -> Path:
+        log = self.folder / f"node-{len(self._nodes)}.log"
+        with log.open("w") as file:
+            node = subprocess.Popen(
+                [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags],
+                env=self.environment | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._nodes.append(node)
+        return log
 
     @property
     def environment(self) -> dict[str, str]:
         """Of a process that belongs to the cluster. A home without a token of its own, and this checkout's packages."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        auth = {"RAY_AUTH_MODE": "disabled"} if self.token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
         path = f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         usual = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         return inherited | auth | usual | {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(self.folder)}
@@ -67,7 +78,7 @@ class Head:
         asked = urllib.request.Request(f"{self.address}/api/jobs/", headers={"Authorization": f"Bearer {self.token}"})
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
-            assert self._nodes[0].poll() is None, (self.folder / "head.log").read_text()
+            assert self._nodes[0].poll() is None, (self.folder / "node-0.log").read_text()
             with suppress(OSError), urllib.request.urlopen(asked, timeout=5) as answer:
                 if answer.status == 200:
                     return
@@ -86,7 +97,6 @@ class Head:
                 os.kill(process, signal.SIGKILL)
         for node in self._nodes:
             node.wait(10)
-        self._log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _processes(self) -> list[int]:
