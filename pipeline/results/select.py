@@ -174,8 +174,9 @@ class _Candidates:
             if by is not None:
                 numbers = read_numbers(part, by)
                 may &= numbers.there
-                self.dtype = numbers.ranks().dtype
-                numbers.ranks()[may].tofile(ranks)
+                rank = numbers.ranks()
+                self.dtype = rank.dtype
+                rank[may].tofile(ranks)
             group = self._group(part)
             np.add.at(self.pairs, group, 1)
             np.add.at(self.candidates, group[may], 1)

@@ -23,7 +23,7 @@ from pipeline.results.subset import SUBSET
 KEYS = pa.schema([("shard", pa.string()), ("index", pa.int32()), ("key", pa.string()), ("uid", pa.string())])
 ROW_GROUP = 100_000  # the fewest rows of a table of keys that are written at once
 PAIR = np.dtype([("uid", "S16"), ("copies", ">u4")])  # its bytes are sorted as uids are
-SORTED_AT_ONCE = 1 << 21  # pairs
+SORTED_AT_ONCE = 1 << 20  # pairs
 
 
 class _Written(NamedTuple):
