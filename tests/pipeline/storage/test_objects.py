@@ -10,6 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.corpus.shards import find
 from pipeline.storage import objects as storage
+from pipeline.storage.threads import AT_ONCE, in_threads
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -183,9 +184,9 @@ def test_when_an_object_was_written(base, s3):
         assert [item.modified for item in storage.listing(url.removesuffix("/a"), "a")] == [storage.describe(url).modified]
 
 
-@pytest.mark.parametrize("count", [0, 1, storage.AT_ONCE, 2 * storage.AT_ONCE + 1])
+@pytest.mark.parametrize("count", [0, 1, AT_ONCE, 2 * AT_ONCE + 1])
 def test_threads_keep_the_order(count):
-    assert list(storage.in_threads(lambda i: -i, range(count))) == [-i for i in range(count)]
+    assert list(in_threads(lambda i: -i, range(count))) == [-i for i in range(count)]
 
 
 def test_a_listing_of_more_objects_than_a_page_holds_is_whole(s3):
