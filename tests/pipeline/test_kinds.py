@@ -106,7 +106,7 @@ def test_everything_that_a_loss_does_not_define_follows_from_deletion_and_autogr
 
     slope = torch.stack([(removed(moved(1), n) - removed(moved(-1), n)) / (2 * step) for n in range(12)])
     assert torch.allclose((found.positive + found.negative)[0], slope, rtol=1e-5, atol=1e-7)
-    curved = gauss_newton_product(HEADS, [embed(HEADS, IMAGES[rows], TEXTS[rows]) for rows in BATCHES], direction, loss)
+    curved = gauss_newton_product(HEADS, pairs, BATCHES, direction, loss)
     assert (curved * direction).sum() > 0
     how = {"batch_size": 6, "epochs": 5, "learning_rate": 0.05, "seed": 0, "loss": loss}
     *_, fitted = fit(HEADS, IMAGES, TEXTS, fixed_batches(BATCHES), **how)

@@ -146,7 +146,7 @@ def test_with_only_the_projections_chosen_it_is_the_closed_form_of_the_heads(tin
     assert torch.allclose(positive, closed.positive, rtol=1e-4, atol=1e-5)
     assert torch.allclose(negative, closed.negative, rtol=1e-4, atol=1e-5)
     text, image = gauss_newton_product(function, parameters, [batch], swapped).split([text.shape[1], image.shape[1]], dim=1)
-    truth = heads_product(heads, [pairs], directions)
+    truth = heads_product(heads, pairs, [torch.arange(len(pairs.u))], directions)
     assert (torch.cat([image, text], dim=1) - truth).norm() < 1e-4 * truth.norm()
 
 

@@ -99,7 +99,10 @@ class Plain(Loss, name="plain"):
         return similarity.logsumexp(1) + similarity.logsumexp(0) - 2 * similarity.diagonal()
 
 
-@pytest.mark.parametrize("loss", [Clip(), Clip("taylor"), SigLip(), Dcl(), SoftInfoNCE(), Plain()], ids=lambda loss: type(loss).__name__)
+LOSSES = [Clip(), Clip("taylor"), SigLip(), Dcl(), SoftInfoNCE(), Plain()]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 @pytest.mark.parametrize("sizes", [[4, 4, 4], [5, 5, 2], [1, 3, 3, 5], [2, 2, 2, 2, 2, 2], [12]], ids=str)
 def test_a_stack_of_batches_is_scored_as_each_batch_alone(loss, sizes, monkeypatch):
     repeats = [torch.randperm(12, generator=torch.Generator().manual_seed(r)) for r in range(3)]

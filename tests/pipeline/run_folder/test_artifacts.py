@@ -50,6 +50,8 @@ KEYS_OF_HEADS = [
     ("embed.max_pixels", 1000, f"{FEATURES} {EVERYTHING}"),
     ("embed.max_member_bytes", 1000, f"{FEATURES} {EVERYTHING}"),
     ("embed.part_size", 7, f"{FEATURES} {EVERYTHING}"),
+    ("embed.precision", "bf16", f"{FEATURES} {EVERYTHING}"),
+    ("embed.resize", "fast", f"{FEATURES} {EVERYTHING}"),
     ("corpus.caption", "laion", f"features {EVERYTHING}"),
     ("corpus.caption", {"field": "txt", "pick": None}, NOTHING),  # what `txt` is short for
     ("corpus.caption", {"field": "txt", "pick": "first"}, f"features {EVERYTHING}"),
