@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.run_folder.artifacts import KINDS, fingerprint
 from pipeline.run_folder.dataset import Dataset
 from pipeline.sections import Model, Pairs, Reading
+from pipeline.stages.embed.precision import begun_in, in_precision
 from pipeline.stages.embed.prompts import read_prompts
 from pipeline.urls import masked
 from pipeline.workers.model import load, pin
@@ -70,7 +71,7 @@ class Inputs(NamedTuple):
         return {"corpus": self.corpus} | {f"target {name}": target for name, target in self.targets.items()}
 
     def name_features(self, config: Config) -> None:
-        """Name the features after all that they depend on. `load_inputs` does not know yet which precision `auto` is."""
+        """Name the features after all that they depend on. Before a run was begun, nobody knows which precision `auto` is."""
         how, beside = made_by(self.model, config), self.corpus.sidecars
         uids = ["sidecar"] if beside and beside.uids else []
         self.corpus.fingerprint = _name([*how, *uids], self.corpus.reading, self.corpus.prompts)
@@ -98,7 +99,7 @@ def load_inputs(config: Config) -> Inputs:
     folders = {name: storage.join(config.run, "targets", name) for name in clean}
     targets = {n: as_dataset(folders[n], config.targets[n], found, [], prompts[n]) for n, found in clean.items()}
     inputs = Inputs(model, of_corpus, targets)
-    inputs.name_features(config)
+    inputs.name_features(in_precision(config, begun_in(config)))
     return inputs
 
 

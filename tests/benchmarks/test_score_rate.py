@@ -56,6 +56,7 @@ def test_score_beside_reading(tmp_path):
             "fit": {"folds": 2, "epochs": 1, "checkpoints": 1, "sample": 1024},
             "solve": {"iterations": 4, "refits": 4, "dampings": [0.1]},
             "score": {"repeats": 1},
+            "embed": {"precision": "fp32"},  # as the features below are named
         }
     )
     folder = embedded(config)

@@ -87,6 +87,7 @@ def build(folder: Path, shards: int) -> None:
     for i in range(shards):
         tar.at(folder / "corpus" / f"{i:06d}.tar")
     settings = {"run": str(folder / "run"), "corpus": {"shards": str(folder / "corpus")}, "batch_size": 256}
+    settings["embed"] = {"precision": "fp32"}  # which names the features, before any run has settled it
     config = Config.model_validate(base | settings)
     (folder / "config.json").write_text(config.model_dump_json())
     _finish(config, open_run(small.run))
