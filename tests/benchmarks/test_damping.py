@@ -104,7 +104,7 @@ def test_the_chosen_damping_is_near_the_best(demo, name):
     for heads in path:
         pairs = embed(heads, images, texts)
         gradients = torch.stack([question.gradient(heads, group) for group in question.groups])
-        products = lambda v, heads=heads, pairs=pairs: gauss_newton_product(heads, [pairs.take(b) for b in batches], v, loss)  # noqa: E731
+        products = lambda v, heads=heads, pairs=pairs: gauss_newton_product(heads, pairs, batches, v, loss)  # noqa: E731
         spaces = krylov(products, gradients, config.solve.iterations)
         top = spaces.largest_eigenvalue().max()
         solved = [spaces.solve(torch.full_like(spaces.norm, damping) * top) for damping in grid]

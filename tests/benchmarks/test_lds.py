@@ -126,7 +126,7 @@ def test_influence_predicts_refits_better_than_what_others_compute(truth):
     influence = {name: [] for name in (*DAMPINGS, "none")}  # a run's is the mean over its checkpoints
     for heads in path:
         pairs, gradients = at(heads)
-        products = lambda v, heads=heads, pairs=pairs: gauss_newton_product(heads, [pairs.take(b) for b in batches], v)  # noqa: E731
+        products = lambda v, heads=heads, pairs=pairs: gauss_newton_product(heads, pairs, batches, v)  # noqa: E731
         spaces = krylov(products, gradients, 24)
         top = spaces.largest_eigenvalue().max()
         for damping in DAMPINGS:

@@ -49,7 +49,7 @@ def closed_form(config):
         first += 36
     rows = read_target("clean", inputs.targets["clean"]).question(config).batches
     gradient = loss_gradient(heads, [clean.take(r) for r in rows])
-    curvature = gauss_newton_product(heads, [corpus.take(r) for r in batches], torch.eye(heads.size, dtype=torch.float64))
+    curvature = gauss_newton_product(heads, corpus, batches, torch.eye(heads.size, dtype=torch.float64))
     damping = config.scoring.damping * torch.linalg.eigvalsh(curvature)[-1]
     direction = torch.linalg.solve(curvature + damping * torch.eye(heads.size), gradient)
     return score(heads, corpus, batches, direction[None])

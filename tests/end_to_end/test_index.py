@@ -134,7 +134,7 @@ def test_an_index_of_all_dimensions_answers_as_the_exact_projection_does(whole):
     answers = list(index.ask(query[None]))
     sample = read_sample(load_inputs(whole).corpus, whole)  # all pairs, batch after batch
     pairs, batches = embed(index.heads, sample.images.float(), sample.texts.float()), sample.batches()
-    explicit = gauss_newton_product(index.heads, [pairs.take(b) for b in batches], torch.eye(index.heads.size)).double()
+    explicit = gauss_newton_product(index.heads, pairs, batches, torch.eye(index.heads.size)).double()
     damping = 0.05 * torch.linalg.eigvalsh(explicit)[-1]
     q = torch.linalg.solve(explicit + damping * torch.eye(len(explicit)), gradient[0].double())
     truth = score(index.heads, pairs, batches, q.float()[None])

@@ -71,13 +71,14 @@ def test_with_all_dimensions_the_correction_is_second_minus_first_order_without_
     difference = torch.zeros(2, len(fold))
     for heads in fits:
         everything = identity_projection(heads)
-        batches = [embed(heads, *sample.features(r, r, CPU)) for r in kept]
-        curvature = gauss_newton_product(heads, batches, torch.eye(heads.size)).double()
+        everyone = torch.arange(len(sample.fold))
+        sampled = embed(heads, *sample.features(everyone, everyone, CPU))
+        curvature = gauss_newton_product(heads, sampled, kept, torch.eye(heads.size)).double()
         damping = done.targets["clean"]["damping"] * torch.linalg.eigvalsh(curvature)[-1].item()
         solve = damped(curvature, damping).solve
-        batches = [embed(heads, question.loss.images[rows], question.loss.texts[rows]) for rows in question.batches]
-        gradient = loss_gradient(heads, batches)
-        curved = gauss_newton_product(heads, batches, torch.eye(heads.size))
+        asked = embed(heads, question.loss.images, question.loss.texts)
+        gradient = loss_gradient(heads, [asked.take(rows) for rows in question.batches])
+        curved = gauss_newton_product(heads, asked, question.batches, torch.eye(heads.size))
         pairs = embed(heads, as_features(features.images, CPU), as_features(features.texts, CPU))
         for repeat in range(2):
             for rows in batches_of(second).of("00000", len(fold), repeat):
