@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from ecif.checkpoint import ModelError
@@ -99,7 +99,9 @@ def load_inputs(config: Config) -> Inputs:
     folders = {name: storage.join(config.run, "targets", name) for name in clean}
     targets = {n: as_dataset(folders[n], config.targets[n], found, [], prompts[n]) for n, found in clean.items()}
     inputs = Inputs(model, of_corpus, targets)
-    inputs.name_features(in_precision(config, begun_in(config)))
+    with suppress(OSError):  # whoever holds the folder says what is wrong with it
+        config = in_precision(config, begun_in(config))
+    inputs.name_features(config)
     return inputs
 
 

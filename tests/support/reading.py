@@ -19,7 +19,7 @@ class Reading(NamedTuple):
     accounting: Accounting
     pairs: list[list]  # index, key, uid, caption, label
     quarantined: list[dict]
-    rows: list[dict]  # of the parts, as the actors get them
+    rows: list[dict]  # of the parts, as the actors get them, but for the time that they took
 
     def reasons(self) -> dict[str, str]:
         """Key -> reason."""
@@ -51,4 +51,5 @@ def collect(rows: list[dict]) -> Reading:
     assert {q["reason"] for q in quarantined} <= set(REASONS)
     assert sum(part.size for part in parts) == accounting.size
     assert all(pair.pixels.shape == (8, 8, 3) for part in parts for pair in part.pairs)
-    return Reading(accounting, pairs, quarantined, rows)
+    timeless = [part._replace(seconds=0.0).to_row() for part in parts]
+    return Reading(accounting, pairs, quarantined, timeless)
