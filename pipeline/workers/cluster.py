@@ -48,7 +48,10 @@ class Resources(NamedTuple):
         """
         size = max(1, min(self.workers, tasks))
         sizes = {"min_size": size, "initial_size": size, "max_size": max(size, min(self.most or size, tasks))}
-        more = {"max_tasks_in_flight_per_actor": threads + 1, "enable_true_multi_threading": True} if threads > 1 else {}
+        more: dict[str, Any] = {}
+        if threads > 1:
+            more = {"max_concurrent_calls_per_actor": threads, "max_tasks_in_flight_per_actor": threads + 1}
+            more["enable_true_multi_threading"] = True
         return ActorPoolStrategy(**sizes, **more)
 
 

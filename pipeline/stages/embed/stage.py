@@ -60,7 +60,6 @@ def embed(
                 batch_format="pyarrow",
                 fn_constructor_args=([d.features_folder("") for d in datasets], model, limits.precision),
                 compute=resources.pool(len(todo), THREADS),
-                max_concurrency=THREADS,
                 **resources.actor,
             )
         )
