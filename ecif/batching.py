@@ -12,6 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from ecif.permutation import permutation
 from ecif.registry import Kind
 
+# The most logits, all directions together, that are computed as one tensor: what a core's cache holds, or what fills a GPU.
+ENTRIES = {"cpu": 2**16, "cuda": 2**25}
+
 
 class Batching(Kind, ABC):
     """A rule that forms batches of a shard's pairs. The pairs of a batch share a softmax.

@@ -8,13 +8,10 @@ It is not the empirical Fisher matrix sum g g^T, which ignores that the logits o
 import torch
 from torch import Tensor
 
-from ecif.batching import stacks
+from ecif.batching import ENTRIES, stacks
 from ecif.heads import Embedded, Heads, logits, logits_vjp, tangents, tangents_vjp
 from ecif.losses import CLIP, Loss
 from ecif.losses.contract import isolate
-
-# The most logits, all directions together, that are computed as one tensor: what a core's cache holds, or what fills a GPU.
-ENTRIES = {"cpu": 2**16, "cuda": 2**25}
 
 
 def gauss_newton_product(heads: Heads, pairs: Embedded, batches: list[Tensor], directions: Tensor, loss: Loss = CLIP) -> Tensor:
@@ -56,7 +53,7 @@ def _with_filler(rows: Tensor) -> Tensor:
 
 def _each(loss: Loss, similarity: Tensor, tangent: Tensor) -> Tensor:
     """The Gauss-Newton cotangents [D, n, B, B] of a stack of batches [n, B, B]."""
-    if loss.stacked and similarity.shape[-1] > 2:
+    if loss.takes(similarity):
         return loss.gauss_newton_cotangent(similarity, tangent)
     every = [[loss.gauss_newton_cotangent(*of_batch) for of_batch in zip(similarity, along, strict=True)] for along in tangent]
     return torch.stack([torch.stack(along) for along in every])

@@ -14,12 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ecif.batching import mean_by_pair, stacks
+from ecif.batching import ENTRIES, mean_by_pair, stacks
 from ecif.heads import Embedded, Heads, logits, logits_jvp, tangents
 from ecif.losses import CLIP, Loss
-
-# The most logits, all directions together, that are computed as one tensor: what a core's cache holds, or what fills a GPU.
-ENTRIES = {"cpu": 2**16, "cuda": 2**25}
 
 
 class PairScores(NamedTuple):
@@ -61,7 +58,7 @@ def _derivatives(heads: Heads, batches: Embedded, du: Tensor, dv: Tensor, shift:
     """[2, T, n B] both parts of the influence of the pairs of a stack of n batches."""
     tangent = logits_jvp(heads, batches, du, dv, shift[:, None, None, None])
     similarity = logits(heads, batches)
-    if _one_by_one(similarity, loss):
+    if not loss.takes(similarity):
         found = [
             [torch.stack(loss.pair_derivatives(s, t)) for s, t in zip(similarity, along, strict=True)] for along in tangent
         ]
@@ -71,9 +68,4 @@ def _derivatives(heads: Heads, batches: Embedded, du: Tensor, dv: Tensor, shift:
 
 def _pair_losses(similarity: Tensor, loss: Loss) -> Tensor:
     """[n, B] Pos_n of the pairs of a stack of batches."""
-    return torch.stack([loss.pair_loss(s) for s in similarity]) if _one_by_one(similarity, loss) else loss.pair_loss(similarity)
-
-
-def _one_by_one(similarity: Tensor, loss: Loss) -> bool:
-    """Whether a loss does not take this stack [n, B, B] as a whole, see `Loss`."""
-    return not loss.stacked or similarity.shape[-1] <= 2
+    return loss.pair_loss(similarity) if loss.takes(similarity) else torch.stack([loss.pair_loss(s) for s in similarity])

@@ -57,6 +57,10 @@ class Loss(Kind, ABC):
         """All dataclass fields but `negative`, which is no option of the training: scores depend on it, fits do not."""
         return [option for option in super().options() if option.name != "negative"]
 
+    def takes(self, stack: Tensor) -> bool:
+        """Whether the methods take this stack of batches [n, B, B] as a whole; otherwise each batch comes alone."""
+        return self.stacked and stack.shape[-1] > 2
+
     @abstractmethod
     def batch_loss(self, similarity: Tensor) -> Tensor:
         """L of one batch, a scalar."""
