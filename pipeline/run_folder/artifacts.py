@@ -75,6 +75,7 @@ KINDS: dict[str, Kind] = {
     "fit_choice": Kind(
         "fit",
         "learning rate, length and pull of every fit, and what each candidate lost on held-out pairs",
+        version=2,
         reads=("loss", "batch_size", "seed", *FITS),
         made_of=("copies", "sample"),
     ),
@@ -178,6 +179,7 @@ KINDS: dict[str, Kind] = {
     "forward_influence": Kind(
         "forward score",
         "forward mode: influence on the target through the chosen parameters",
+        version=2,
         made_of=("batches", "forward_directions"),
         each=("target", "shard"),
         asked=_forward,
