@@ -27,7 +27,7 @@ from ecif.directions import HowToSolve, Refitted, solve_question
 from ecif.filter_choice import HowToFilter, choose_filter
 from ecif.fit_choice import Grid, choose_fit
 from ecif.heads import Heads, standardised
-from ecif.heads.cross_fit import NO_FIT, CrossFit, HowToFit, Hyperparameters, Refit, Refitter, removals, run_refit
+from ecif.heads.cross_fit import NO_FIT, CrossFit, HowToFit, Job, Refit, Refitter, removals, run_fits
 from ecif.losses import CLIP, Loss
 from ecif.registry import find_kind
 from ecif.sample import LocalSystem, Sample, Shared, gather_evidence, sample_bank
@@ -159,9 +159,8 @@ def _refitter(start: Heads, sample: Sample, settings: Settings) -> Refitter:
     """Runs fits, one after the other, as held-out pairs choose."""
     how = HowToFit(start, settings.loss, settings.batch_size, NO_FIT)
 
-    def fits(jobs: list[tuple[Hyperparameters, Refit]]) -> list[list[Heads]]:
-        each = ((how._replace(hyperparameters=hyperparameters), job) for hyperparameters, job in jobs)
-        return [run_refit(one, sample.images, sample.texts, sample.batches(), job) for one, job in each]
+    def fits(jobs: list[Job]) -> list[list[Heads]]:
+        return run_fits(how, sample.images, sample.texts, sample.batches(), jobs)
 
     grid = Grid.of(settings.learning_rate, settings.epochs, settings.pull, settings.checkpoints)
     choice = choose_fit(how, sample, grid, fits, settings.seed)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ecif.batching import cut
 from ecif.heads import Heads, embed, logits
-from ecif.heads.cross_fit import NO_FIT, HowToFit, Hyperparameters, Refit
+from ecif.heads.cross_fit import NO_FIT, HowToFit, Hyperparameters, Job, Refit
 from ecif.heads.curvature import gauss_newton_product
 from ecif.heads.fit import with_best_bias
 from ecif.matching import matching
@@ -138,7 +138,7 @@ class FitChoice(NamedTuple):
         return found
 
 
-Fits = Callable[[list[tuple[Hyperparameters, Refit]]], list[list[Heads]]]  # runs fits, and returns each one's checkpoints
+Fits = Callable[[list[Job]], list[list[Heads]]]  # runs fits, and returns each one's checkpoints
 
 
 def choose_fit(how: HowToFit, sample: Sample, grid: Grid, run: Fits, seed: int) -> FitChoice:

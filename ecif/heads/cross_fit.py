@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ecif.heads import Heads
-from ecif.heads.fit import fit, fixed_batches, reshuffled
+from ecif.heads.fit import Course, Epoch, fit, fixed_batches, reshuffled
 from ecif.losses import Loss
 from ecif.permutation import permutation
 
@@ -74,39 +74,68 @@ class Refit(NamedTuple):
 Refitter = Callable[[list[Refit]], list[list[Heads]]]  # runs fits, and returns each one's heads by checkpoint
 
 
-def run_refit(how: HowToFit, images: Tensor, texts: Tensor, batches: list[Tensor], job: Refit) -> list[Heads]:
-    """Fit on the pairs that a refit keeps.
+Job = tuple[Hyperparameters, Refit]
+TOGETHER = {"cpu": 1, "cuda": 16}  # the most fits that are one computation: one fills a core, many are needed to fill a GPU
+
+
+def together(jobs: list[Job], device: str) -> list[list[Job]]:
+    """Consecutive jobs that `run_fits` runs as one on a type of device, "cpu" or "cuda"."""
+    most = TOGETHER[device]
+    groups = list[list[Job]]()
+    for job in jobs:
+        if groups and len(groups[-1]) < most and _steps(groups[-1][-1]) == _steps(job):
+            groups[-1].append(job)
+        else:
+            groups.append([job])
+    return groups
+
+
+def _steps(job: Job) -> tuple[object, ...]:
+    how, refit = job
+    return how.learning_rate, how.epochs, refit.new_batches, refit.checkpoints
+
+
+def run_fits(how: HowToFit, images: Tensor, texts: Tensor, batches: list[Tensor], jobs: list[Job]) -> list[list[Heads]]:
+    """Fit on the pairs that each job keeps, with its hyperparameters.
 
     Args:
-        how: start, loss and hyperparameters.
+        how: start, loss and batch size; its hyperparameters are not read.
         images: [N, d_x] float16 or float32 image features of the sample.
         texts: [N, d_t] text features.
         batches: rows of each batch of the sample.
-        job: the pairs to fit on, and the seed.
+        jobs: the fits.
 
     Returns:
-        The heads at `job.checkpoints` epochs on the CPU, see `ecif.heads.fit.fit`.
+        For each job, the heads at its checkpoints on the CPU, see `ecif.heads.fit.fit`.
     """
     to = how.start.image.device
-    if job.new_batches:
-        images, texts = images[job.keep], texts[job.keep]
-        epoch = reshuffled(len(images), how.batch_size, max(1, len(job.keep) // how.batch_size))
-    else:
-        epoch = fixed_batches([rows[job.keep[rows]] for rows in batches])
-    path = fit(
-        how.start,
-        images.float().to(to),
-        texts.float().to(to),
-        epoch,
-        batch_size=how.batch_size,
-        epochs=how.hyperparameters.epochs,
-        learning_rate=how.hyperparameters.learning_rate,
-        seed=job.seed,
-        pull=how.hyperparameters.pull,
-        loss=how.loss,
-        checkpoints=job.checkpoints,
-    )
-    return [heads._replace(image=heads.image.cpu().clone(), text=heads.text.cpu().clone()) for heads in path]
+    images, texts = images.float().to(to), texts.float().to(to)
+    paths = []
+    for group in together(jobs, to.type):
+        first, refit = group[0]
+        paths += fit(
+            how.start,
+            images,
+            texts,
+            [Course(_epoch(how, batches, job), job.seed, own.pull) for own, job in group],
+            batch_size=how.batch_size,
+            epochs=first.epochs,
+            learning_rate=first.learning_rate,
+            loss=how.loss,
+            checkpoints=refit.checkpoints,
+        )
+    return [
+        [heads._replace(image=heads.image.cpu().clone(), text=heads.text.cpu().clone()) for heads in path] for path in paths
+    ]
+
+
+def _epoch(how: HowToFit, batches: list[Tensor], job: Refit) -> Epoch:
+    """The batches of the pairs that a refit keeps."""
+    if not job.new_batches:
+        return fixed_batches([rows[job.keep[rows]] for rows in batches])
+    kept = job.keep.nonzero()[:, 0]
+    deal = reshuffled(len(kept), how.batch_size, max(1, len(job.keep) // how.batch_size))
+    return lambda order: [kept[rows] for rows in deal(order)]
 
 
 class CrossFit(NamedTuple):

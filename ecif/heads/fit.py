@@ -9,13 +9,17 @@ times over, and a short fit never recovers.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import vmap
+from torch.nn.utils.rnn import pad_sequence
 
-from ecif.heads import Embedded, Heads, embed, logits
+from ecif.heads import Embedded, Heads, embed, logits, logits_vjp
 from ecif.heads.curvature import loss_gradient
 from ecif.losses import CLIP, Loss
+from ecif.losses.contract import isolate
 from ecif.search import bisect
 
 BIAS_BATCHES = 16  # a checkpoint's bias is the best one for this many batches
@@ -45,68 +49,108 @@ def reshuffled(pairs: int, batch_size: int, steps: int) -> Epoch:
     return deal
 
 
+class Course(NamedTuple):
+    """What one of several fits has to itself."""
+
+    epoch: Epoch  # `fixed_batches` or `reshuffled`; all fits have the same number of batches
+    seed: int  # of the order of the batches; nothing else is random
+    pull: float = 0.0  # pull / 2 |W - W_start|^2 is added to the loss of every step; logit scale and bias are free
+
+
 def fit(
     start: Heads,
     images: Tensor,
     texts: Tensor,
-    epoch: Epoch,
+    courses: list[Course],
     *,
     batch_size: int,
     epochs: int,
     learning_rate: float,
-    seed: int,
-    pull: float = 0.0,
     loss: Loss = CLIP,
     checkpoints: int = 1,
-) -> list[Heads]:
-    """Train the heads on features of pairs, and also the logit scale and bias if they are parameters.
+) -> list[list[Heads]]:
+    """Train copies of the heads on features of pairs, and also the logit scale and bias if they are parameters.
+
+    One step of all copies is one computation, where the loss admits it. A GPU that takes one small step at a time is idle.
 
     Args:
         start: initial heads; use `standardised` heads so that the learning rate has its usual meaning.
         images: [N, d_x] features.
         texts: [N, d_t] features.
-        epoch: `fixed_batches` or `reshuffled`.
+        courses: of the copies.
         batch_size: the nominal batch size. Losses are divided by 2 * batch_size even if a batch holds fewer or more pairs, so
             that removing a pair from a fixed batch takes out the pair's own terms and reweights no other.
         epochs: passes over the pairs. Over all of them, the learning rate falls to 0 on a half cosine. With 0, the heads stay,
             but for a trained bias, which is the best for the first batches.
         learning_rate: Adam's, at the start.
-        seed: of the order of the batches. Nothing else is random.
-        pull: strength of the pull towards the start: pull / 2 |W - W_start|^2 is added to the loss of every step. It does not
-            act on logit scale and bias.
         loss: the loss to minimise.
         checkpoints: how many sets of heads to return: one after the first epoch, one after the last, the others evenly between.
             With 1, only the heads after the last epoch.
 
     Returns:
-        The heads at these epochs, in order; the last are the fitted ones.
+        Of every copy, the heads at these epochs, in order; the last are the fitted ones.
     """
-    order = torch.Generator().manual_seed(seed)
-    schedule = [epoch(order) for _ in range(epochs)]
-    steps = sum(len(batches) for batches in schedule)
-    weights, origin = start.flat(), start.flat()
+    orders = [torch.Generator().manual_seed(course.seed) for course in courses]
+    schedule = [_deal(courses, orders) for _ in range(epochs)]
+    origin = start.flat()
+    weights = origin.repeat(len(courses), 1)
+    pulls = origin.new_tensor([[course.pull] for course in courses])
     projections = start.image.numel() + start.text.numel()
     optimiser = torch.optim.Adam([weights], lr=learning_rate)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
-
-    def at(batches: list[Tensor]) -> tuple[Heads, list[Embedded]]:
-        """The heads at the current weights, and batches embedded with them. A trained bias is the best for these batches."""
-        heads = start.at(weights.clone())
-        pairs = [embed(heads, images[rows], texts[rows]) for rows in (rows.to(images.device) for rows in batches)]
-        return with_best_bias(heads, pairs, loss), pairs
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, sum(len(dealt[0]) for dealt in schedule)))
+    training = _Training(start, images, texts, loss)
 
     if not epochs:
-        return [at(epoch(order)[:BIAS_BATCHES])[0]] * checkpoints
+        return [[heads] * checkpoints for heads in training.reached(weights, _deal(courses, orders))]
     path, kept = [], {1 + round(i * (epochs - 1) / (checkpoints - 1)) for i in range(checkpoints - 1)} | {epochs}
-    for done, batches in enumerate(schedule, 1):
-        for rows in batches:
-            weights.grad = loss_gradient(*at([rows]), loss) / (2 * batch_size)
-            weights.grad[:projections] += pull * (weights - origin)[:projections]
+    for done, dealt in enumerate(schedule, 1):
+        for batches in zip(*dealt, strict=True):
+            weights.grad = training.gradients(weights, batches) / (2 * batch_size)
+            weights.grad[:, :projections] += pulls * (weights - origin)[:, :projections]
             optimiser.step()
             decay.step()
         if done in kept:
-            path.append(at(batches[:BIAS_BATCHES])[0])
-    return path
+            path.append(training.reached(weights, dealt))
+    return [list(of_copy) for of_copy in zip(*path, strict=True)]
+
+
+def _deal(courses: list[Course], orders: list[torch.Generator]) -> list[list[Tensor]]:
+    """The batches of every copy in one epoch."""
+    return [course.epoch(order) for course, order in zip(courses, orders, strict=True)]
+
+
+class _Training(NamedTuple):
+    """The training loss as a function of the parameters of K copies of the heads, [K, P]."""
+
+    start: Heads
+    images: Tensor  # [N, d_x]
+    texts: Tensor  # [N, d_t]
+    loss: Loss
+
+    def gradients(self, weights: Tensor, batches: tuple[Tensor, ...]) -> Tensor:
+        """[K, P]: the gradients of one batch of every copy."""
+        scalars = self.start.train_logit_scale or self.start.train_logit_bias
+        if len(batches) == 1 or scalars or not self.loss.padded:
+            each = zip(weights, batches, strict=True)
+            return torch.stack([loss_gradient(*self._at(point, [rows]), self.loss) for point, rows in each])
+        rows = pad_sequence(list(batches), batch_first=True, padding_value=-1).to(self.images.device)
+        return vmap(self._gradient)(weights, self.images[rows], self.texts[rows], rows < 0)
+
+    def reached(self, weights: Tensor, dealt: list[list[Tensor]]) -> list[Heads]:
+        """The heads of every copy. A trained bias is the best one for its first batches."""
+        return [self._at(point, batches[:BIAS_BATCHES])[0] for point, batches in zip(weights, dealt, strict=True)]
+
+    def _at(self, point: Tensor, batches: list[Tensor]) -> tuple[Heads, list[Embedded]]:
+        """The heads at some parameters [P], and batches embedded with them. A trained bias is the best for these batches."""
+        heads = self.start.at(point.clone())
+        pairs = [embed(heads, self.images[rows], self.texts[rows]) for rows in (rows.to(point.device) for rows in batches)]
+        return with_best_bias(heads, pairs, self.loss), pairs
+
+    def _gradient(self, point: Tensor, images: Tensor, texts: Tensor, absent: Tensor) -> Tensor:
+        """Gradient [P] of the loss of one batch, in which some places [B] have no pair."""
+        heads = self.start.at(point)
+        pairs = embed(heads, images, texts)
+        return logits_vjp(heads, pairs, self.loss.cotangent(isolate(logits(heads, pairs), absent)))
 
 
 def with_best_bias(heads: Heads, batches: list[Embedded], loss: Loss) -> Heads:

@@ -5,9 +5,11 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 Precision = Literal["bf16", "fp16", "fp32"]
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRODUCTS = (nn.Linear, nn.MultiheadAttention, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def best_precision(device: torch.device) -> Precision:
@@ -15,6 +17,19 @@ def best_precision(device: torch.device) -> Precision:
     if device.type != "cuda":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def keep_weights_in(precision: Precision, model: nn.Module) -> None:
+    """Store the weights of a trunk's matrix products and convolutions in a precision, in place.
+
+    Autocast would round them in every call. All else stays in float32: norms, embeddings, statistics.
+    """
+    if precision == "fp32":
+        return
+    for module in model.modules():
+        if isinstance(module, PRODUCTS):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(TYPES[precision])
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def _checkers(shards: int) -> Iterator[_Checkers]:
         yield storage.in_threads
         return
     with session(None) as resources:
-        yield partial(in_tasks, resources=resources)
+        yield partial(in_tasks, "verify", resources=resources)
 
 
 def _check(

@@ -5,11 +5,10 @@ checkpoints, each of them scores the pairs with its own features, heads and dire
 checkpoints. The mean of `influence_*` is the mean of the predicted changes of the target's loss.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,9 +25,10 @@ from pipeline.run_folder.artifacts import Artifacts, fingerprint
 from pipeline.run_folder.columns import IDENTITY, columns, evidence_scores, requested_columns
 from pipeline.run_folder.dataset import Dataset, in_folder
 from pipeline.run_folder.finished import LATEST
+from pipeline.workers import metrics
 from pipeline.workers.cluster import Resources, device
 from pipeline.workers.progress import Stage
-from pipeline.workers.shards import as_tasks, titled
+from pipeline.workers.shards import in_tasks
 
 
 class Publication(NamedTuple):
@@ -102,16 +102,12 @@ def publish(publication: Publication, corpus: Dataset, resources: Resources) -> 
         for shard in written.listed.keys() - pairs.keys():
             storage.delete(publication.url(shard))
         if todo:
-            shards = as_tasks([{"shard": shard} for shard in todo]).map(
-                titled(PublishShard, "publish"),
-                fn_constructor_args=(publication,),
-                compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(todo))),
-                **resources.reader,
-            )
-            for row in shards.iter_rows():
-                if not row["same"]:
-                    raise RunError(f"{row['shard']}: the checkpoints scored different pairs; see the quarantine tables of each")
-                progress.advance(pairs[row["shard"]])
+            same = in_tasks("publish", PublishShard(publication), todo, resources)
+            for left, shard in zip(reversed(range(len(todo))), todo, strict=True):
+                if not next(same):
+                    raise RunError(f"{shard}: the checkpoints scored different pairs; see the quarantine tables of each")
+                progress.advance(pairs[shard])
+                metrics.shards("publish", len(pairs) - left, left)
     listed = publication.listed() if todo else {shard: written.listed[shard] for shard in pairs}
     if todo or not written.said.complete:
         texts = {shard: written.said.texts[shard] for shard in pairs if shard in written.said.texts}
@@ -121,21 +117,21 @@ def publish(publication: Publication, corpus: Dataset, resources: Resources) -> 
 
 
 class PublishShard:
-    """Actor: the table of a shard, written as one Parquet object."""
+    """Writes the table of a shard as one Parquet object."""
 
     def __init__(self, publication: Publication):
-        device()  # sums in one thread
         self.publication, self.columns = publication, columns(publication.config)
         self.of_checkpoints = [_OfCheckpoint(publication.config, artifacts) for artifacts in publication.checkpoints]
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Write the columns of one shard, if all checkpoints scored the same pairs."""
-        shard, publication = row["shard"], self.publication
+    def __call__(self, shard: str) -> bool:
+        """Write the columns of one shard; False if the checkpoints scored different pairs of it."""
+        device()  # sums in one thread
+        publication = self.publication
         each = [of_checkpoint(shard) for of_checkpoint in self.of_checkpoints]
         first = each[0][0]
         # Folds are those of the copies that a checkpoint sees, so they may differ; the first one's are published.
         if any(not first.drop_columns("fold").equals(identity.drop_columns("fold")) for identity, _ in each):
-            return {"shard": shard, "same": False}
+            return False
         means = {column.name: _mean([scores[column.name] for _, scores in each]) for column in self.columns}
         table = tables.scores_table({name: first[name] for name in first.column_names}, means)
         if publication.sidecars:
@@ -143,7 +139,7 @@ class PublishShard:
                 table = table.append_column(name, column)
         table = tables.described(table, self.columns, publication.run, publication.of_shard(shard))
         storage.write_bytes(publication.url(shard), tables.parquet_bytes(table))
-        return {"shard": shard, "same": True}
+        return True
 
 
 class _OfCheckpoint:

@@ -39,6 +39,11 @@ class Resources(NamedTuple):
     reader: dict[str, Any]  # Ray options of one reading task
     most: int | None = None  # actors that a pool grows to when GPUs join; None if it does not grow
 
+    @property
+    def device_type(self) -> Literal["cpu", "cuda"]:
+        """What an actor computes on."""
+        return "cuda" if "num_gpus" in self.actor else "cpu"
+
     def pool(self, tasks: int, threads: int = 1) -> ActorPoolStrategy:
         """A pool of actors for so many tasks. On a cluster it grows as GPUs join; it never shrinks, as models load slowly.
 
@@ -217,7 +222,7 @@ def _resources(workers: int | None, device: str, on_cluster: bool) -> Resources:
 
 def free_actors(resources: Resources) -> int:
     """How many actors of a pool the cluster has room for now. Nodes may have left since the session began."""
-    kind = "GPU" if "num_gpus" in resources.actor else "CPU"
+    kind = "GPU" if resources.device_type == "cuda" else "CPU"
     return max(1, min(resources.workers, int(ray.cluster_resources().get(kind, 0))))
 
 

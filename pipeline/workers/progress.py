@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from pipeline import storage
 from pipeline.console import console, has_bars, say_at
+from pipeline.workers import metrics
 from pipeline.workers.waiting import unmet
 
 LINE_EVERY_S = 10.0
@@ -54,6 +55,9 @@ class Stage:
         """Report `amount` more work done."""
         storage.check_guard()  # a run that has lost its folder ends here, not only at its next write
         self.done += amount
+        metrics.share(self.name, self.done / self.total)
+        if self.unit == "pairs":
+            metrics.pairs(self.name, amount)
         now = self._last_advance = time.monotonic()
         self._first = self._first or (now, self.done)
         if self._bar is not None:

@@ -9,6 +9,7 @@ import ray
 from pipeline import storage
 from pipeline.run_folder.artifacts import Artifacts
 from pipeline.run_folder.tables import Accounting
+from pipeline.workers import metrics
 from pipeline.workers.cluster import Resources
 from pipeline.workers.progress import Stage
 
@@ -28,21 +29,23 @@ def titled(worker: type, stage: str) -> type:
 
 
 def in_tasks(
-    function: Callable[[Item], Result], items: list[Item], resources: Resources, together: int = storage.THREADS
+    name: str, function: Callable[[Item], Result], items: list[Item], resources: Resources, together: int = storage.THREADS
 ) -> Iterator[Result]:
     """`map` over the cluster, for work that mostly reads.
 
     Args:
+        name: of the stage, for Ray's dashboard.
         function: of one item. It is sent to the workers once.
         items: in any number.
         resources: of the tasks.
-        together: consecutive items that a task works on, in threads; more if there would be more than MOST_TASKS tasks.
+        together: the most consecutive items that a task works on, in threads; more if there would be more than MOST_TASKS
+            tasks, fewer if not every worker would have a task.
 
     Returns:
         The results, in the order of the items.
     """
-    size = max(together, -(-len(items) // MOST_TASKS))
-    task: Any = ray.remote(**resources.reader, max_retries=2)(_in_threads)
+    size = max(1, min(together, -(-len(items) // resources.workers)), -(-len(items) // MOST_TASKS))
+    task: Any = ray.remote(**resources.reader, max_retries=2)(_in_threads).options(name=name)
     shared = ray.put(function)
     results = [task.remote(shared, items[i : i + size]) for i in range(0, len(items), size)]
     for result in results:
@@ -99,6 +102,8 @@ def over_shards(
         for row in shards.iter_rows():
             progress.advance(row["pairs"])
             results.append(row)
+            left = len(rows) - len(results)
+            metrics.shards(name, len(done) - left, left)
     return results
 
 

@@ -15,7 +15,7 @@ from ecif.directions import HowToSolve, Refitted, solve_question
 from ecif.evaluation import auroc, calibrated_loss, linear_datamodeling_score, retrieval_recall, spearman
 from ecif.fit_choice import Grid, choose_fit
 from ecif.heads import Heads, embed, logits, standardised
-from ecif.heads.cross_fit import NO_FIT, CrossFit, HowToFit, Hyperparameters, Refit, removals, run_refit
+from ecif.heads.cross_fit import NO_FIT, CrossFit, HowToFit, Hyperparameters, Job, Refit, removals, run_fits
 from ecif.losses import CLIP
 from ecif.sample import LocalSystem, Sample, Shared, sample_bank
 from ecif.targets import Contrastive
@@ -48,11 +48,11 @@ class Judged:
         self.right = (~drawn.wrong[pairs:]).nonzero()[:1024, 0]
 
     def fit(self, hyperparameters: Hyperparameters, job: Refit) -> list[Heads]:
-        how = HowToFit(self.start, CLIP, self.batch, hyperparameters)
-        return run_refit(how, self.sample.images, self.sample.texts, self.sample.batches(), job)
+        return self.fits([(hyperparameters, job)])[0]
 
-    def fits(self, jobs):
-        return [self.fit(*job) for job in jobs]
+    def fits(self, jobs: list[Job]) -> list[list[Heads]]:
+        how = HowToFit(self.start, CLIP, self.batch, NO_FIT)
+        return run_fits(how, self.sample.images, self.sample.texts, self.sample.batches(), jobs)
 
     def choose(self):
         return choose_fit(HowToFit(self.start, CLIP, self.batch, NO_FIT), self.sample, Grid(), self.fits, 0)

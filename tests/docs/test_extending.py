@@ -14,14 +14,14 @@ from ray import cloudpickle
 import ecif
 from ecif.columns import PairScore, held_out_values
 from ecif.heads import embed, logits
-from ecif.heads.fit import fit, fixed_batches
+from ecif.heads.fit import fixed_batches
 from pipeline.config import Config
 from pipeline.results.export import export
 from pipeline.run_folder.columns import columns
 from tests.support.exports import COPIES, SELECTED, caption, make_corpus, write_selected
 from tests.support.finished import Run, write_run
 from tests.support.markdown import blocks
-from tests.support.problems import held_out_pairs, random_features, random_heads
+from tests.support.problems import fit_one, held_out_pairs, random_features, random_heads
 
 PAGE = "docs/extending.md"
 FEW = {"batch_size": 12, "folds": 2, "epochs": 2, "checkpoints": 1, "refits": 4, "repeats": 1, "iterations": 4, "filter": False}
@@ -78,7 +78,7 @@ def test_the_loss_can_be_fitted_and_gives_other_influence_than_clip_s():
     loss = own("my_package.margin:AdditiveMargin")()
     images, texts = features(36)
     how = {"batch_size": 12, "epochs": 8, "learning_rate": 1e-2, "seed": 0}
-    fitted = fit(HEADS, images, texts, fixed_batches(list(torch.arange(36).split(12))), **how, loss=loss)[-1]
+    fitted = fit_one(HEADS, images, texts, fixed_batches(list(torch.arange(36).split(12))), **how, loss=loss)[-1]
     before, after = (loss.batch_loss(logits(heads, embed(heads, images, texts))) for heads in (HEADS, fitted))
     assert after < before
     target = ecif.Contrastive(*features(12, 2), loss=loss)

@@ -8,7 +8,7 @@ import torch
 from ecif.evaluation import calibrated_loss, retrieval_recall
 from ecif.fit_choice import EPOCHS, LEARNING_RATES, PULLS, Grid, choose_fit, judge, largest_curvature
 from ecif.heads import Heads, embed, logits, standardised
-from ecif.heads.cross_fit import NO_FIT, HowToFit, Hyperparameters, Refit, run_refit
+from ecif.heads.cross_fit import NO_FIT, HowToFit, Hyperparameters, Refit, run_fits
 from ecif.heads.curvature import gauss_newton_product
 from ecif.losses import CLIP, Clip, Dcl, SigLip
 from ecif.sample import Sample
@@ -32,8 +32,7 @@ def choose(start: Heads, sample: Sample, grid: Grid = GRID, loss=CLIP):
     how = HowToFit(start, loss, BATCH, NO_FIT)
 
     def run(jobs):
-        each = ((how._replace(hyperparameters=setting), job) for setting, job in jobs)
-        return [run_refit(one, sample.images, sample.texts, sample.batches(), job) for one, job in each]
+        return run_fits(how, sample.images, sample.texts, sample.batches(), jobs)
 
     choice = choose_fit(how, sample, grid, run, 0)
     everyone = Refit(torch.ones(len(sample.fold), dtype=torch.bool), 0)

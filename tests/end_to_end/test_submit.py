@@ -1,13 +1,17 @@
 """Runs handed in from outside to a real head that asks for a token, started from this very environment."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from pipeline.workers import metrics
 from tests.support.command import PATIENCE_S, Ended, write_config
-from tests.support.head import Head
+from tests.support.head import ROOT, Head
+from tests.support.tars import read_tar, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,23 @@ def test_a_run_is_submitted_followed_and_found_again(submit, head, corpus, tiny_
     assert again.out == ended.out
     assert again.lines[0].endswith("of today has ended, SUCCEEDED: nothing is started")
     assert submit(config, "--status").out.endswith(" SUCCEEDED\n")
+
+
+def test_prometheus_sees_a_run_and_the_board_asks_for_nothing_else(submit, head, corpus, tiny_model, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(corpus, broken)
+    image, *others = read_tar(broken / "corpus" / "00001.tar")
+    write_tar(broken / "corpus" / "00001.tar", [(image[0], b"no image"), *others])
+    config = write_config(tmp_path, tmp_path / "run", broken, tiny_model)
+    asked = set(re.findall(r"ray_ecif_\w+", (ROOT / "infra" / "grafana.json").read_text()))
+    assert asked == set(re.findall(r"ray_ecif_\w+", str(metrics.__doc__)))
+    name = submit(config, "--no-wait").out.strip()
+    seen = list[str]()
+    while submit(config, "--status").out != f"{name} SUCCEEDED\n":
+        seen += [line for line in head.metrics().splitlines() if line.startswith("ray_ecif_")]
+    assert {line.partition("{")[0] for line in seen} == asked
+    for of in ('stage="publish"', 'stage="score",state="left"', 'reason="undecodable_image"', 'state="busy"'):
+        assert any(of in line for line in seen), of
 
 
 def test_a_job_that_failed_is_started_again_only_when_asked(submit, tmp_path):

@@ -9,8 +9,8 @@ from pipeline import storage
 from tests.support.run_folders import result
 
 pytestmark = pytest.mark.slow
-POOLS = [f"ray::MapWorker({does})" for does in ("MapBatches(EmbedPart)", "Map(score)", "Map(publish)")]
-ACTORS = [POOLS[0], "ray::_fit", "ray::_Slices", *POOLS[1:]]  # in the order of the stages
+POOLS = [f"ray::MapWorker({does})" for does in ("MapBatches(EmbedPart)", "Map(score)")]
+ACTORS = [POOLS[0], "ray::_fit", "ray::_Slices", POOLS[1], "ray::publish"]  # in the order of the stages
 
 
 def test_a_process_of_every_stage_is_killed(ecif, configure, tmp_path, pairs, whole):

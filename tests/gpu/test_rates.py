@@ -19,8 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 from ecif.columns.agreement import agreement_with
 from ecif.columns.bank import build_bank
 from ecif.heads import Heads, embed, standardised
-from ecif.heads.cross_fit import FittedHeads
-from ecif.heads.fit import fit, fixed_batches
+from ecif.heads.cross_fit import TOGETHER, FittedHeads
+from ecif.heads.fit import Course, fit, fixed_batches
 from ecif.heads.influence import score
 from ecif.losses import CLIP
 from ecif.projected.gradients import pair_gradients, project_batch
@@ -141,13 +141,14 @@ def test_solve(to, table):
     table.append(f"solve, {count} pairs: a product of {len(systems)} systems {1e3 * took:,.0f} ms, {busy}")
 
 
-def test_fit(to, table):
+@pytest.mark.parametrize("fits", [1, TOGETHER["cuda"]])
+def test_fit(to, table, fits: int):
     count = SAMPLE[to.type]
     heads, images, texts = features(count, to)
     batches = list(torch.arange(count).split(256))
-    how = {"batch_size": 256, "epochs": 1, "learning_rate": 1e-4, "seed": 0}
-    took, busy = seconds(to, lambda: fit(heads, images, texts, fixed_batches(batches), **how))
-    table.append(f"fit, an epoch of {count} pairs: {took:.2f} s, {busy}")
+    courses = [Course(fixed_batches([rows[seed:] for rows in batches]), seed) for seed in range(fits)]
+    took, busy = seconds(to, lambda: fit(heads, images, texts, courses, batch_size=256, epochs=1, learning_rate=1e-4))
+    table.append(f"fit, an epoch of {count} pairs, {fits} together: {took:.2f} s, {busy}")
 
 
 def test_index(to, table):

@@ -11,7 +11,7 @@ from ecif.columns.held_out_loss import HeldOutLoss
 from ecif.columns.influence import held_out_influence
 from ecif.heads import Heads, embed, standardised
 from ecif.heads.curvature import gauss_newton_product
-from ecif.heads.fit import fit, fixed_batches
+from ecif.heads.fit import Course, fit, fixed_batches
 from ecif.losses import Clip, Dcl, Loss, SigLip, SoftInfoNCE
 from ecif.solve import krylov
 
@@ -96,14 +96,19 @@ def test_fit(to, loss: Loss):
     heads, images, texts, batches, _ = problem()
     start = standardised(single(heads._replace(logit_scale=15.0), torch.device("cpu")))
 
-    def fitted(on: torch.device) -> Heads:
-        features = (side.float().to(on) for side in (images, texts))
-        how = {"batch_size": BATCH, "epochs": 3, "learning_rate": 1e-3, "seed": 0, "loss": loss}
-        return fit(start.to(on), *features, fixed_batches(batches), **how)[-1]
+    generator = torch.Generator().manual_seed(5)
+    shrunken = [[rows[torch.rand(len(rows), generator=generator) < 0.7] for rows in batches] for _ in range(3)]
+    courses = [Course(fixed_batches(of), seed, seed / 10) for seed, of in enumerate(shrunken)]
 
-    ours, truth = fitted(to), fitted(torch.device("cpu"))
-    assert close(ours.image, truth.image.double(), 1e-3)
-    assert close(ours.text, truth.text.double(), 1e-3)
+    def fitted(on: torch.device, of: list[Course]) -> list[Heads]:
+        how = {"batch_size": BATCH, "epochs": 3, "learning_rate": 1e-3, "loss": loss}
+        return [path[-1] for path in fit(start.to(on), images.float().to(on), texts.float().to(on), of, **how)]
+
+    together = fitted(to, courses)
+    alone = [heads for course in courses for heads in fitted(torch.device("cpu"), [course])]
+    for ours, truth in zip(together, alone, strict=True):
+        assert close(ours.image, truth.image.double(), 1e-3)
+        assert close(ours.text, truth.text.double(), 1e-3)
 
 
 def test_the_same_bytes_again(to):

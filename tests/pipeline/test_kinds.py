@@ -12,14 +12,14 @@ from pydantic import ValidationError
 
 from ecif.heads import embed, logits
 from ecif.heads.curvature import gauss_newton_product
-from ecif.heads.fit import fit, fixed_batches
+from ecif.heads.fit import fixed_batches
 from ecif.heads.influence import score
 from ecif.losses import Clip
 from pipeline.config import Config
 from pipeline.stages.losses import loss_of
 from pipeline.stages.solve.targets import TargetFeatures
 from tests.support.own_kinds import AdditiveMargin
-from tests.support.problems import flat, random_features, random_heads
+from tests.support.problems import fit_one, flat, random_features, random_heads
 
 OWN_LOSS, OWN_TARGET = "tests.support.own_kinds:AdditiveMargin", "tests.support.own_kinds:WrongFirst"
 HEADS, (IMAGES, TEXTS) = random_heads(), random_features(12)
@@ -109,7 +109,7 @@ def test_everything_that_a_loss_does_not_define_follows_from_deletion_and_autogr
     curved = gauss_newton_product(HEADS, pairs, BATCHES, direction, loss)
     assert (curved * direction).sum() > 0
     how = {"batch_size": 6, "epochs": 5, "learning_rate": 0.05, "seed": 0, "loss": loss}
-    *_, fitted = fit(HEADS, IMAGES, TEXTS, fixed_batches(BATCHES), **how)
+    *_, fitted = fit_one(HEADS, IMAGES, TEXTS, fixed_batches(BATCHES), **how)
     assert sum(batch_loss(fitted, rows) for rows in BATCHES) < sum(batch_loss(HEADS, rows) for rows in BATCHES)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 90
+PATIENCE_S = 180
 TRIES = 3
 
 
@@ -71,6 +71,7 @@ class Head:
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
         path = f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         usual = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        usual |= {"RAY_metrics_report_interval_ms": "500"}
         return inherited | auth | usual | {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(self.folder)}
 
     def wait(self) -> None:
@@ -83,7 +84,12 @@ class Head:
                 if answer.status == 200:
                     return
             time.sleep(0.3)
-        raise AssertionError(f"no job server at {self.address}: {(self.folder / 'head.log').read_text()}")
+        raise AssertionError(f"no job server at {self.address}: {(self.folder / 'node-0.log').read_text()}")
+
+    def metrics(self) -> str:
+        """What Prometheus would read of the head."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['metrics-export-port']}/metrics", timeout=30) as answer:
+            return answer.read().decode()
 
     def end(self) -> None:
         """End every process of the cluster, whatever happened, and delete its folder."""

@@ -1,11 +1,14 @@
 """Small problems on which every formula can be checked against a slow truth, in float64."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ecif.columns import HeldOutPairs
 from ecif.columns.bank import build_bank
 from ecif.heads import Heads
+from ecif.heads.fit import Course, Epoch, fit
 from ecif.losses import CLIP, Loss
 
 D_IMAGE, D_TEXT, WIDTH = 7, 6, 5
@@ -23,6 +26,13 @@ def random_features(pairs: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     images, texts = (shared @ torch.randn(4, d, generator=g, dtype=torch.float64) for d in (D_IMAGE, D_TEXT))
     noise = (0.3 * torch.randn(pairs, d, generator=g, dtype=torch.float64) for d in (D_IMAGE, D_TEXT))
     return images + next(noise), texts + next(noise)
+
+
+def fit_one(
+    start: Heads, images: Tensor, texts: Tensor, epoch: Epoch, *, seed: int, pull: float = 0.0, **how: Any
+) -> list[Heads]:
+    """The path of a fit by itself."""
+    return fit(start, images, texts, [Course(epoch, seed, pull)], **how)[0]
 
 
 def flat(heads: Heads) -> Tensor:

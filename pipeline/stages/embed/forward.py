@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecif.towers.precision import Precision, best_precision, computed_in
+from ecif.towers.precision import Precision, best_precision, computed_in, keep_weights_in
 from pipeline.sections import Model
 from pipeline.stages.embed.rows import Part
 from pipeline.workers.cluster import device
@@ -41,7 +41,9 @@ class Forward:
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         self.device = device()
         self.precision = best_precision(self.device) if precision == "auto" else precision
-        self.towers = load(model).to(self.device)
+        self.towers = load(model)
+        keep_weights_in(self.precision, self.towers)
+        self.towers.to(self.device)
         self._turn = threading.Lock()
         self._copies = torch.cuda.Stream() if self.device.type == "cuda" else None
 

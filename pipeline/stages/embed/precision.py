@@ -46,7 +46,7 @@ def in_precision(config: Config, precision: Precision | None) -> Config:
 
 
 def _best(resources: Resources) -> Precision:
-    if "num_gpus" not in resources.actor:
+    if resources.device_type == "cpu":
         return "fp32"
     ask: Any = ray.remote(**resources.actor, max_retries=2, max_calls=0)(_of_this_device)
     return ray.get(ask.remote())

@@ -13,6 +13,7 @@ from pipeline.stages.embed.oddities import Oddities
 from pipeline.stages.embed.read import ReadParts
 from pipeline.stages.embed.rows import Embedded, ToRead
 from pipeline.stages.embed.usage import THREADS, Usage
+from pipeline.workers import metrics
 from pipeline.workers.cluster import Resources
 from pipeline.workers.progress import Stage
 from pipeline.workers.shards import as_tasks
@@ -44,7 +45,7 @@ def embed(
         for shard in (shard for shard in dataset.shards if shard.name not in done):
             uids = dataset.uids_from(shard.name)
             todo.append(ToRead(i, shard.name, shard.source, dataset.reading, dataset.classes, uids))
-    gpus = "num_gpus" in resources.actor
+    gpus = resources.device_type == "cuda"
     seconds, pairs, usage = 0.0, 0, Usage(gpus)
     with Stage("embed", total, total - sum(asked.source.size for asked in todo), "bytes") as progress:
         if not todo:
@@ -63,6 +64,8 @@ def embed(
                 **resources.actor,
             )
         )
+        unfinished = {(asked.dataset, asked.shard) for asked in todo}
+        shards = sum(len(dataset.shards) for dataset in datasets)
         waiting: dict[tuple[int, str], list[Embedded]] = {}
         with Finishers([dataset.places() for dataset in datasets], len(todo)) as finishers:
 
@@ -75,9 +78,14 @@ def embed(
                         say(f"{accounting.shard}: {accounting.pairs} pairs in the tar, {successes}")
                     oddities[i].note(accounting)
                     budgets[i].spend(accounting)
+                    unfinished.discard((i, accounting.shard))
+                    metrics.quarantined(accounting.quarantined)
+                    metrics.shards("embed", shards - len(unfinished), len(unfinished))
 
             for part in map(Embedded.from_row, parts.iter_rows()):
                 pairs += part.pairs
+                metrics.pairs("embed", part.pairs)
+                metrics.model_seconds(part.busy.model, part.busy.readers, part.busy.storage)
                 seconds += part.busy.model
                 usage.add(part)
                 progress.advance(part.size, f"{pairs} pairs")

@@ -70,7 +70,7 @@ def read_sampled(dataset: Dataset, config: Config, resources: Resources | None =
     chosen = sampled(config, done, config.fit.sample)
     asked = [(dataset.features_folder(name), done[name], chosen[name], batches_of(config)) for name in sorted(chosen)]
     if resources is not None and len(asked) > FEW:  # only the chosen rows come to this process
-        shards = list(in_tasks(_read, asked, resources, together=1))
+        shards = list(in_tasks("read the sample", _read, asked, resources, together=1))
     else:
         shards = list(storage.in_threads(_read, asked))
     pairs = sum(len(shard.uids) for shard in shards)

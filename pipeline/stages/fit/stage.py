@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ecif.fit_choice import FitChoice, Fits, Grid, choose_fit
 from ecif.heads import Heads
-from ecif.heads.cross_fit import NO_FIT, CrossFit, FittedHeads, HowToFit, Hyperparameters, Refit, Refitter, run_refit
+from ecif.heads.cross_fit import NO_FIT, CrossFit, FittedHeads, HowToFit, Hyperparameters, Job, Refitter, run_fits, together
 from ecif.sample import Sample
 from pipeline.config import Config
 from pipeline.console import say
@@ -37,7 +37,7 @@ def choose_how_to_fit(run: Run, start: Heads, sample: ReadSample) -> FitChoice:
         grid = Grid.of(config.fit.learning_rate, config.fit.epochs, config.fit.pull, config.fit.checkpoints)
         how, pairs = how_to_fit(config, start, NO_FIT), sample()
 
-        def run_fits(jobs: list[tuple[Hyperparameters, Refit]]) -> list[list[Heads]]:
+        def run_fits(jobs: list[Job]) -> list[list[Heads]]:
             with Stage("try fits", len(jobs)) as progress:
                 return fits(run.resources, how, pairs, progress)(jobs)
 
@@ -82,20 +82,22 @@ def refitter(resources: Resources, how: HowToFit, sample: Sample, progress: Stag
 def fits(resources: Resources, how: HowToFit, sample: Sample, progress: Stage | None = None) -> Fits:
     """A function that runs fits as Ray tasks, in parallel, and returns the heads of each in the order of the jobs.
 
-    Each job comes with its own hyperparameters; those of `how` are not read.
+    Each job comes with its own hyperparameters; those of `how` are not read. A task has a group of `together`, which depends on
+    the jobs and not on the number of GPUs. So the numbers do not either.
     """
     run: Any = ray.remote(**resources.actor, max_retries=2, max_calls=0)(_fit)
     # As arrays, because the processes of a node share those.
     shared = ray.put((sample.images.numpy(), sample.texts.numpy(), sample.sizes, how))
 
-    def refit(jobs: list[tuple[Hyperparameters, Refit]]) -> list[list[Heads]]:
-        results = [run.remote(shared, *job) for job in jobs]
-        waiting = list(results)
+    def refit(jobs: list[Job]) -> list[list[Heads]]:
+        groups = together(jobs, resources.device_type)
+        sizes = {run.remote(shared, group): len(group) for group in groups}
+        waiting = list(sizes)
         while waiting:
             ready, waiting = ray.wait(waiting)
             if progress:
-                progress.advance(len(ready))
-        return ray.get(results)
+                progress.advance(sum(sizes[result] for result in ready))
+        return [path for paths in ray.get(list(sizes)) for path in paths]
 
     return refit
 
@@ -112,10 +114,8 @@ def as_tensor(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array)
 
 
-def _fit(
-    shared: tuple[NDArray[np.float16], NDArray[np.float16], list[int], HowToFit], hyperparameters: Hyperparameters, job: Refit
-) -> list[Heads]:
+def _fit(shared: tuple[NDArray[np.float16], NDArray[np.float16], list[int], HowToFit], jobs: list[Job]) -> list[list[Heads]]:
     images, texts, sizes, how = shared
-    how = how._replace(start=how.start.to(device()), hyperparameters=hyperparameters)
+    how = how._replace(start=how.start.to(device()))
     batches = list(torch.arange(len(images)).split(sizes))
-    return run_refit(how, as_tensor(images), as_tensor(texts), batches, job)
+    return run_fits(how, as_tensor(images), as_tensor(texts), batches, jobs)

@@ -18,7 +18,7 @@ from ecif.evaluation import calibrated_loss
 from ecif.filter_choice import ChosenFilter, HowToFilter, choose_filter
 from ecif.fit_choice import Grid, choose_fit
 from ecif.heads import Heads, standardised
-from ecif.heads.cross_fit import NO_FIT, CrossFit, HowToFit, Hyperparameters, Refit, removals, run_refit
+from ecif.heads.cross_fit import NO_FIT, CrossFit, HowToFit, Job, Refit, removals, run_fits
 from ecif.losses import CLIP
 from ecif.sample import LocalSystem, Sample, Shared, gather_evidence, sample_bank
 from ecif.targets import TargetLoss
@@ -48,7 +48,8 @@ class Solved(NamedTuple):
 
     def refit(self, jobs: list[Refit]) -> list[Heads]:
         """The heads of some refits."""
-        return [run_refit(self.how, self.sample.images, self.sample.texts, self.sample.batches(), job)[-1] for job in jobs]
+        each = [(self.how.hyperparameters, job) for job in jobs]
+        return [path[-1] for path in run_fits(self.how, self.sample.images, self.sample.texts, self.sample.batches(), each)]
 
 
 def solve(images: Tensor, texts: Tensor, uids: list[str], heads: Heads, target: TargetLoss) -> Solved:
@@ -62,9 +63,8 @@ def solve(images: Tensor, texts: Tensor, uids: list[str], heads: Heads, target: 
     start = standardised(heads)
     how = HowToFit(start, CLIP, s.batch_size, NO_FIT)
 
-    def fits(jobs: list[tuple[Hyperparameters, Refit]]) -> list[list[Heads]]:
-        each = ((how._replace(hyperparameters=one), job) for one, job in jobs)
-        return [run_refit(one, sample.images, sample.texts, sample.batches(), job) for one, job in each]
+    def fits(jobs: list[Job]) -> list[list[Heads]]:
+        return run_fits(how, sample.images, sample.texts, sample.batches(), jobs)
 
     chosen = choose_fit(how, sample, Grid.of(None, None, None, s.checkpoints), fits, s.seed).hyperparameters
     how = how._replace(hyperparameters=chosen)

@@ -3,9 +3,9 @@ import torch
 
 from ecif.heads import Heads, embed, logits, standardised
 from ecif.heads.curvature import loss_gradient
-from ecif.heads.fit import fit, fixed_batches, reshuffled
+from ecif.heads.fit import Course, fit, fixed_batches, reshuffled
 from ecif.losses import CLIP, Clip, Dcl, SigLip, SoftInfoNCE
-from tests.support.problems import flat, random_features, random_heads, slow_logits, slow_loss
+from tests.support.problems import fit_one, flat, random_features, random_heads, slow_logits, slow_loss
 
 START = standardised(random_heads())
 IMAGES, TEXTS = random_features(40)
@@ -32,14 +32,14 @@ def test_fit_is_adam_with_cosine_decay_on_the_mean_loss_and_the_square_of_the_di
             (loss + pull / 2 * (weights - origin).square().sum()).backward()
             optimiser.step()
             decay.step()
-    fitted = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS, pull=pull)[-1]
+    fitted = fit_one(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS, pull=pull)[-1]
     assert torch.allclose(flat(fitted), weights.detach(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [Clip(), SigLip(), Dcl(), SoftInfoNCE()])
 def test_every_loss_is_lowered(loss):
     start = START._replace(train_logit_scale=True, train_logit_bias=loss.has_bias)
-    fitted = fit(start, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS, loss=loss)[-1]
+    fitted = fit_one(start, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS, loss=loss)[-1]
     before, after = (whole_loss(h, loss) for h in (start, fitted))
     assert after < before - 0.1 * before.abs()
     assert fitted.logit_scale != start.logit_scale
@@ -50,7 +50,7 @@ def test_the_sigmoid_loss_is_fitted_to_the_minimum_in_its_bias_whatever_the_chec
     fitted = []
     for own in (0.0, -10.0):
         start = START._replace(logit_bias=own, train_logit_bias=True)
-        fitted.append(fit(start, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS, loss=SigLip())[-1])
+        fitted.append(fit_one(start, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS, loss=SigLip())[-1])
         pairs = [embed(fitted[-1], IMAGES[rows], TEXTS[rows]) for rows in BATCHES]
         assert loss_gradient(fitted[-1], pairs, SigLip())[-1].abs() < 1e-6
     assert fitted[0].logit_bias == pytest.approx(fitted[1].logit_bias)
@@ -59,14 +59,14 @@ def test_the_sigmoid_loss_is_fitted_to_the_minimum_in_its_bias_whatever_the_chec
 
 def test_fit_lowers_the_loss_and_leaves_the_start_alone():
     before = flat(START).clone()
-    fitted = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)[-1]
+    fitted = fit_one(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)[-1]
     assert whole_loss(fitted) < 0.9 * whole_loss(START)
     assert torch.equal(flat(START), before)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not():
-    first, again = (fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)[-1] for _ in range(2))
-    other = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS | {"seed": 1})[-1]
+    first, again = (fit_one(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS)[-1] for _ in range(2))
+    other = fit_one(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS | {"seed": 1})[-1]
     assert torch.equal(flat(first), flat(again))
     assert not torch.equal(flat(first), flat(other))
 
@@ -92,25 +92,45 @@ def test_reshuffled_gives_as_many_full_batches_as_asked_and_no_pair_twice_in_a_r
 
 def test_emptied_batches_do_no_harm():
     batches = [torch.arange(10), torch.tensor([], dtype=torch.long), torch.tensor([3])]
-    fitted = fit(START, IMAGES, TEXTS, fixed_batches(batches), **SETTINGS)[-1]
+    fitted = fit_one(START, IMAGES, TEXTS, fixed_batches(batches), **SETTINGS)[-1]
     assert isinstance(fitted, Heads)
     assert flat(fitted).isfinite().all()
 
 
 def test_with_a_pull_there_is_a_minimum_that_does_not_depend_on_the_learning_rate():
     long = SETTINGS | {"epochs": 200, "pull": 2.0}
-    slow, fast = (fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **long | {"learning_rate": r})[-1] for r in (0.005, 0.02))
+    slow, fast = (
+        fit_one(START, IMAGES, TEXTS, fixed_batches(BATCHES), **long | {"learning_rate": r})[-1] for r in (0.005, 0.02)
+    )
     moved = (flat(fast) - flat(START)).norm()
     assert (flat(fast) - flat(slow)).norm() < 0.1 * moved
 
 
 def test_no_epoch_leaves_the_heads_as_they_are():
-    path = fit(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS | {"epochs": 0}, checkpoints=2)
+    path = fit_one(START, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS | {"epochs": 0}, checkpoints=2)
     assert [torch.equal(flat(heads), flat(START)) for heads in path] == [True, True]
 
 
 def test_without_an_epoch_a_trained_bias_is_the_best_one():
     start = START._replace(logit_bias=0.0, train_logit_bias=True)
-    none = fit(start, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS | {"epochs": 0}, loss=SigLip())[-1]
+    none = fit_one(start, IMAGES, TEXTS, fixed_batches(BATCHES), **SETTINGS | {"epochs": 0}, loss=SigLip())[-1]
     pairs = [embed(none, IMAGES[rows], TEXTS[rows]) for rows in BATCHES]
     assert loss_gradient(none, pairs, SigLip())[-1].abs() < 1e-6
+
+
+@pytest.mark.parametrize("loss", [Clip(), SigLip(), Dcl(), SoftInfoNCE()])
+@pytest.mark.parametrize("parameters", ["heads", "heads and scalars"])
+def test_fits_together_are_what_each_is_alone(loss, parameters):
+    scalars = parameters != "heads"
+    start = START._replace(train_logit_scale=scalars, train_logit_bias=scalars and loss.has_bias)
+    random = torch.Generator().manual_seed(3)
+    shrunken = [[rows[torch.rand(len(rows), generator=random) < 0.6] for rows in BATCHES] for _ in range(3)]
+    shrunken[1][2] = shrunken[1][2][:0]
+    courses = [Course(fixed_batches(batches), seed, 0.3 * seed) for seed, batches in enumerate(shrunken)]
+    courses.append(Course(reshuffled(len(IMAGES), 10, 4), 7))
+    how = {"batch_size": 10, "epochs": 3, "learning_rate": 0.02, "loss": loss, "checkpoints": 2}
+    alone = [fit(start, IMAGES, TEXTS, [course], **how)[0] for course in courses]
+    for ours, truth in zip(fit(start, IMAGES, TEXTS, courses, **how), alone, strict=True):
+        assert len(ours) == 2
+        for heads, own in zip(ours, truth, strict=True):
+            assert torch.allclose(heads.flat(), own.flat(), rtol=1e-9, atol=1e-12)

@@ -10,11 +10,11 @@ from torch.nn.functional import normalize
 
 from ecif.heads import embed
 from ecif.heads.curvature import loss_gradient
-from ecif.heads.fit import fit, fixed_batches
+from ecif.heads.fit import fixed_batches
 from ecif.targets import Contrastive, RetrievalMargin, ZeroShot, coverage
 from ecif.temperature import TEMPERATURES, best_temperature
 from ecif.towers import load
-from tests.support.problems import D_TEXT, flat, random_features, random_heads, slow_logits, slow_loss
+from tests.support.problems import D_TEXT, fit_one, flat, random_features, random_heads, slow_logits, slow_loss
 from tests.support.small_models import TINY, write_model
 
 G = torch.Generator().manual_seed(4)
@@ -22,7 +22,7 @@ IMAGES, TEXTS = random_features(11)
 BATCHES = list(torch.randperm(11, generator=G).split([6, 5]))
 # Heads that are mostly right: random ones are no better than chance, and their best temperature is none at all.
 FIT = {"batch_size": 11, "epochs": 6, "learning_rate": 0.1, "seed": 0}
-HEADS = fit(random_heads(), IMAGES, TEXTS, fixed_batches([torch.arange(11)]), **FIT)[-1]
+HEADS = fit_one(random_heads(), IMAGES, TEXTS, fixed_batches([torch.arange(11)]), **FIT)[-1]
 CLASSES, TEMPLATES = 4, 3
 PROMPTS = torch.randn(CLASSES, TEMPLATES, D_TEXT, generator=G, dtype=torch.float64)
 (SEEN,) = ZeroShot(IMAGES, torch.zeros(11), PROMPTS).similarities(HEADS, [torch.arange(11)])
