@@ -11,8 +11,9 @@ demo-readme: demo  ## the table and the picture of the README, from the demo's o
 	$(BIN)/python -m jobs.demo.table runs/demo/run/summary.json README.md
 	cp runs/demo/result.png docs/result.png
 
-test: $(READY)  ## everything that a change must keep true; a run mostly waits for one process to start, so two at a time
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## everything that a change must keep true; whole runs and faults come last, one at a time: each takes all cores
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/end_to_end --ignore tests/faults
+	$(BIN)/pytest tests/end_to_end tests/faults
 
 test-slow: $(READY)  ## also what takes long or needs a package registry
 	$(BIN)/pytest -m "slow or network"

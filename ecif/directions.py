@@ -11,14 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ecif.columns.agreement import agreement_with_target
 from ecif.columns.bank import Bank, build_bank
 from ecif.damping import choose_damping
 from ecif.heads import Heads
 from ecif.heads.cross_fit import FittedHeads
 from ecif.permutation import permutation
 from ecif.sample import LinearSystem, SampleSystem
-from ecif.solve import KrylovSpaces
 from ecif.targets.question import PARTS, Question, coverage_of
 
 BANK = 4096  # the most pairs of a target that pairs are compared with
@@ -96,11 +94,7 @@ def solve_question(
     """
     groups, calibration = _calibrate(system, fitted, question, refitted, how)
     answers, residual = _cross_fitted(system, fitted, question, calibration.damping, how)
-    bank = _bank(question, fitted.full, how.seed)
-    texts, without = system.sample.texts, range(-1, PARTS)
-    agreement, planted = (
-        agreement_with_target(bank, system.sample.images, of, without) for of in (texts, texts[system.sample.partners()])
-    )
+    bank, without = _bank(question, fitted.full, how.seed), list(range(-1, PARTS))
     return Directions(
         answers.sum(2),
         system.held_out_influence(answers),
@@ -110,8 +104,8 @@ def solve_question(
         residual,
         question.loss.captions().half().unique(dim=0),
         bank,
-        agreement,
-        planted,
+        system.agreement(bank, without),
+        system.agreement(bank, without, plant=True),
         coverage_of(question, fitted.full, system.sample.texts, how.seed),
     )
 
@@ -142,13 +136,13 @@ def _calibrate(
     gradients = [question.gradient(heads, group) for heads in fitted.path for group in groups]
     systems = [LinearSystem(c, -1) for c in range(checkpoints) for _ in groups]
     spaces = system.krylov(systems, torch.stack(gradients), how.iterations)
-    influence, residuals = torch.zeros(len(how.dampings), len(groups), system.pairs), torch.zeros(len(how.dampings))
+    top = spaces.largest_eigenvalue().view(checkpoints, -1).amax(1).repeat_interleave(len(groups))
+    solved = [spaces.solve(damping * top) for damping in how.dampings]
+    residuals = torch.stack([residual.max() for _, residual in solved])
+    influence = torch.zeros(len(how.dampings), len(groups), system.pairs)
     for c in range(checkpoints):
-        own = KrylovSpaces(*(part[c * len(groups) : (c + 1) * len(groups)] for part in spaces))
-        top = own.largest_eigenvalue().max()
-        solved = [own.solve(torch.full_like(own.norm, damping) * top) for damping in how.dampings]
-        influence += system.influence(c, torch.cat([q for q, _ in solved])).view(influence.shape) / checkpoints
-        residuals = residuals.maximum(torch.stack([residual.max() for _, residual in solved]))
+        mine = torch.cat([q[c * len(groups) : (c + 1) * len(groups)] for q, _ in solved])
+        influence += system.influence(c, mine).view(influence.shape) / checkpoints
     best, lds = 0, list[float]()
     if refitted.heads:
         losses = torch.stack([question.group_losses(heads) for heads in refitted.heads])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ecif.columns.agreement import agreement_with_target
 from ecif.columns.bank import Bank, build_bank
 from ecif.columns.contract import HeldOutPairs, PairScore
 from ecif.columns.evidence import Evidence
@@ -183,6 +184,19 @@ class Slices:
         pairs = self._pairs(rows, *features, self.slices[at].first, [])
         return torch.stack([s.values(pairs).cpu() for s in scores], 1)
 
+    def agreement(self, at: int, bank: Bank, without: list[int], plant: bool) -> Tensor:
+        """Agreement [W, M] of one slice's pairs with a target's.
+
+        Args:
+            at: position of the slice.
+            bank: the target's pairs.
+            without: see `agreement_with_target`.
+            plant: give every pair the caption of its partner.
+        """
+        rows = self.slices[at].rows
+        features = self.sample.features(rows, self.partners[rows] if plant else rows, self.device)
+        return agreement_with_target(bank.to(self.device), *features, without).cpu()
+
     def _slice(self, places: list[tuple[Tensor, ...]]) -> _Slice:
         first = [place[0] for place in places]
         rows = torch.cat(first)
@@ -224,12 +238,8 @@ class SampleSystem(ABC):
         """What a method of `Slices` returns for each slice, in their order."""
 
     @abstractmethod
-    def product(self, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
-        """H vectors [n, P] of every system: `Slices.products` summed over all slices in the order of `halves`."""
-
     def krylov(self, systems: list[LinearSystem], gradients: Tensor, steps: int) -> KrylovSpaces:
-        """Krylov spaces of all systems together; gradients [n, P]."""
-        return krylov(lambda vectors: self.product(systems, vectors), gradients, steps)
+        """Krylov spaces of all systems together; gradients [n, P]. Products are summed over slices in the order of `halves`."""
 
     def influence(self, heads: int, directions: Tensor) -> Tensor:
         """[n, N] influence of every sampled pair on n directions, under one set of heads."""
@@ -252,6 +262,16 @@ class SampleSystem(ABC):
                 for rows, values in self.each("held_out_influence", *arguments):
                     sums.index_add_(0, rows, values / (fits * self.repeats))
         return sums.T.contiguous()
+
+    def agreement(self, bank: Bank, without: list[int], plant: bool = False) -> Tensor:
+        """[W, N] agreement of every sampled pair with a target's pairs.
+
+        Args:
+            bank: the target's pairs.
+            without: see `agreement_with_target`.
+            plant: see `held_out_influence`.
+        """
+        return torch.cat(list(self.each("agreement", bank, without, plant)), 1)
 
     def scores(self, scores: list[PairScore], plant: bool = False) -> Tensor:
         """Cross-fitted scores [E, N] of every sampled pair, under the fitted heads.
@@ -287,8 +307,12 @@ class LocalSystem(SampleSystem):
         return (getattr(self.slices, method)(at, *arguments) for at in range(len(self.slices.slices)))
 
     def product(self, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
-        """H vectors [n, P] of every system."""
+        """H vectors [n, P] of every system: `Slices.products` over all slices."""
         return self.slices.products(0, len(self.slices.slices), systems, vectors)
+
+    def krylov(self, systems: list[LinearSystem], gradients: Tensor, steps: int) -> KrylovSpaces:
+        """Krylov spaces of all systems together."""
+        return krylov(lambda vectors: self.product(systems, vectors), gradients, steps)
 
 
 def sample_bank(sample: Sample, checkpoint: Heads, seed: int) -> Bank:

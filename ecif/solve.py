@@ -22,9 +22,14 @@ EXHAUSTED = 1e-6  # a Krylov space is exhausted if a step adds less than this sh
 
 
 class KrylovSpaces(NamedTuple):
-    """Lanczos bases of n systems after m steps: H V = V T + beta_m v_(m+1) e_m^T, T tridiagonal."""
+    """Lanczos bases of n systems after m steps: H V = V T + beta_m v_(m+1) e_m^T, T tridiagonal.
 
-    basis: Tensor  # [n, m, P] orthonormal rows
+    The bases are large. They may be somewhere else, so only combinations of their vectors can be had.
+    """
+
+    combine: Callable[
+        [Tensor], Tensor
+    ]  # [n, m] coefficients -> [n, P], for each system the sum of its basis vectors times them
     diagonal: Tensor  # [n, m] of T, float64
     off_diagonal: Tensor  # [n, m] of T, float64; the last column is beta_m, a factor of the residual
     norm: Tensor  # [n] |g|, float64
@@ -42,11 +47,59 @@ class KrylovSpaces(NamedTuple):
         t = _tridiagonal(self.diagonal + damping.to(self.diagonal)[:, None], self.off_diagonal[:, : steps - 1])
         y = torch.linalg.solve(t, torch.eye(steps, dtype=t.dtype)[0]) * self.norm[:, None]
         residual = (self.off_diagonal[:, -1] * y[:, -1]).abs() / self.norm
-        return torch.einsum("nm,nmp->np", y.to(self.basis), self.basis), residual
+        return self.combine(y), residual
 
     def largest_eigenvalue(self) -> Tensor:
         """The largest Ritz value of each system, [n] float64; after a few steps it is within a few percent of H's largest."""
         return _largest_ritz_value(self.diagonal, self.off_diagonal[:, :-1])
+
+
+class Lanczos:
+    """Lanczos steps of n systems, one at a time: the caller computes the products of `vectors`.
+
+    Args:
+        gradients: g, [n, P], on the device to compute on.
+        steps: the most steps to take.
+
+    Raises:
+        ValueError: a gradient is zero or not finite.
+    """
+
+    def __init__(self, gradients: Tensor, steps: int):
+        self.norm = gradient_norms(gradients)
+        self.basis = gradients.new_zeros(len(gradients), steps + 1, gradients.shape[1])  # [n, m, P] orthonormal rows
+        self.basis[:, 0] = gradients / self.norm.to(gradients)[:, None]
+        self._diagonal, self._off_diagonal = (self.norm.new_zeros(len(gradients), steps) for _ in range(2))
+        self._taken = 0
+
+    @property
+    def vectors(self) -> Tensor:
+        """[n, P] to be multiplied next."""
+        return self.basis[:, self._taken]
+
+    def step(self, products: Tensor) -> bool:
+        """Take a step, given H `vectors`; False if it was the last: no more are asked for, or all spaces are exhausted."""
+        m, w = self._taken, products
+        self._diagonal[:, m] = _dot(w.double(), self.basis[:, m].double())
+        known = self.basis[:, : m + 1]
+        for _ in range(2):  # full reorthogonalisation, twice: in float32 the basis would lose its orthogonality otherwise
+            w = w - torch.einsum("nm,nmp->np", torch.einsum("nmp,np->nm", known, w), known)
+        beta = w.double().norm(dim=1)
+        # In an exhausted space, the next vector is set to zero: it adds nothing, and the residual is 0.
+        beta = beta.where(beta > EXHAUSTED * self._diagonal.abs().amax(1), 0.0)
+        self._off_diagonal[:, m] = beta
+        self.basis[:, m + 1] = torch.where(beta[:, None] > 0, w / beta.to(w)[:, None], 0.0)
+        self._taken += 1
+        return self._taken < self._diagonal.shape[1] and bool(beta.any())
+
+    def spaces(self) -> KrylovSpaces:
+        """What the steps so far have found; all but the combinations on the CPU."""
+        diagonal, off_diagonal = (part[:, : self._taken].cpu() for part in (self._diagonal, self._off_diagonal))
+        return KrylovSpaces(self.combine, diagonal, off_diagonal, self.norm.cpu())
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """See `KrylovSpaces`."""
+        return torch.einsum("nm,nmp->np", coefficients.to(self.basis), self.basis[:, : self._taken])
 
 
 class Solution(NamedTuple):
@@ -69,25 +122,10 @@ def krylov(product: Callable[[Tensor], Tensor], gradients: Tensor, steps: int) -
     Raises:
         ValueError: a gradient is zero or not finite.
     """
-    norm = _checked(gradients.double().norm(dim=1))
-    basis = gradients.new_zeros(len(gradients), steps + 1, gradients.shape[1])
-    basis[:, 0] = gradients / norm.to(gradients)[:, None]
-    diagonal, off_diagonal = norm.new_zeros(len(norm), steps), norm.new_zeros(len(norm), steps)
-    for m in range(steps):
-        w = product(basis[:, m])
-        diagonal[:, m] = (w.double() * basis[:, m].double()).sum(1)
-        known = basis[:, : m + 1]
-        for _ in range(2):  # full reorthogonalisation, twice: in float32 the basis would lose its orthogonality otherwise
-            w = w - torch.einsum("nm,nmp->np", torch.einsum("nmp,np->nm", known, w), known)
-        beta = w.double().norm(dim=1)
-        # In an exhausted space, the next vector is set to zero: it adds nothing, and the residual is 0.
-        beta = beta.where(beta > EXHAUSTED * diagonal.abs().amax(1), 0.0)
-        off_diagonal[:, m] = beta
-        basis[:, m + 1] = torch.where(beta[:, None] > 0, w / beta.to(w)[:, None], 0.0)
-        if not beta.any():
-            steps = m + 1
-            break
-    return KrylovSpaces(basis[:, :steps], diagonal[:, :steps], off_diagonal[:, :steps], norm)
+    lanczos = Lanczos(gradients, steps)
+    while lanczos.step(product(lanczos.vectors)):
+        pass
+    return lanczos.spaces()
 
 
 def conjugate_gradient(
@@ -183,6 +221,11 @@ def _largest_ritz_value(diagonal: Tensor, off_diagonal: Tensor) -> Tensor:
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products [n] of rows, summed in float64."""
     return (a * b).sum(1, dtype=torch.float64)
+
+
+def gradient_norms(gradients: Tensor) -> Tensor:
+    """|g| [n], float64, of gradients [n, P]; ValueError if one is zero or not finite."""
+    return _checked(gradients.double().norm(dim=1))
 
 
 def _checked(norm: Tensor) -> Tensor:

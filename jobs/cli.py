@@ -89,6 +89,8 @@ def plan(config: ConfigFile) -> None:
     typer.echo(aligned([estimate.HEADER, *(dataset.cells() for dataset in planned.datasets)]))
     stored = ", ".join(f"{stage} ~{estimate.size(count)}" for stage, count in planned.stored.items())
     typer.echo(f"also to be stored, by stage: {stored}; ~ is an estimate")
+    if planned.pace:
+        typer.echo(planned.pace)
 
 
 @app.command()

@@ -18,11 +18,13 @@ from pipeline.corpus.remarks import of_layout
 from pipeline.corpus.shards import Shard
 from pipeline.corpus.tar import Contents, read_groups
 from pipeline.inputs import load_inputs
+from pipeline.operate.pace import measure
 from pipeline.run_folder.artifacts import KINDS, instances
 from pipeline.run_folder.columns import columns, evidence_scores
 from pipeline.run_folder.dataset import Dataset
 from pipeline.sections import Embed, Reading
 from pipeline.stages.forward.model import check_parameters
+from pipeline.workers.process import as_found
 
 SAMPLED = 8  # shards that pairs a byte are estimated from
 HEAD = 16 << 20  # bytes that are read of each, if no _stats.json counts its pairs
@@ -58,6 +60,7 @@ class RunPlan(NamedTuple):
     datasets: list[DatasetPlan]
     stored: dict[str, float]  # bytes that each stage after `embed` will store, estimated
     notes: list[str]  # what a user has to know about the shards and uids of the corpus, a line each
+    pace: str | None  # how fast this machine reads and embeds; None if no pair could be read
 
 
 class Sizes(NamedTuple):
@@ -120,6 +123,7 @@ BYTES: dict[str, Callable[[Sizes], float]] = {
 }
 
 
+@as_found()
 def plan(config: Config) -> RunPlan:
     """Estimate a run; nothing is started or written.
 
@@ -140,7 +144,9 @@ def plan(config: Config) -> RunPlan:
             stored[what.stage] = stored.get(what.stage, 0) + len(instances(kind, config)) * BYTES[kind](sizes)
     seen = glance(inputs.corpus.shards, inputs.corpus.reading.key, inputs.corpus.sidecars, config.embed)
     impossible = [f"{seen.impossible}; `ecif run` refuses them"] if seen.impossible else []
-    return RunPlan(datasets, stored, [*impossible, *seen.said(config.batch_size)])
+    left = sum(round(one.pairs * (1 - one.done_bytes / max(1, one.bytes))) for one in datasets)
+    pace = measure(inputs.model, inputs.corpus, config.embed) if left else None
+    return RunPlan(datasets, stored, [*impossible, *seen.said(config.batch_size)], pace.said(left) if pace else None)
 
 
 def size(count: float) -> str:

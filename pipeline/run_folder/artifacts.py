@@ -95,7 +95,7 @@ KINDS: dict[str, Kind] = {
     "directions": Kind(
         "solve",
         "H^-1 grad L_T for each set of heads, the damping, pairs of the target, and the sampled pairs' scores on it",
-        version=6,
+        version=7,
         reads=("solve.iterations", "solve.dampings", "solve.calibration_refits", "score.negative", "repeats", "seed"),
         made_of=("heads", "question"),
         each=("target",),

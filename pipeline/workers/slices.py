@@ -4,7 +4,7 @@ Results are computed for each slice, or summed over slices in the order of `ecif
 many actors there are, or on how often one was lost.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import ray
@@ -40,8 +40,8 @@ class SliceActors:
     def __init__(self, worker: type, arguments: tuple[Any, ...], items: list[Any], resources: Resources):
         self._slices = sliced(items)
         self._worker, self._arguments, self._resources = worker, arguments, resources
-        self._actors: list[Any] = []
-        self._replaced = 0
+        self.actors: list[Any] = []
+        self.replaced = 0
         self._start()
 
     def __enter__(self) -> Self:
@@ -59,56 +59,58 @@ class SliceActors:
                     answer = ray.get(pending[at])
                     break
                 except (RayActorError, ObjectLostError) as error:
-                    self._replace(error)
+                    self.replace(error)
                     pending[at:] = self._ask(method, arguments, at)
             yield answer
 
-    def total(self, method: str, *arguments: Any, read: Callable[[Any], Tensor]) -> Tensor:
-        """What a method returns, summed over all slices. If an actor is lost, new actors compute it again.
+    def terms(self, method: str, *arguments: Any) -> list[Any]:
+        """References to what a method returns for each of `blocks`, once all are there. They stay where they are computed.
 
         Args:
-            method: takes the position of a first slice and a number of slices, then `arguments`; it returns their sum.
+            method: takes the position of a first slice and a number of slices, then `arguments`. It returns the sum over them,
+                and True.
             arguments: of the method.
-            read: makes a tensor of what it returns.
+
+        Raises:
+            RayActorError, ObjectLostError: an actor was lost.
         """
-        while True:
-            try:
-                asked = zip(self._blocks, self._places, strict=True)
-                pending = [getattr(actor, method).remote(at, block.size, *arguments) for block, (actor, at) in asked]
-                parts = dict(zip(self._blocks, (read(ray.get(answer)) for answer in pending), strict=True))
-                return _joined(Block(0, len(self._slices)), parts)
-            except (RayActorError, ObjectLostError) as error:
-                self._replace(error)
+        found = [
+            getattr(actor, method).options(num_returns=2).remote(at, block.size, *arguments)
+            for block, (actor, at) in zip(self.blocks, self._places, strict=True)
+        ]
+        ray.get([there for _, there in found])
+        return [term for term, _ in found]
 
-    def _ask(self, method: str, arguments: tuple[Any, ...], first: int) -> list[Any]:
-        places = (
-            (actor, at + i) for block, (actor, at) in zip(self._blocks, self._places, strict=True) for i in range(block.size)
-        )
-        return [getattr(actor, method).remote(at, *arguments) for actor, at in list(places)[first:]]
-
-    def _replace(self, error: RayActorError | ObjectLostError) -> None:
-        if getattr(error, "actor_init_failed", False) or self._replaced == MAX_REPLACEMENTS:
+    def replace(self, error: RayActorError | ObjectLostError) -> None:
+        """Start new actors for those of which one was lost; raise the error if that does not help."""
+        if getattr(error, "actor_init_failed", False) or self.replaced == MAX_REPLACEMENTS:
             raise error
-        self._replaced += 1
+        self.replaced += 1
         say("a worker process was lost: others take its share of the sample")
         self._start()
 
+    def _ask(self, method: str, arguments: tuple[Any, ...], first: int) -> list[Any]:
+        places = (
+            (actor, at + i) for block, (actor, at) in zip(self.blocks, self._places, strict=True) for i in range(block.size)
+        )
+        return [getattr(actor, method).remote(at, *arguments) for actor, at in list(places)[first:]]
+
     def _end(self) -> None:
-        for actor in self._actors:
+        for actor in self.actors:
             ray.kill(actor)
 
     def _start(self) -> None:
         self._end()
         count = min(free_actors(self._resources), len(self._slices))
-        self._blocks = blocks(len(self._slices), count)
+        self.blocks = blocks(len(self._slices), count)
         held: list[list[Any]] = [[] for _ in range(count)]
         places = []
-        for i, block in enumerate(self._blocks):
+        for i, block in enumerate(self.blocks):
             places.append((i % count, len(held[i % count])))
             held[i % count] += self._slices[block.first : block.first + block.size]
         make: Any = ray.remote(**self._resources.actor)(self._worker)
-        self._actors = [make.remote(*self._arguments, slices) for slices in held]
-        self._places = [(self._actors[actor], at) for actor, at in places]  # of each block: its actor, and its place there
+        self.actors = [make.remote(*self._arguments, slices) for slices in held]
+        self._places = [(self.actors[actor], at) for actor, at in places]  # of each block: its actor, and its place there
 
 
 def blocks(slices: int, actors: int) -> list[Block]:
@@ -124,9 +126,9 @@ def _split(block: Block) -> list[Block]:
     return [Block(block.first, half), Block(block.first + half, block.size - half)] if half else [block]
 
 
-def _joined(block: Block, parts: dict[Block, Tensor]) -> Tensor:
+def joined(block: Block, terms: dict[Block, Tensor]) -> Tensor:
     """The sum over a block from the sums over parts of it."""
-    if block in parts:
-        return parts[block]
+    if block in terms:
+        return terms[block]
     first, second = _split(block)
-    return _joined(first, parts) + _joined(second, parts)
+    return joined(first, terms) + joined(second, terms)

@@ -1,19 +1,27 @@
-"""The sample, spread over Ray actors. Each of them holds some slices (`ecif.sample`)."""
+"""The sample, spread over Ray actors. Each of them holds some slices (`ecif.sample`).
+
+One of them also takes the Lanczos steps, on its GPU if it has one. Vectors and products go from actor to actor. What is next is
+all that the driver says.
+"""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
+from ray.exceptions import ObjectLostError, RayActorError
 from torch import Tensor
 
+from ecif.columns.bank import Bank
 from ecif.heads.cross_fit import FittedHeads
 from ecif.sample import LinearSystem, Sample, SampleSystem, Shared, Slices
+from ecif.solve import KrylovSpaces, Lanczos, gradient_norms
 from pipeline.stages.fit.stage import as_tensor
 from pipeline.workers.cluster import Resources, device
 from pipeline.workers.progress import Stage
-from pipeline.workers.slices import SliceActors
+from pipeline.workers.slices import Block, SliceActors, joined
 
 
 class SampleActors(SliceActors, SampleSystem):
@@ -38,31 +46,96 @@ class SampleActors(SliceActors, SampleSystem):
 
     def each(self, method: str, *arguments: Any) -> Iterator[Any]:
         """Yield what a method of `Slices` returns for each slice, in order."""
-        once = [ray.put(a.numpy()) if isinstance(a, Tensor) else a for a in arguments]  # sent once, not with every slice
+        # Sent once, not with every slice.
+        once = [ray.put(a.numpy()) if isinstance(a, Tensor) else ray.put(a) if isinstance(a, Bank) else a for a in arguments]
         answers = super().each("call", method, *once)
         yield from (_tensors(answer) for answer in answers)
 
-    def product(self, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
-        """H vectors [n, P] of every system. An actor returns the sum over the slices that it holds."""
-        total = self.total("products", systems, ray.put(vectors.numpy()), read=as_tensor)
-        self.progress.advance(1)
-        return total.clone()  # one actor's array can't be written to
+    def krylov(self, systems: list[LinearSystem], gradients: Tensor, steps: int) -> KrylovSpaces:
+        """Krylov spaces of all systems together. If an actor is lost, new ones begin again, to the same end."""
+        gradient_norms(gradients)  # raises ValueError here, before anything is sent
+        asked = _Asked(systems, ray.put(gradients.numpy()), steps)
+        found = self._lanczos(asked)
+
+        def combine(coefficients: Tensor) -> Tensor:
+            nonlocal found
+            while True:
+                try:
+                    if self.replaced != found.actors:
+                        found = self._lanczos(asked)
+                    return as_tensor(ray.get(self.actors[0].combine.remote(coefficients.numpy()))).clone()
+                except (RayActorError, ObjectLostError) as error:
+                    self.replace(error)
+
+        return KrylovSpaces(combine, *found.small)
+
+    def _lanczos(self, asked: "_Asked") -> "_Found":
+        """Take all steps. The basis stays with the first actor."""
+        while True:
+            try:
+                first = self.actors[0]
+                vectors = first.begin.remote(asked.gradients, asked.steps)
+                more = True
+                while more:
+                    terms = self.terms("products", asked.systems, vectors)
+                    vectors, there_are_more = first.step.options(num_returns=2).remote(self.blocks, *terms)
+                    more = ray.get(there_are_more)
+                    self.progress.advance(1)
+                return _Found([torch.tensor(part) for part in ray.get(first.found.remote())], self.replaced)
+            except (RayActorError, ObjectLostError) as error:
+                self.replace(error)
+
+
+class _Asked(NamedTuple):
+    systems: list[LinearSystem]
+    gradients: Any  # a reference to [n, P]
+    steps: int
+
+
+class _Found(NamedTuple):
+    small: list[Tensor]  # of `KrylovSpaces`, all but the combinations
+    actors: int  # how often actors had been replaced: the basis went with them
 
 
 class _Slices:
-    """Actor: some slices of the sample."""
+    """Actor: some slices of the sample; the first one takes the Lanczos steps. Tensors travel as arrays."""
 
     def __init__(self, shared: Shared, images: Any, texts: Any, slices: list[list[tuple[Tensor, ...]]]):
-        to = device()
+        self.device = device()
         sample: Sample = shared.sample._replace(images=as_tensor(images), texts=as_tensor(texts))
-        self.slices = Slices(shared._replace(sample=sample), slices, to)
+        self.slices = Slices(shared._replace(sample=sample), slices, self.device)
+        self.lanczos: Lanczos | None = None
 
-    def products(self, first: int, count: int, systems: list[LinearSystem], vectors: Any) -> Any:
-        """`Slices.products`, from and to arrays."""
-        return self.slices.products(first, count, systems, as_tensor(vectors)).numpy()
+    def products(self, first: int, count: int, systems: list[LinearSystem], vectors: Any) -> tuple[Any, bool]:
+        """`Slices.products`, see `SliceActors.terms`."""
+        return self.slices.products(first, count, systems, as_tensor(vectors)).numpy(), True
+
+    def begin(self, gradients: Any, steps: int) -> Any:
+        """Begin the spaces of some gradients [n, P]; returns the vectors that are to be multiplied first."""
+        self.lanczos = None  # its memory is for the next one
+        self.lanczos = Lanczos(torch.tensor(gradients).to(self.device), steps)
+        return self.lanczos.vectors.cpu().numpy()
+
+    def step(self, blocks: list[Block], *terms: NDArray[np.float32]) -> tuple[Any, bool]:
+        """Take a step, given the terms of the products; returns the next vectors, and whether there is another step."""
+        assert self.lanczos is not None
+        moved = {block: as_tensor(term).to(self.device) for block, term in zip(blocks, terms, strict=True)}
+        whole = Block(0, sum(block.size for block in blocks))
+        more = self.lanczos.step(joined(whole, moved))
+        return (self.lanczos.vectors.cpu().numpy(), True) if more else (np.empty(0), False)
+
+    def found(self) -> list[Any]:
+        """All of the spaces but their bases, see `KrylovSpaces`."""
+        assert self.lanczos is not None
+        return [part.numpy() for part in self.lanczos.spaces()[1:]]
+
+    def combine(self, coefficients: Any) -> Any:
+        """See `KrylovSpaces`."""
+        assert self.lanczos is not None
+        return self.lanczos.combine(torch.tensor(coefficients)).cpu().numpy()
 
     def call(self, at: int, method: str, *arguments: Any) -> Any:
-        """Call a method of `Slices`. Tensors travel as arrays, which cost Ray less."""
+        """Call a method of `Slices`."""
         given = [torch.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
         answer = getattr(self.slices, method)(at, *given)
         return tuple(part.numpy() for part in answer) if isinstance(answer, tuple) else answer.numpy()

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline import storage
 from pipeline.config import Config
@@ -14,6 +16,7 @@ from pipeline.corpus.shards import Shard
 from pipeline.errors import UserError
 from pipeline.inputs import load_inputs
 from pipeline.operate import plan as estimate
+from pipeline.operate.pace import PAIRS, Pace, measure
 from pipeline.operate.plan import plan, size
 from pipeline.run_folder.artifacts import KINDS
 from pipeline.run_folder.tables import Accounting, json_bytes
@@ -94,6 +97,29 @@ def test_what_is_done_is_not_estimated(tmp_path, tiny_model):
     assert found.done_bytes * 4 == found.bytes
 
 
+def test_what_a_core_reads_and_embeds_is_measured(tmp_path, tiny_model):
+    config = configure(tmp_path, tiny_model, EMBEDDED / "corpus")
+    inputs = load_inputs(config)
+    pace = measure(inputs.model, inputs.corpus, config.embed)
+    assert pace.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    started = time.perf_counter()
+    again = measure(inputs.model, inputs.corpus, config.embed)
+    assert PAIRS / again.reading < time.perf_counter() - started, "it reads so many pairs in less time than all of it takes"
+    line = plan(config).pace
+    assert line.startswith("a core here reads " if pace.device == "cpu" else "the GPU here embeds ")
+    storage.write_bytes(str(tmp_path / "bad" / "0.tar"), tar_bytes([("0.jpg", b"none"), ("0.txt", b"words")]))
+    assert plan(configure(tmp_path, tiny_model, tmp_path / "bad")).pace is None
+
+
+def test_what_rates_mean_for_a_corpus():
+    assert Pace("cpu", 200.0, 10.0).said(720_000) == (
+        "a core here reads 200 pairs/s and embeds 10: stage embed takes it 21 hours"
+    )
+    rates = "the GPU here embeds 10,100 pairs/s and a core reads 200"
+    said = f"{rates}: 51 cores keep one such GPU busy, and stage embed takes it 1 hours"
+    assert Pace("cuda", 200.0, 10_100.0).said(36_360_000) == said
+
+
 def test_what_can_not_be_had_is_said(tmp_path, tiny_model):
     with pytest.raises(UserError, match=r"corpus\.shards: no shard or folder"):
         plan(configure(tmp_path, tiny_model, tmp_path / "none"))
@@ -127,6 +153,7 @@ def test_sizes():
 MANY = """
 import json, resource, sys, ray
 from pipeline.config import Config
+from pipeline.operate.pace import PAIRS, Pace, measure
 from pipeline.operate.plan import plan
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 few, many = (Config.model_validate(config) for config in json.load(sys.stdin))

@@ -11,7 +11,7 @@ import torch
 from ray.exceptions import RayActorError
 
 from ecif.sample import halves
-from pipeline.workers.slices import MAX_REPLACEMENTS, UNEVEN, SliceActors, blocks
+from pipeline.workers.slices import MAX_REPLACEMENTS, UNEVEN, Block, SliceActors, blocks, joined
 
 
 def pool(resources, folder, deaths: int) -> SliceActors:
@@ -32,7 +32,7 @@ def pool(resources, folder, deaths: int) -> SliceActors:
 
         def summed(self, first, count):
             self.add(first, 0)  # may die
-            return halves(count, lambda at: torch.tensor(self.slices[first + at]).float().sin().sum()).numpy()
+            return halves(count, lambda at: torch.tensor(self.slices[first + at]).float().sin().sum()).numpy(), True
 
     return SliceActors(Adds, (), list(range(100)), resources._replace(workers=2))
 
@@ -57,12 +57,16 @@ def test_answers_come_in_order_and_are_the_same_whoever_was_lost(local_ray, tmp_
         gc.enable()
 
 
-@pytest.mark.parametrize("deaths", [0, 2])
-def test_a_sum_is_the_same_to_the_bit_whoever_computes_its_parts(local_ray, tmp_path, deaths):
-    with pool(local_ray, tmp_path, deaths) as actors:
+def test_terms_add_up_to_the_sum_by_halves(local_ray, tmp_path):
+    with pool(local_ray, tmp_path, 0) as actors:
         terms = [torch.tensor(one).float().sin().sum() for one in actors._slices]
-        assert actors.total("summed", read=torch.tensor) == halves(len(terms), terms.__getitem__)
-        assert len(list(tmp_path.iterdir())) == deaths
+        found = {block: torch.tensor(term) for block, term in zip(actors.blocks, ray.get(actors.terms("summed")), strict=True)}
+        assert joined(Block(0, len(terms)), found) == halves(len(terms), terms.__getitem__)
+
+
+def test_a_lost_actor_is_an_error_before_a_term_is_used(local_ray, tmp_path):
+    with pool(local_ray, tmp_path, 1) as actors, pytest.raises(RayActorError):
+        actors.terms("summed")
 
 
 @pytest.mark.parametrize("slices", [1, 2, 3, 7, 31, 32])
