@@ -1,7 +1,7 @@
 """Stage `solve`: the shared inverse-Hessian system, q = (H + damping I)^-1 grad L_T for every target and set of heads.
 
-Actors hold slices of the sampled features and return Gauss-Newton products. The reducer sums these in fixed order. It takes the
-conjugate gradient steps of all systems of a target together (`ecif.directions`). Objects that exist are read.
+Actors hold slices of the sampled features and compute Gauss-Newton products. One of them sums these in fixed order, and takes
+the conjugate gradient steps of all systems of a target together (`ecif.directions`). Objects that exist are read.
 """
 
 import logging
@@ -100,7 +100,7 @@ def solve(run: Run, how: HowToFit, fitted: FittedHeads, sample: ReadSample, targ
 def _solve(run: Run, how: HowToFit, fitted: FittedHeads, sample: Sample, questions: list[Question]) -> None:
     """Compute and write the evidence and the directions that are missing.
 
-    Targets are solved one after the other, because the Krylov bases of one target's systems are the driver's largest tensors.
+    Targets are solved one after the other, because the Krylov bases of one target's systems are the largest tensors of all.
     """
     config, artifacts = run.config, run.artifacts
     for question in questions:
