@@ -30,7 +30,8 @@ from ecif.heads import Heads, standardised
 from ecif.heads.cross_fit import NO_FIT, CrossFit, HowToFit, Job, Refit, Refitter, removals, run_fits
 from ecif.losses import CLIP, Loss
 from ecif.registry import find_kind
-from ecif.sample import LocalSystem, Sample, Shared, gather_evidence, sample_bank
+from ecif.sample import Sample
+from ecif.system import LocalSystem, Shared, gather_evidence, sample_bank
 from ecif.targets import TargetLoss
 from ecif.targets.question import deal
 

@@ -6,6 +6,7 @@ heads that were fitted without its fold.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from ecif.damping import choose_damping
 from ecif.heads import Heads
 from ecif.heads.cross_fit import FittedHeads
 from ecif.permutation import permutation
-from ecif.sample import LinearSystem, SampleSystem
+from ecif.system import LinearSystem, SampleSystem
 from ecif.targets.question import PARTS, Question, coverage_of
 
 BANK = 4096  # the most pairs of a target that pairs are compared with
@@ -115,6 +116,11 @@ def _scores(parts: Tensor, agreement: Tensor, without: int) -> Tensor:
     return torch.stack([len(parts) / len(asked) * parts[asked].sum(0), agreement[1 + without]])
 
 
+def _gradient(question: Question, at: tuple[Heads, list[Tensor]]) -> Tensor:
+    """Gradient [P] of the target's loss at some heads, on some batches."""
+    return question.gradient(*at)
+
+
 def _bank(question: Question, heads: Heads, seed: int) -> Bank:
     """A bank of the target's pairs, or of BANK random ones if there are more."""
     rows = torch.cat(question.rows)
@@ -133,7 +139,7 @@ def _calibrate(
     taken if there are no refits.
     """
     groups, checkpoints = question.groups, len(fitted.path)
-    gradients = [question.gradient(heads, group) for heads in fitted.path for group in groups]
+    gradients = system.spread(partial(_gradient, question), [(heads, group) for heads in fitted.path for group in groups])
     systems = [LinearSystem(c, -1) for c in range(checkpoints) for _ in groups]
     spaces = system.krylov(systems, torch.stack(gradients), how.iterations)
     top = spaces.largest_eigenvalue().view(checkpoints, -1).amax(1).repeat_interleave(len(groups))
@@ -145,7 +151,7 @@ def _calibrate(
         influence += system.influence(c, mine).view(influence.shape) / checkpoints
     best, lds = 0, list[float]()
     if refitted.heads:
-        losses = torch.stack([question.group_losses(heads) for heads in refitted.heads])
+        losses = torch.stack(system.spread(question.group_losses, refitted.heads))
         best, lds = choose_damping(influence, refitted.removed, losses, how.dampings, residuals.tolist())
     reached = lds[best] if lds and math.isfinite(lds[best]) else None
     return influence[best], Calibration(how.dampings[best], reached, len(refitted.heads), lds, residuals.tolist())
@@ -165,7 +171,7 @@ def _cross_fitted(
     systems = [LinearSystem(len(fitted.path) + f * len(fitted.folds[0]) + s, f) for f, s, _ in every]
     answers, largest = [], 0.0
     for part in question.parts:
-        gradients = torch.stack([question.gradient(heads, part) for _, _, heads in every])
+        gradients = torch.stack(system.spread(partial(_gradient, question), [(heads, part) for _, _, heads in every]))
         spaces = system.krylov(systems, gradients, how.iterations)
         found, residual = spaces.solve(damping * spaces.largest_eigenvalue())
         answers.append(found.view(len(fitted.folds), len(fitted.folds[0]), -1))

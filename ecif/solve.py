@@ -79,7 +79,7 @@ class Lanczos:
 
     def step(self, products: Tensor) -> bool:
         """Take a step, given H `vectors`; False if it was the last: no more are asked for, or all spaces are exhausted."""
-        m, w = self._taken, products
+        m, w = self._taken, products.to(self.basis)
         self._diagonal[:, m] = _dot(w.double(), self.basis[:, m].double())
         known = self.basis[:, : m + 1]
         for _ in range(2):  # full reorthogonalisation, twice: in float32 the basis would lose its orthogonality otherwise

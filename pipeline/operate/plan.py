@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ecif.columns.filter import QUANTILES
 from ecif.copies import COPIES
-from ecif.sample import BANK
+from ecif.system import BANK
 from ecif.targets.question import CALIBRATION_GROUPS, PARTS
 from pipeline import storage
 from pipeline.config import Config

@@ -16,7 +16,7 @@ from ecif.projected.gradients import pair_gradients, project_batch
 from ecif.projected.projection import random_projection
 from ecif.projected.sampled import sampled_gauss_newton
 from ecif.projected.second_order import correction
-from ecif.sample import BANK
+from ecif.system import BANK
 from tests.benchmarks.support.timing import seconds
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.usefixtures("one_thread")]

@@ -17,7 +17,8 @@ from ecif.fit_choice import Grid, choose_fit
 from ecif.heads import Heads, embed, logits, standardised
 from ecif.heads.cross_fit import NO_FIT, CrossFit, HowToFit, Hyperparameters, Job, Refit, removals, run_fits
 from ecif.losses import CLIP
-from ecif.sample import LocalSystem, Sample, Shared, sample_bank
+from ecif.sample import Sample
+from ecif.system import LocalSystem, Shared, sample_bank
 from ecif.targets import Contrastive
 from ecif.targets.question import deal
 from tests.support.clip_like import ClipLike, clip_like, statistics

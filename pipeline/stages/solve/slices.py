@@ -1,10 +1,11 @@
-"""The sample, spread over Ray actors. Each of them holds some slices (`ecif.sample`).
+"""The sample, spread over Ray actors. Each of them holds some slices (`ecif.system`).
 
 One of them also takes the Lanczos steps, on its GPU if it has one. Vectors and products go from actor to actor. What is next is
 all that the driver says.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from ecif.columns.bank import Bank
 from ecif.heads.cross_fit import FittedHeads
-from ecif.sample import LinearSystem, Sample, SampleSystem, Shared, Slices
+from ecif.sample import Sample
 from ecif.solve import KrylovSpaces, Lanczos, gradient_norms
+from ecif.system import Item, LinearSystem, Result, SampleSystem, Shared, Slices
 from pipeline.stages.fit.stage import as_tensor
 from pipeline.workers.cluster import Resources, device
 from pipeline.workers.progress import Stage
+from pipeline.workers.shards import in_tasks
 from pipeline.workers.slices import Block, SliceActors, joined
 
 
@@ -50,6 +53,10 @@ class SampleActors(SliceActors, SampleSystem):
         once = [ray.put(a.numpy()) if isinstance(a, Tensor) else ray.put(a) if isinstance(a, Bank) else a for a in arguments]
         answers = super().each("call", method, *once)
         yield from (_tensors(answer) for answer in answers)
+
+    def spread(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+        """A function of each item, in tasks beside the actors. It computes on CPUs."""
+        return list(in_tasks("solve", partial(_alone, function), items, self._resources, together=1))
 
     def krylov(self, systems: list[LinearSystem], gradients: Tensor, steps: int) -> KrylovSpaces:
         """Krylov spaces of all systems together. If an actor is lost, new ones begin again, to the same end."""
@@ -139,6 +146,12 @@ class _Slices:
         given = [torch.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
         answer = getattr(self.slices, method)(at, *given)
         return tuple(part.numpy() for part in answer) if isinstance(answer, tuple) else answer.numpy()
+
+
+def _alone(function: Callable[[Item], Result], item: Item) -> Result:
+    """Call a function with torch in one thread, as the driver is: sums must not depend on how many cores there are."""
+    device()
+    return function(item)
 
 
 def _tensors(answer: Any) -> Any:

@@ -8,7 +8,8 @@ from ecif.columns.bank import build_bank
 from ecif.heads import standardised
 from ecif.heads.cross_fit import FittedHeads
 from ecif.losses import CLIP
-from ecif.sample import LinearSystem, LocalSystem, Sample, Shared
+from ecif.sample import Sample
+from ecif.system import LinearSystem, LocalSystem, Shared
 from pipeline.stages.solve.slices import SampleActors
 from pipeline.workers.progress import Stage
 from tests.support.problems import random_features, random_heads

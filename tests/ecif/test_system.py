@@ -13,7 +13,8 @@ from ecif.heads.cross_fit import FittedHeads
 from ecif.heads.curvature import gauss_newton_product
 from ecif.heads.influence import pair_losses, score
 from ecif.losses import CLIP
-from ecif.sample import MAX_SLICES, LinearSystem, LocalSystem, Sample, Shared, Slices, gather_evidence, sample_bank, sliced
+from ecif.sample import Sample
+from ecif.system import MAX_SLICES, LinearSystem, LocalSystem, Shared, Slices, gather_evidence, sample_bank, sliced
 
 G = torch.Generator().manual_seed(0)
 CPU = torch.device("cpu")
@@ -228,7 +229,7 @@ def test_a_swap_of_two_equal_captions_is_no_evidence_of_a_swap():
 
 def rows_of_bank(monkeypatch, size: int, seed: int) -> list[int]:
     """Which sampled pairs a bank of this size holds, by their images and by their captions."""
-    monkeypatch.setattr("ecif.sample.BANK", size)
+    monkeypatch.setattr("ecif.system.BANK", size)
     bank = sample_bank(SAMPLE, CHECKPOINT, seed)
     found = []
     for known, centre, every in (

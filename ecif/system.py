@@ -1,0 +1,320 @@
+"""Linear systems over the sample of a corpus, and the scores of the sampled pairs.
+
+The sampled pairs are held in slices. Products and scores are computed slice by slice and summed in a fixed order, so no number
+depends on how many processes hold the slices. `Slices` computes. `SampleSystem` sums the results of all slices. A subclass of
+`SampleSystem` decides where slices are held: in this process, or in a pool of actors.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from ecif.columns.agreement import agreement_with_target
+from ecif.columns.bank import Bank, build_bank
+from ecif.columns.contract import HeldOutPairs, PairScore
+from ecif.columns.evidence import Evidence
+from ecif.copies import alike, directions
+from ecif.heads import Embedded, Heads, embed
+from ecif.heads.cross_fit import FittedHeads
+from ecif.heads.curvature import gauss_newton_product
+from ecif.heads.influence import PairScores, score
+from ecif.losses import Loss
+from ecif.permutation import permutation
+from ecif.sample import Sample, consecutive
+from ecif.solve import KrylovSpaces, krylov
+
+MAX_SLICES = 32
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+BANK = 16_384  # the most pairs that a bank of neighbours holds
+
+
+class LinearSystem(NamedTuple):
+    """One linear system: the heads at which the curvature is taken, and the pairs that it is summed over."""
+
+    heads: int  # position in the list of heads that the slices hold
+    without_fold: int  # the fold whose pairs are left out of the curvature; -1 leaves out none
+
+
+class Shared(NamedTuple):
+    """The objects that every process with slices holds in full."""
+
+    sample: Sample
+    heads: list[Heads]  # all fitted heads; methods refer to them by position
+    checkpoint: Heads  # the model's own heads
+    loss: Loss  # the loss that the heads were fitted to
+    bank: Bank
+
+
+class _Slice(NamedTuple):
+    """One slice: some batches of the sample."""
+
+    first: list[Tensor]  # rows of its batches in the fit
+    repeated: list[Tensor]  # rows of its batches in all repeats
+    rows: Tensor  # [M] of its pairs
+    embedded: list[Embedded]  # its pairs under every set of heads
+
+
+class Slices:
+    """Some slices of the sample, embedded under every set of heads.
+
+    Args:
+        shared: the sample and the heads.
+        slices: for each slice, the places of its batches, see `Sample.places`.
+        device: where to compute.
+    """
+
+    def __init__(self, shared: Shared, slices: list[list[tuple[Tensor, ...]]], device: torch.device):
+        self.sample, self.loss, self.device = shared.sample, shared.loss, device
+        self.heads = [h.to(device) for h in shared.heads]
+        self.checkpoint, self.bank = shared.checkpoint.to(device), shared.bank.to(device)
+        self.partners = self.sample.partners()
+        self.slices = [self._slice(places) for places in slices]
+
+    def products(self, first: int, count: int, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
+        """Gauss-Newton products [n, P], summed over some slices: vector i is multiplied by the curvature of system i.
+
+        Args:
+            first: position of the first slice.
+            count: number of slices, summed in the order of `halves`.
+            systems: n systems.
+            vectors: [n, P].
+        """
+        vectors = vectors.to(self.device)
+        return halves(count, lambda at: self._products(first + at, systems, vectors)).cpu()
+
+    def _products(self, at: int, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
+        out = torch.empty_like(vectors)
+        fold = self.sample.fold[self.slices[at].rows]
+        for system in dict.fromkeys(systems):
+            mine = [i for i, s in enumerate(systems) if s == system]
+            batches = [rows[fold[rows] != system.without_fold] for rows in consecutive(self.slices[at].first)]
+            pairs = self.slices[at].embedded[system.heads]
+            out[mine] = gauss_newton_product(self.heads[system.heads], pairs, batches, vectors[mine], self.loss)
+        return out
+
+    def influence(self, at: int, heads: int, directions: Tensor) -> Tensor:
+        """Influence [n, M] of one slice's pairs on n directions, in the batches of the fit."""
+        scores = self._score(self.slices[at].embedded[heads], heads, self.slices[at].first, directions)
+        return (scores.positive + scores.negative).cpu()
+
+    def held_out_influence(self, at: int, heads: int, directions: Tensor, fold: int, plant: bool) -> tuple[Tensor, Tensor]:
+        """Influence of one fold's pairs in the batches of all repeats.
+
+        Args:
+            at: position of the slice.
+            heads: position of heads that were fitted without the fold.
+            directions: [n, P].
+            fold: the fold whose pairs are scored.
+            plant: give the fold's pairs the captions of their partners.
+
+        Returns:
+            [M] rows of the sample, each once for every repeat, and their influence [M, n].
+        """
+        rows, images, texts, mine = self._with_plants(at, fold, plant)
+        scores = self._score(embed(self.heads[heads], images, texts), heads, self.slices[at].repeated, directions)
+        return rows[mine], (scores.positive + scores.negative).T.cpu()[mine]
+
+    def held_out_scores(
+        self, at: int, scores: list[PairScore], heads: list[int], fold: int, plant: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of one fold's pairs under heads that were fitted without the fold, in the batches of all repeats.
+
+        Args:
+            at: position of the slice.
+            scores: E scores that depend on fitted heads (`of_fold`).
+            heads: positions of the fitted heads, one for each seed.
+            fold: the fold whose pairs are scored.
+            plant: give the fold's pairs the captions of their partners.
+
+        Returns:
+            [M] rows of the sample, each once for every repeat, and their scores [M, E].
+        """
+        rows, images, texts, mine = self._with_plants(at, fold, plant)
+        pairs = self._pairs(rows, images, texts, self.slices[at].repeated, [self.heads[h] for h in heads])
+        return rows[mine], torch.stack([s.values(pairs).cpu() for s in scores], 1)[mine]
+
+    def scores(self, at: int, scores: list[PairScore], plant: bool) -> Tensor:
+        """Scores [M, E] that do not depend on fitted heads, of one slice's pairs in the batches of the fit.
+
+        With `plant`, every pair has the caption of its partner.
+        """
+        rows = self.slices[at].rows
+        features = self.sample.features(rows, self.partners[rows] if plant else rows, self.device)
+        pairs = self._pairs(rows, *features, self.slices[at].first, [])
+        return torch.stack([s.values(pairs).cpu() for s in scores], 1)
+
+    def agreement(self, at: int, bank: Bank, without: list[int], plant: bool) -> Tensor:
+        """Agreement [W, M] of one slice's pairs with a target's.
+
+        Args:
+            at: position of the slice.
+            bank: the target's pairs.
+            without: see `agreement_with_target`.
+            plant: give every pair the caption of its partner.
+        """
+        rows = self.slices[at].rows
+        features = self.sample.features(rows, self.partners[rows] if plant else rows, self.device)
+        return agreement_with_target(bank.to(self.device), *features, without).cpu()
+
+    def _slice(self, places: list[tuple[Tensor, ...]]) -> _Slice:
+        first = [place[0] for place in places]
+        rows = torch.cat(first)
+        features = self.sample.features(rows, rows, self.device)  # all sets of heads share them
+        embedded = [embed(heads, *features) for heads in self.heads]
+        return _Slice(first, [batch for place in places for batch in place], rows, embedded)
+
+    def _with_plants(self, at: int, fold: int, plant: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A slice's rows in all repeats, their image and text features, and a mask [rows] of those in the fold."""
+        rows = torch.cat(self.slices[at].repeated)
+        mine = self.sample.fold[rows] == fold
+        texts = torch.where(mine, self.partners[rows], rows) if plant else rows
+        return rows, *self.sample.features(rows, texts, self.device), mine
+
+    def _pairs(self, rows: Tensor, images: Tensor, texts: Tensor, batches: list[Tensor], fitted: list[Heads]) -> HeldOutPairs:
+        together = [r.to(self.device) for r in consecutive(batches)]
+        fold = self.sample.fold[rows].to(self.device)
+        return HeldOutPairs(images, texts, fold, together, self.checkpoint, fitted, self.loss, self.bank)
+
+    def _score(self, pairs: Embedded, heads: int, batches: list[Tensor], directions: Tensor) -> PairScores:
+        return score(self.heads[heads], pairs, consecutive(batches), directions.to(self.device), self.loss)
+
+
+class SampleSystem(ABC):
+    """All slices of a sample: calls them and sums or joins their results.
+
+    Args:
+        sample: the whole sample.
+        repeats: number of batch permutations that scores are averaged over.
+        fitted: the heads that the slices hold, in the order of `FittedHeads.every`.
+    """
+
+    def __init__(self, sample: Sample, repeats: int, fitted: FittedHeads):
+        self.sample, self.pairs, self.repeats = sample, len(sample.fold), repeats
+        self.folds, self.path, self.checkpoints = len(fitted.folds), len(fitted.path), len(fitted.path)
+        self.seeds = len(fitted.folds[0]) // self.checkpoints
+
+    @abstractmethod
+    def each(self, method: str, *arguments: Any) -> Iterator[Any]:
+        """What a method of `Slices` returns for each slice, in their order."""
+
+    @abstractmethod
+    def krylov(self, systems: list[LinearSystem], gradients: Tensor, steps: int) -> KrylovSpaces:
+        """Krylov spaces of all systems together; gradients [n, P]. Products are summed over slices in the order of `halves`."""
+
+    def spread(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+        """A function of each item, which needs no slice: here if the slices are, else on workers."""
+        return [function(item) for item in items]
+
+    def influence(self, heads: int, directions: Tensor) -> Tensor:
+        """[n, N] influence of every sampled pair on n directions, under one set of heads."""
+        return torch.cat(list(self.each("influence", heads, directions)), 1)
+
+    def held_out_influence(self, directions: Tensor, plant: bool = False) -> Tensor:
+        """Cross-fitted influence [n, N] of every sampled pair, mean over seeds, checkpoints and repeats.
+
+        Each pair is scored by heads fitted without its fold. The score table averages over the same number of repeats.
+
+        Args:
+            directions: [K, fits, n, P].
+            plant: score planted swaps: each pair has the caption of its partner in the same fold, see `Sample.partners`.
+        """
+        folds, fits, count, _ = directions.shape
+        sums = torch.zeros(self.pairs, count)
+        for f in range(folds):
+            for s in range(fits):
+                arguments = (self.path + f * fits + s, directions[f, s], f, plant)
+                for rows, values in self.each("held_out_influence", *arguments):
+                    sums.index_add_(0, rows, values / (fits * self.repeats))
+        return sums.T.contiguous()
+
+    def agreement(self, bank: Bank, without: list[int], plant: bool = False) -> Tensor:
+        """[W, N] agreement of every sampled pair with a target's pairs.
+
+        Args:
+            bank: the target's pairs.
+            without: see `agreement_with_target`.
+            plant: see `held_out_influence`.
+        """
+        return torch.cat(list(self.each("agreement", bank, without, plant)), 1)
+
+    def scores(self, scores: list[PairScore], plant: bool = False) -> Tensor:
+        """Cross-fitted scores [E, N] of every sampled pair, under the fitted heads.
+
+        Args:
+            scores: E scores.
+            plant: see `held_out_influence`.
+        """
+        out = torch.zeros(len(scores), self.pairs)
+        of_fold = [i for i, s in enumerate(scores) if s.of_fold]
+        others = [i for i, s in enumerate(scores) if not s.of_fold]
+        if others:
+            out[others] = torch.cat(list(self.each("scores", [scores[i] for i in others], plant))).T
+        if of_fold:
+            sums = torch.zeros(self.pairs, len(of_fold))
+            for f in range(self.folds):
+                ends = [self.path + (f * self.seeds + s + 1) * self.checkpoints - 1 for s in range(self.seeds)]
+                for rows, values in self.each("held_out_scores", [scores[i] for i in of_fold], ends, f, plant):
+                    sums.index_add_(0, rows, values / self.repeats)
+            out[of_fold] = sums.T
+        return out
+
+
+class LocalSystem(SampleSystem):
+    """All slices in this process; arguments are those of `Slices` and `SampleSystem`."""
+
+    def __init__(self, fitted: FittedHeads, shared: Shared, repeats: int):
+        super().__init__(shared.sample, repeats, fitted)
+        self.slices = Slices(shared, sliced(shared.sample.places(repeats)), fitted.full.image.device)
+
+    def each(self, method: str, *arguments: Any) -> Iterator[Any]:
+        """What a method of `Slices` returns for each slice, in their order."""
+        return (getattr(self.slices, method)(at, *arguments) for at in range(len(self.slices.slices)))
+
+    def product(self, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
+        """H vectors [n, P] of every system: `Slices.products` over all slices."""
+        return self.slices.products(0, len(self.slices.slices), systems, vectors)
+
+    def krylov(self, systems: list[LinearSystem], gradients: Tensor, steps: int) -> KrylovSpaces:
+        """Krylov spaces of all systems together."""
+        return krylov(lambda vectors: self.product(systems, vectors), gradients, steps)
+
+
+def sample_bank(sample: Sample, checkpoint: Heads, seed: int) -> Bank:
+    """A bank of all sampled pairs, or of BANK random ones if there are more; `checkpoint` are the model's own heads."""
+    rows = permutation(len(sample.fold), "bank", seed)[:BANK].sort().values
+    return build_bank(*sample.features(rows, rows, torch.device("cpu")), sample.fold[rows], checkpoint)
+
+
+def gather_evidence(system: SampleSystem, scores: list[PairScore], bank: Bank) -> Evidence:
+    """The evidence that misalignment is learned from, without the influence on targets.
+
+    Args:
+        system: the sample.
+        scores: E scores that count as evidence.
+        bank: the bank that the slices hold.
+    """
+    sample = system.sample
+    return Evidence(system.scores(scores), system.scores(scores, plant=True), _swapped(sample), sample.fold, bank)
+
+
+def _swapped(sample: Sample) -> Tensor:
+    """[N] bool: whether a planted swap is one. It is not if the pair gets the caption of a copy, or one that says the same."""
+    partner = sample.partners()
+    captions = directions(sample.texts, sample.texts.double().mean(0))
+    other = partner != torch.arange(len(partner)) if sample.group is None else sample.group != sample.group[partner]
+    return other & ~alike(captions, captions[partner])
+
+
+def sliced(items: list[Any]) -> list[list[Any]]:
+    """Cut a list, in order, into at most MAX_SLICES parts of about the same size."""
+    count = min(MAX_SLICES, len(items))
+    return [items[i * len(items) // count : (i + 1) * len(items) // count] for i in range(count)]
+
+
+def halves(count: int, term: Callable[[int], Tensor]) -> Tensor:
+    """The sum of `count` terms, that of the first half plus that of the second: so any half can be summed somewhere else."""
+    return term(0) if count == 1 else halves(half := count // 2, term) + halves(count - half, lambda at: term(half + at))
