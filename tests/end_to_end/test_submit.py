@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -79,10 +80,12 @@ def test_prometheus_sees_a_run_and_the_board_asks_for_nothing_else(submit, head,
     config = write_config(tmp_path, tmp_path / "run", broken, tiny_model)
     asked = set(re.findall(r"ray_ecif_\w+", (ROOT / "infra" / "grafana.json").read_text()))
     assert asked == set(re.findall(r"ray_ecif_\w+", str(metrics.__doc__)))
-    name = submit(config, "--no-wait").out.strip()
-    seen = list[str]()
-    while submit(config, "--status").out != f"{name} SUCCEEDED\n":
+    assert submit(config, "--no-wait").code == 0
+    seen, end = list[str](), time.monotonic() + PATIENCE_S
+    while not (tmp_path / "run" / "run.json").exists():
+        assert time.monotonic() < end
         seen += [line for line in head.metrics().splitlines() if line.startswith("ray_ecif_")]
+        time.sleep(0.5)
     assert {line.partition("{")[0] for line in seen} == asked
     for of in ('stage="publish"', 'stage="score",state="left"', 'reason="undecodable_image"', 'state="busy"'):
         assert any(of in line for line in seen), of

@@ -55,8 +55,8 @@ class SampleActors(SliceActors, SampleSystem):
         yield from (_tensors(answer) for answer in answers)
 
     def spread(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-        """A function of each item, in tasks beside the actors. It computes on CPUs."""
-        return list(in_tasks("solve", partial(_alone, function), items, self._resources, together=1))
+        """A function of each item, on CPUs: in threads of tasks beside the actors, because each process imports for seconds."""
+        return list(in_tasks("solve", partial(_alone, function), items, self._resources))
 
     def krylov(self, systems: list[LinearSystem], gradients: Tensor, steps: int) -> KrylovSpaces:
         """Krylov spaces of all systems together. If an actor is lost, new ones begin again, to the same end."""
