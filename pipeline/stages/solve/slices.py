@@ -121,7 +121,7 @@ class _Slices:
         """Begin the spaces of some gradients [n, P]; returns the vectors that are to be multiplied first."""
         self.lanczos = None  # its memory is for the next one
         self.lanczos = Lanczos(torch.tensor(gradients).to(self.device), steps)
-        return self.lanczos.vectors.cpu().numpy()
+        return _array(self.lanczos.vectors)
 
     def step(self, blocks: list[Block], *terms: NDArray[np.float32]) -> tuple[Any, bool]:
         """Take a step, given the terms of the products; returns the next vectors, and whether there is another step."""
@@ -129,7 +129,7 @@ class _Slices:
         moved = {block: as_tensor(term).to(self.device) for block, term in zip(blocks, terms, strict=True)}
         whole = Block(0, sum(block.size for block in blocks))
         more = self.lanczos.step(joined(whole, moved))
-        return (self.lanczos.vectors.cpu().numpy(), True) if more else (np.empty(0), False)
+        return (_array(self.lanczos.vectors), True) if more else (np.empty(0), False)
 
     def found(self) -> list[Any]:
         """All of the spaces but their bases, see `KrylovSpaces`."""
@@ -152,6 +152,11 @@ def _alone(function: Callable[[Item], Result], item: Item) -> Result:
     """Call a function with torch in one thread, as the driver is: sums must not depend on how many cores there are."""
     device()
     return function(item)
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    """A tensor as an array in one piece, which Ray passes on without copies."""
+    return tensor.cpu().contiguous().numpy()
 
 
 def _tensors(answer: Any) -> Any:
