@@ -157,7 +157,7 @@ def attribute(
 
 
 def _refitter(start: Heads, sample: Sample, settings: Settings) -> Refitter:
-    """Runs fits, one after the other, as held-out pairs choose."""
+    """Runs fits, as held-out pairs choose."""
     how = HowToFit(start, settings.loss, settings.batch_size, NO_FIT)
 
     def fits(jobs: list[Job]) -> list[list[Heads]]:

@@ -27,9 +27,7 @@ class KrylovSpaces(NamedTuple):
     The bases are large. They may be somewhere else, so only combinations of their vectors can be had.
     """
 
-    combine: Callable[
-        [Tensor], Tensor
-    ]  # [n, m] coefficients -> [n, P], for each system the sum of its basis vectors times them
+    combine: Callable[[Tensor], Tensor]  # [n, m] coefficients -> [n, P], sums of each system's basis vectors
     diagonal: Tensor  # [n, m] of T, float64
     off_diagonal: Tensor  # [n, m] of T, float64; the last column is beta_m, a factor of the residual
     norm: Tensor  # [n] |g|, float64

@@ -19,6 +19,18 @@ def best_precision(device: torch.device) -> Precision:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
+def prepare(model: nn.Module, precision: Precision | Literal["auto"], device: torch.device) -> Precision:
+    """Move a model to a device, its weights as a precision keeps them, in place; `auto` is the best of the device.
+
+    Returns:
+        The precision, for `computed_in`.
+    """
+    precision = best_precision(device) if precision == "auto" else precision
+    keep_weights_in(precision, model)
+    model.to(device)
+    return precision
+
+
 def keep_weights_in(precision: Precision, model: nn.Module) -> None:
     """Store the weights of a trunk's matrix products and convolutions in a precision, in place.
 

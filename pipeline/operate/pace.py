@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ecif.towers import Towers
-from ecif.towers.precision import best_precision, computed_in, keep_weights_in
+from ecif.towers.precision import computed_in, prepare
 from pipeline import storage
 from pipeline.corpus.captions import find_pairs
 from pipeline.corpus.images import Resize
@@ -74,9 +74,7 @@ def _read(corpus: Dataset, preprocess: dict[str, Any], limits: Embed) -> tuple[l
 
 
 def _embedded_a_second(model: Towers, pairs: list[Pair], limits: Embed, to: torch.device) -> float:
-    precision = best_precision(to) if limits.precision == "auto" else limits.precision
-    keep_weights_in(precision, model)
-    model.to(to)
+    precision = prepare(model, limits.precision, to)
     some = list(islice(cycle(pairs), BATCH[to.type]))
     pixels = torch.from_numpy(np.stack([pair.pixels for pair in some])).permute(0, 3, 1, 2).contiguous().to(to)
     tokens = torch.from_numpy(as_tokens(model.tokenizer, [pair.caption for pair in some])).long().to(to)

@@ -103,10 +103,11 @@ def publish(publication: Publication, corpus: Dataset, resources: Resources) -> 
             storage.delete(publication.url(shard))
         if todo:
             same = in_tasks("publish", PublishShard(publication), todo, resources)
-            for left, shard in zip(reversed(range(len(todo))), todo, strict=True):
-                if not next(same):
+            for number, (shard, scored_the_same) in enumerate(zip(todo, same, strict=True), 1):
+                if not scored_the_same:
                     raise RunError(f"{shard}: the checkpoints scored different pairs; see the quarantine tables of each")
                 progress.advance(pairs[shard])
+                left = len(todo) - number
                 metrics.shards("publish", len(pairs) - left, left)
     listed = publication.listed() if todo else {shard: written.listed[shard] for shard in pairs}
     if todo or not written.said.complete:

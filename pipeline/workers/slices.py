@@ -4,14 +4,14 @@ Results are computed for each slice, or summed over slices in the order of `ecif
 many actors there are, or on how often one was lost.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 from torch import Tensor
 
-from ecif.system import sliced
+from ecif.system import Result, sliced
 from pipeline.console import say
 from pipeline.workers.cluster import Resources, free_actors
 
@@ -59,7 +59,7 @@ class SliceActors:
                     answer = ray.get(pending[at])
                     break
                 except (RayActorError, ObjectLostError) as error:
-                    self.replace(error)
+                    self._replace(error)
                     pending[at:] = self._ask(method, arguments, at)
             yield answer
 
@@ -81,8 +81,15 @@ class SliceActors:
         ray.get([there for _, there in found])
         return [term for term, _ in found]
 
-    def replace(self, error: RayActorError | ObjectLostError) -> None:
-        """Start new actors for those of which one was lost; raise the error if that does not help."""
+    def whoever_is_lost(self, work: Callable[[], Result]) -> Result:
+        """What some work with the actors returns. If an actor is lost, it is done again with new ones."""
+        while True:
+            try:
+                return work()
+            except (RayActorError, ObjectLostError) as error:
+                self._replace(error)
+
+    def _replace(self, error: RayActorError | ObjectLostError) -> None:
         if getattr(error, "actor_init_failed", False) or self.replaced == MAX_REPLACEMENTS:
             raise error
         self.replaced += 1

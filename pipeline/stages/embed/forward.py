@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecif.towers.precision import Precision, best_precision, computed_in, keep_weights_in
+from ecif.towers.precision import Precision, computed_in, prepare
 from pipeline.sections import Model
 from pipeline.stages.embed.rows import Part
 from pipeline.workers.cluster import device
@@ -40,10 +40,8 @@ class Forward:
         # Parts lie in Ray's object store, which nobody writes into: torch warns of that, and only reads.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         self.device = device()
-        self.precision = best_precision(self.device) if precision == "auto" else precision
         self.towers = load(model)
-        keep_weights_in(self.precision, self.towers)
-        self.towers.to(self.device)
+        self.precision = prepare(self.towers, precision, self.device)
         self._turn = threading.Lock()
         self._copies = torch.cuda.Stream() if self.device.type == "cuda" else None
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecif.towers.precision import Precision, best_precision, computed_in, keep_weights_in
+from ecif.towers.precision import Precision, computed_in, prepare
 from pipeline import storage
 from pipeline.errors import RunError, UserError
 from pipeline.run_folder import tensors
@@ -72,12 +72,9 @@ def read_prompt_features(dataset: Dataset) -> NDArray[np.float16]:
 
 def _embed(model: Model, precision: Precision | Literal["auto"], prompts: list[str]) -> NDArray[np.float16]:
     to = device()
-    precision = best_precision(to) if precision == "auto" else precision
     tower = load(model)
-    keep_weights_in(precision, tower)
-    tower.to(to)
     size = FORWARD_BATCH[to.type]
-    with computed_in(precision, to):
+    with computed_in(prepare(tower, precision, to), to):
         parts = [tower.text_features(prompts[i : i + size]).half().cpu() for i in range(0, len(prompts), size)]
     return torch.cat(parts).numpy()
 

@@ -37,11 +37,11 @@ def choose_how_to_fit(run: Run, start: Heads, sample: ReadSample) -> FitChoice:
         grid = Grid.of(config.fit.learning_rate, config.fit.epochs, config.fit.pull, config.fit.checkpoints)
         how, pairs = how_to_fit(config, start, NO_FIT), sample()
 
-        def run_fits(jobs: list[Job]) -> list[list[Heads]]:
+        def try_fits(jobs: list[Job]) -> list[list[Heads]]:
             with Stage("try fits", len(jobs)) as progress:
                 return fits(run.resources, how, pairs, progress)(jobs)
 
-        return choose_fit(how, pairs, grid, run_fits, config.seed)
+        return choose_fit(how, pairs, grid, try_fits, config.seed)
 
     choice = tensors.once(run.artifacts.url("fit_choice"), FitChoice, choose)
     say(choice.line())

@@ -12,7 +12,6 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import ObjectLostError, RayActorError
 from torch import Tensor
 
 from ecif.columns.bank import Bank
@@ -62,35 +61,30 @@ class SampleActors(SliceActors, SampleSystem):
         """Krylov spaces of all systems together. If an actor is lost, new ones begin again, to the same end."""
         gradient_norms(gradients)  # raises ValueError here, before anything is sent
         asked = _Asked(systems, ray.put(gradients.numpy()), steps)
-        found = self._lanczos(asked)
+        found = self.whoever_is_lost(lambda: self._lanczos(asked))
 
         def combine(coefficients: Tensor) -> Tensor:
-            nonlocal found
-            while True:
-                try:
-                    if self.replaced != found.actors:
-                        found = self._lanczos(asked)
-                    return as_tensor(ray.get(self.actors[0].combine.remote(coefficients.numpy()))).clone()
-                except (RayActorError, ObjectLostError) as error:
-                    self.replace(error)
+            def once() -> Tensor:
+                nonlocal found
+                if self.replaced != found.actors:
+                    found = self._lanczos(asked)
+                return as_tensor(ray.get(self.actors[0].combine.remote(coefficients.numpy()))).clone()
+
+            return self.whoever_is_lost(once)
 
         return KrylovSpaces(combine, *found.small)
 
     def _lanczos(self, asked: "_Asked") -> "_Found":
         """Take all steps. The basis stays with the first actor."""
-        while True:
-            try:
-                first = self.actors[0]
-                vectors = first.begin.remote(asked.gradients, asked.steps)
-                more = True
-                while more:
-                    terms = self.terms("products", asked.systems, vectors)
-                    vectors, there_are_more = first.step.options(num_returns=2).remote(self.blocks, *terms)
-                    more = ray.get(there_are_more)
-                    self.progress.advance(1)
-                return _Found([torch.tensor(part) for part in ray.get(first.found.remote())], self.replaced)
-            except (RayActorError, ObjectLostError) as error:
-                self.replace(error)
+        first = self.actors[0]
+        vectors = first.begin.remote(asked.gradients, asked.steps)
+        more = True
+        while more:
+            terms = self.terms("products", asked.systems, vectors)
+            vectors, there_are_more = first.step.options(num_returns=2).remote(self.blocks, *terms)
+            more = ray.get(there_are_more)
+            self.progress.advance(1)
+        return _Found([torch.tensor(part) for part in ray.get(first.found.remote())], self.replaced)
 
 
 class _Asked(NamedTuple):

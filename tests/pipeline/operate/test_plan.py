@@ -153,7 +153,6 @@ def test_sizes():
 MANY = """
 import json, resource, sys, ray
 from pipeline.config import Config
-from pipeline.operate.pace import PAIRS, Pace, measure
 from pipeline.operate.plan import plan
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 few, many = (Config.model_validate(config) for config in json.load(sys.stdin))
