@@ -20,6 +20,7 @@ from pipeline.run_folder.dataset import Dataset
 from pipeline.sections import Embed
 from pipeline.workers.cluster import device
 from pipeline.workers.model import as_tokens
+from pipeline.workers.progress import duration
 
 HEAD = 16 << 20  # bytes of a shard that pairs are read from
 PAIRS = 64
@@ -35,14 +36,18 @@ class Pace(NamedTuple):
 
     def said(self, pairs: int) -> str:
         """One line for the user, about a corpus of so many pairs."""
-        hours = pairs / self.model / 3600
+        seconds = pairs / self.model
         if self.device == "cpu":
-            hours += pairs / self.reading / 3600
-            rates = f"a core here reads {self.reading:.3g} pairs/s and embeds {self.model:.3g}"
-            return f"{rates}: stage embed takes it {hours:.3g} hours"
-        rates = f"the GPU here embeds {self.model:,.0f} pairs/s and a core reads {self.reading:.3g}"
+            seconds += pairs / self.reading
+            rates = f"a core here reads {_number(self.reading)} pairs/s and embeds {_number(self.model)}"
+            return f"{rates}: stage embed takes it {duration(seconds)}"
+        rates = f"the GPU here embeds {_number(self.model)} pairs/s and a core reads {_number(self.reading)}"
         cores = math.ceil(self.model / self.reading)
-        return f"{rates}: {cores} cores keep one such GPU busy, and stage embed takes it {hours:.3g} hours"
+        return f"{rates}: {cores} cores keep one such GPU busy, and stage embed takes it {duration(seconds)}"
+
+
+def _number(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def measure(model: Towers, corpus: Dataset, limits: Embed) -> Pace | None:

@@ -18,7 +18,7 @@ from pipeline.corpus.remarks import of_layout
 from pipeline.corpus.shards import Shard
 from pipeline.corpus.tar import Contents, read_groups
 from pipeline.inputs import load_inputs
-from pipeline.operate.pace import measure
+from pipeline.operate.pace import HEAD, measure
 from pipeline.run_folder.artifacts import KINDS, instances
 from pipeline.run_folder.columns import columns, evidence_scores
 from pipeline.run_folder.dataset import Dataset
@@ -27,7 +27,6 @@ from pipeline.stages.forward.model import check_parameters
 from pipeline.workers.process import as_found
 
 SAMPLED = 8  # shards that pairs a byte are estimated from
-HEAD = 16 << 20  # bytes that are read of each, if no _stats.json counts its pairs
 IDENTITY_BYTES = 60  # of a pair in a Parquet table: mostly its uid and key, compressed
 HASH_BYTES = 18  # of its image_hash, compressed
 PART_BYTES = 3000  # size of a feature file beside its rows

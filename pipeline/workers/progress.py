@@ -74,7 +74,7 @@ class Stage:
             return []
         rate = (self.done - then) / (now - at)
         said = {"bytes": f"{decimal(int(rate))}/s", "pairs": f"{rate:.4g} pairs/s", None: ""}[self.unit]
-        return [*([said] if said else []), f"{_duration((self.total - self.done) / rate)} left"]
+        return [*([said] if said else []), f"{duration((self.total - self.done) / rate)} left"]
 
     def _watch(self) -> None:
         """Say what is waited for while no work gets done: a run whose workers find no room looks like one that hangs."""
@@ -82,7 +82,7 @@ class Stage:
             now = time.monotonic()
             if now - max(self._last_advance, self._last_line) >= IDLE_S and (what := unmet()):
                 self._last_line = now
-                idle = _duration(now - self._last_advance)
+                idle = duration(now - self._last_advance)
                 say_at(f"{self.name:<8} waiting for resources: no node has room for {what}; nothing done for {idle}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -93,7 +93,8 @@ class Stage:
             say_at(f"{self.name:<8} done in {time.monotonic() - self._start:.1f} s")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as text: in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -113,10 +113,10 @@ def test_what_a_core_reads_and_embeds_is_measured(tmp_path, tiny_model):
 
 def test_what_rates_mean_for_a_corpus():
     assert Pace("cpu", 200.0, 10.0).said(720_000) == (
-        "a core here reads 200 pairs/s and embeds 10: stage embed takes it 21 hours"
+        "a core here reads 200 pairs/s and embeds 10: stage embed takes it 21.0 h"
     )
     rates = "the GPU here embeds 10,100 pairs/s and a core reads 200"
-    said = f"{rates}: 51 cores keep one such GPU busy, and stage embed takes it 1 hours"
+    said = f"{rates}: 51 cores keep one such GPU busy, and stage embed takes it 60 min"
     assert Pace("cuda", 200.0, 10_100.0).said(36_360_000) == said
 
 

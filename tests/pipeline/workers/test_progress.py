@@ -49,7 +49,7 @@ def test_bytes_and_stages_without_a_unit(clock):
 
 
 def test_durations():
-    assert [progress._duration(s) for s in (7, 99.4, 150, 5900, 86400)] == ["7 s", "99 s", "2 min", "98 min", "24.0 h"]
+    assert [progress.duration(s) for s in (7, 99.4, 150, 5900, 86400)] == ["7 s", "99 s", "2 min", "98 min", "24.0 h"]
 
 
 def test_lines_about_progress_carry_the_time_without_a_terminal(capfd):
