@@ -17,6 +17,10 @@ class Sample(NamedTuple):
     sizes: list[int]  # pairs of each batch; batches are consecutive rows
     group: Tensor | None = None  # [N] int64, equal for pairs whose images are copies; None if no two are
 
+    def to(self, device: torch.device) -> "Sample":
+        """The same sample, its features on another device: only they are large."""
+        return self._replace(images=self.images.to(device), texts=self.texts.to(device))
+
     def batches(self, repeat: int = 0) -> list[Tensor]:
         """The rows of each batch. Repeat 0 has the batches of the fit; other repeats shuffle all pairs into the same sizes."""
         rows = permutation(len(self.fold), "repeat", repeat) if repeat else torch.arange(len(self.fold))
@@ -45,7 +49,8 @@ class Sample(NamedTuple):
 
     def features(self, images: Tensor, texts: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Float32 image features at rows `images` and text features at rows `texts`, on a device."""
-        return self.images[images].float().to(device), self.texts[texts].float().to(device)
+        at = self.images.device
+        return self.images[images.to(at)].float().to(device), self.texts[texts.to(at)].float().to(device)
 
 
 def consecutive(batches: list[Tensor]) -> list[Tensor]:

@@ -7,19 +7,21 @@ depends on how many processes hold the slices. `Slices` computes. `SampleSystem`
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from ecif.batching import Stack
 from ecif.columns.agreement import agreement_with_target
 from ecif.columns.bank import Bank, build_bank
 from ecif.columns.contract import HeldOutPairs, PairScore
 from ecif.columns.evidence import Evidence
 from ecif.copies import alike, directions
 from ecif.heads import Embedded, Heads, embed
-from ecif.heads.cross_fit import FittedHeads
-from ecif.heads.curvature import gauss_newton_product
+from ecif.heads.cross_fit import TOGETHER, FittedHeads
+from ecif.heads.curvature import SeveralHeads, gauss_newton_products
 from ecif.heads.influence import PairScores, score
 from ecif.losses import Loss
 from ecif.permutation import permutation
@@ -55,7 +57,7 @@ class _Slice(NamedTuple):
     first: list[Tensor]  # rows of its batches in the fit
     repeated: list[Tensor]  # rows of its batches in all repeats
     rows: Tensor  # [M] of its pairs
-    embedded: list[Embedded]  # its pairs under every set of heads
+    embedded: Embedded  # its pairs; embeddings [S, M, d], one for every set of heads
 
 
 class Slices:
@@ -68,11 +70,12 @@ class Slices:
     """
 
     def __init__(self, shared: Shared, slices: list[list[tuple[Tensor, ...]]], device: torch.device):
-        self.sample, self.loss, self.device = shared.sample, shared.loss, device
+        self.sample, self.loss, self.device = shared.sample.to(device), shared.loss, device
         self.heads = [h.to(device) for h in shared.heads]
         self.checkpoint, self.bank = shared.checkpoint.to(device), shared.bank.to(device)
         self.partners = self.sample.partners()
         self.slices = [self._slice(places) for places in slices]
+        self._prepared = dict[Any, Any]()  # what products need again and again
 
     def products(self, first: int, count: int, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
         """Gauss-Newton products [n, P], summed over some slices: vector i is multiplied by the curvature of system i.
@@ -81,24 +84,46 @@ class Slices:
             first: position of the first slice.
             count: number of slices, summed in the order of `halves`.
             systems: n systems.
-            vectors: [n, P].
+            vectors: [n, P], on the device of the slices, as the products are.
         """
-        vectors = vectors.to(self.device)
-        return halves(count, lambda at: self._products(first + at, systems, vectors)).cpu()
+        return halves(count, lambda at: self._products(first + at, systems, vectors))
 
     def _products(self, at: int, systems: list[LinearSystem], vectors: Tensor) -> Tensor:
         out = torch.empty_like(vectors)
-        fold = self.sample.fold[self.slices[at].rows]
-        for system in dict.fromkeys(systems):
-            mine = [i for i, s in enumerate(systems) if s == system]
-            batches = [rows[fold[rows] != system.without_fold] for rows in consecutive(self.slices[at].first)]
-            pairs = self.slices[at].embedded[system.heads]
-            out[mine] = gauss_newton_product(self.heads[system.heads], pairs, batches, vectors[mine], self.loss)
+        for some, places in self._once(("together", *systems), lambda: self._together(systems)):
+            prepare = partial(self._curvature, at, some, len(places))
+            several, batches = self._once((at, len(places), *some), prepare)
+            out[places] = gauss_newton_products(several, batches, vectors[places], self.loss)
         return out
+
+    def _together(self, systems: list[LinearSystem]) -> list[tuple[list[LinearSystem], Tensor]]:
+        """Systems that are computed together, and where their vectors are: [n, S], of each system as many as of the others."""
+        mine: dict[LinearSystem, list[int]] = {}
+        for i, system in enumerate(systems):
+            mine.setdefault(system, []).append(i)
+        most, found = TOGETHER[self.device.type], []
+        for count in {len(places): None for places in mine.values()}:
+            asked = [system for system, places in mine.items() if len(places) == count]
+            for some in (asked[i : i + most] for i in range(0, len(asked), most)):
+                found.append((some, torch.tensor([mine[system] for system in some]).T.to(self.device)))
+        return found
+
+    def _curvature(self, at: int, systems: list[LinearSystem], vectors: int) -> tuple[SeveralHeads, list[Stack]]:
+        here = self.slices[at]
+        fold, rows = self.sample.fold[here.rows], consecutive(here.first)
+        kept = [[batch[fold[batch] != system.without_fold] for batch in rows] for system in systems]
+        sets = [system.heads for system in systems]
+        several = SeveralHeads.of([self.heads[i] for i in sets], here.embedded.under(sets))
+        return several, several.stacks(kept, vectors, self.loss)
+
+    def _once(self, key: Any, make: Callable[[], Result]) -> Result:
+        if key not in self._prepared:
+            self._prepared[key] = make()
+        return cast(Result, self._prepared[key])
 
     def influence(self, at: int, heads: int, directions: Tensor) -> Tensor:
         """Influence [n, M] of one slice's pairs on n directions, in the batches of the fit."""
-        scores = self._score(self.slices[at].embedded[heads], heads, self.slices[at].first, directions)
+        scores = self._score(self.slices[at].embedded.under(heads), heads, self.slices[at].first, directions)
         return (scores.positive + scores.negative).cpu()
 
     def held_out_influence(self, at: int, heads: int, directions: Tensor, fold: int, plant: bool) -> tuple[Tensor, Tensor]:
@@ -164,7 +189,8 @@ class Slices:
         first = [place[0] for place in places]
         rows = torch.cat(first)
         features = self.sample.features(rows, rows, self.device)  # all sets of heads share them
-        embedded = [embed(heads, *features) for heads in self.heads]
+        under = zip(*(embed(heads, *features)[2:] for heads in self.heads), strict=True)
+        embedded = Embedded(*features, *map(torch.stack, under))
         return _Slice(first, [batch for place in places for batch in place], rows, embedded)
 
     def _with_plants(self, at: int, fold: int, plant: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

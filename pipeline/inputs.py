@@ -32,7 +32,7 @@ def load_model(model: Model) -> Towers:
     if model.checkpoints:
         raise UserError("model.checkpoints: `ecif plan` and judging know one only: use a run with one checkpoint")
     with _said_to_the_user(model):
-        loaded = load(pin(model))
+        loaded = load(pin(model), named=True)
     for note in loaded.notes:
         say(note)
     return loaded

@@ -15,6 +15,7 @@ from ecif.search import bisect
 
 NEIGHBOURS = 30.0  # perplexity of the median row at the chosen sharpness
 PROBES = 512  # the median is taken over at most this many rows
+ROWS = 32  # whose neighbours are weighed at once: few enough for a core's cache
 LOG2_SHARPNESS, HALVINGS = (-5.0, 10.0), 16  # the bisection's interval and steps; log2 of the sharpness is exact to 2.3e-4
 
 
@@ -76,14 +77,21 @@ def _sharpness(known: Tensor) -> float:
     Computed over distinct rows: exact copies are each other's neighbours at any sharpness and would bias the median.
     """
     distinct = known.unique(dim=0).float()
+    if len(distinct) == 1:
+        return float(2 ** LOG2_SHARPNESS[0])
     probes = torch.arange(0, len(distinct), -(-len(distinct) // PROBES), device=known.device)
-    likeness = distinct[probes] @ distinct.T
-    likeness.scatter_(1, probes[:, None], -torch.inf)
+    itself = torch.zeros(len(probes), len(distinct), dtype=torch.bool, device=known.device).scatter_(1, probes[:, None], True)
+    likeness = (distinct[probes] @ distinct.T)[~itself].view(len(probes), -1)
     wanted = min(NEIGHBOURS, len(distinct) / 4)
 
     def too_sharp(log2_sharpness: float) -> bool:
-        p = (2**log2_sharpness * likeness).softmax(1)
-        perplexity = (-torch.special.xlogy(p, p).sum(1)).exp().nanmedian().item()
-        return not perplexity > wanted  # written with `not`: a bank of one row has perplexity NaN, which counts as too sharp
+        some = (_perplexity(2**log2_sharpness * rows) for rows in likeness.split(ROWS))
+        return torch.cat(list(some)).nanmedian().item() <= wanted
 
     return float(2 ** bisect(too_sharp, *LOG2_SHARPNESS, HALVINGS)[0])
+
+
+def _perplexity(exponents: Tensor) -> Tensor:
+    """exp(entropy) [N] of the softmax of each row of exponents [N, M]."""
+    log_p = exponents.log_softmax(1).clamp(min=-80.0)  # smaller numbers are denormal, and many times slower
+    return (-(log_p.exp() * log_p).sum(1)).exp()

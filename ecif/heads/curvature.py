@@ -5,11 +5,13 @@
 It is not the empirical Fisher matrix sum g g^T, which ignores that the logits of a batch share their softmaxes.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from ecif.batching import ENTRIES, stacks
-from ecif.heads import Embedded, Heads, logits, logits_vjp, tangents, tangents_vjp
+from ecif.batching import ENTRIES, Stack, stacks
+from ecif.heads import Embedded, Heads, along_each, logits, logits_vjp, tangents, tangents_vjp
 from ecif.losses import CLIP, Loss
 from ecif.losses.contract import isolate
 
@@ -27,27 +29,73 @@ def gauss_newton_product(heads: Heads, pairs: Embedded, batches: list[Tensor], d
     Returns:
         [n, P], loss units per squared parameter unit times direction.
     """
-    u, v = _with_filler(pairs.u), _with_filler(pairs.v)
-    moves = zip(*(tangents(heads, pairs, direction) for direction in directions), strict=True)
-    du, dv, shift = (torch.stack(of_directions) for of_directions in moves)
-    du, dv = _with_filler(du), _with_filler(dv)
+    alone = Embedded(pairs.images, pairs.texts, *(part[None] for part in pairs[2:]))
+    several = SeveralHeads.of([heads], alone)
+    return gauss_newton_products(several, several.stacks([batches], len(directions), loss), directions[:, None], loss)[:, 0]
+
+
+class SeveralHeads(NamedTuple):
+    """S sets of heads, and the same N pairs under each of them."""
+
+    heads: Heads  # the first set, for the shapes
+    scale: Tensor  # [S, 1, 1] logit scales
+    bias: Tensor  # [S, 1, 1] logit biases
+    pairs: Embedded  # embeddings [S, N, d] and norms [S, N, 1]
+
+    @classmethod
+    def of(cls, heads: list[Heads], pairs: Embedded) -> "SeveralHeads":
+        """Some sets of heads, and pairs with embeddings [S, N, d] under them."""
+        scale, bias = (pairs.v.new_tensor(scalars)[:, None, None] for scalars in zip(*(h[2:4] for h in heads), strict=True))
+        return cls(heads[0], scale, bias, pairs)
+
+    def stacks(self, batches: list[list[Tensor]], directions: int, loss: Loss) -> list[Stack]:
+        """The batches of each set of heads as few large tensors of rows: pair r under set s is row s N + r, and S N is no pair.
+
+        Args:
+            batches: rows of each batch, for each set of heads.
+            directions: how many will be multiplied together.
+            loss: the training loss.
+        """
+        (several, pairs), device = self.pairs.u.shape[:2], self.pairs.u.device
+        rows = [of_batch + s * pairs for s, of_heads in enumerate(batches) for of_batch in of_heads]
+        found = stacks(rows, ENTRIES[device.type] // directions, several * pairs if loss.padded else None)
+        return [stack.to(device) for stack in found]
+
+
+def gauss_newton_products(several: SeveralHeads, batches: list[Stack], directions: Tensor, loss: Loss = CLIP) -> Tensor:
+    """`gauss_newton_product` at several sets of heads in one computation.
+
+    Args:
+        several: S sets of heads, and the pairs.
+        batches: of `SeveralHeads.stacks`.
+        directions: [n, S, P], n for each set of heads.
+        loss: the training loss.
+
+    Returns:
+        [n, S, P].
+    """
+    heads, pairs = several.heads, several.pairs
+    count = pairs.u.shape[1]
+    du, dv, shift = along_each(tangents, heads, pairs, directions)
+    u, v, du, dv = (_rows(part) for part in (pairs.u, pairs.v, du, dv))
     pull_u, pull_v, pull_shift = torch.zeros_like(du), torch.zeros_like(dv), torch.zeros_like(shift)
-    filler = len(pairs.u) if loss.padded else None
-    for stack in stacks(batches, ENTRIES[u.device.type] // len(directions), filler):
-        rows, there = stack.to(u.device)
-        of_u, of_v = u[rows], v[rows]
-        similarity = heads.logit_scale * of_u @ of_v.mT + heads.logit_bias
-        tangent = heads.logit_scale * (du[:, rows] @ of_v.mT + of_u @ dv[:, rows].mT) + shift[:, None, None, None]
+    for rows, there in batches:
+        owner = rows[:, 0] // count  # the set of heads of each batch
+        scale, of_u, of_v = several.scale[owner], u[rows], v[rows]
+        similarity = scale * of_u @ of_v.mT + several.bias[owner]
+        tangent = scale * (du[:, rows] @ of_v.mT + of_u @ dv[:, rows].mT) + shift[:, owner, None, None]
         cotangent = _each(loss, similarity if there is None else isolate(similarity, ~there), tangent)
-        pull_u[:, rows] = heads.logit_scale * cotangent @ of_v
-        pull_v[:, rows] = heads.logit_scale * cotangent.mT @ of_u
-        pull_shift += cotangent.sum((1, 2, 3))
-    pulls = zip(pull_u[:, :-1], pull_v[:, :-1], pull_shift, strict=True)
-    return torch.stack([tangents_vjp(heads, pairs, *pull) for pull in pulls])
+        pull_u[:, rows] = scale * cotangent @ of_v
+        pull_v[:, rows] = scale * cotangent.mT @ of_u
+        mine = (owner[:, None] == torch.arange(len(several.scale), device=owner.device)).to(cotangent)
+        pull_shift += cotangent.sum((2, 3)) @ mine  # no atomic additions: their order would not be fixed
+    pulls = (part[:, :-1].unflatten(1, pairs.u.shape[:2]) for part in (pull_u, pull_v))
+    return along_each(tangents_vjp, heads, pairs, *pulls, pull_shift)
 
 
-def _with_filler(rows: Tensor) -> Tensor:
-    """[..., N + 1, d]: rows of pairs, and a row of zeros for the places of a stack that no pair fills."""
+def _rows(of_pairs: Tensor) -> Tensor:
+    """[..., S N + 1, d] of [..., S, N, d]: one row for each pair under each set of heads, and one of zeros that is no pair."""
+    rows = of_pairs.flatten(-3, -2)
     return torch.cat([rows, torch.zeros_like(rows[..., :1, :])], -2)
 
 

@@ -9,11 +9,13 @@ length 1, as x is (`ecif.towers`).
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+Result = TypeVar("Result", Tensor, tuple[Tensor, Tensor, Tensor])
 NULL = 1e-6  # a feature x with |x W| below this share of |x| |W| is in the null space of W
 
 
@@ -37,15 +39,15 @@ class Heads(NamedTuple):
         return self._replace(image=self.image.to(device), text=self.text.to(device))
 
     def split(self, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """A flat direction [P] as its image [d_x, d] and text [d_t, d] parts."""
-        image, text, _ = direction.tensor_split([self.image.numel(), self.image.numel() + self.text.numel()])
-        return image.view_as(self.image), text.view_as(self.text)
+        """A flat direction [..., P] as its image [..., d_x, d] and text [..., d_t, d] parts."""
+        image, text, _ = direction.tensor_split([self.image.numel(), self.image.numel() + self.text.numel()], -1)
+        return image.unflatten(-1, self.image.shape), text.unflatten(-1, self.text.shape)
 
     def split_scalars(self, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """The changes of log s and of b in a flat direction [P]. A change is 0 if the scalar is not a parameter."""
-        rest = direction[self.image.numel() + self.text.numel() :]
-        zero = direction.new_zeros(())
-        return rest[0] if self.train_logit_scale else zero, rest[-1] if self.train_logit_bias else zero
+        """The changes [...] of log s and of b in a flat direction [..., P]. A change is 0 if the scalar is not a parameter."""
+        rest = direction[..., self.image.numel() + self.text.numel() :]
+        zero = direction.new_zeros(direction.shape[:-1])
+        return rest[..., 0] if self.train_logit_scale else zero, rest[..., -1] if self.train_logit_bias else zero
 
     def flat(self) -> Tensor:
         """A copy of the parameters as one flat vector [P]."""
@@ -75,6 +77,15 @@ class Embedded(NamedTuple):
     def take(self, rows: Tensor) -> "Embedded":
         """The pairs at `rows`, without embedding them again. With rows [n, B], a stack of batches."""
         return Embedded(*(part[rows] for part in self))
+
+    def under(self, sets: int | list[int]) -> "Embedded":
+        """The same pairs under one or some of several sets of heads, where embeddings are [S, N, d]."""
+        if isinstance(sets, int):
+            chosen: Any = sets
+        else:
+            following = sets == list(range(sets[0], sets[0] + len(sets)))
+            chosen = slice(sets[0], sets[-1] + 1) if following else sets  # without a copy, if possible
+        return Embedded(self.images, self.texts, *(part[chosen] for part in self[2:]))
 
 
 def standardised(heads: Heads) -> Heads:
@@ -140,16 +151,19 @@ def logits(heads: Heads, pairs: Embedded) -> Tensor:
 
 
 def tangents(heads: Heads, pairs: Embedded, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives (u', v', b') of each pair's embeddings and of the bias along `direction` [P]: [N, d], [N, d] and a scalar.
+    """Derivatives (u', v', b') of each pair's embeddings and of the bias along `direction` [..., P].
 
     u' also holds the change of log s: scaling s changes s <u, v> as scaling u does.
+
+    Returns:
+        [..., N, d], [..., N, d] and [...]. Embeddings may have leading dimensions too, for several sets of heads.
     """
     image, text = heads.split(direction)
     log_scale, shift = heads.split_scalars(direction)
     dz_image, dz_text = pairs.images @ image, pairs.texts @ text
-    dv = (dz_image - pairs.v * (pairs.v * dz_image).sum(1, keepdim=True)) / pairs.image_norm
-    du = (dz_text - pairs.u * (pairs.u * dz_text).sum(1, keepdim=True)) / pairs.text_norm
-    return du + log_scale * pairs.u, dv, shift
+    dv = (dz_image - pairs.v * (pairs.v * dz_image).sum(-1, keepdim=True)) / pairs.image_norm
+    du = (dz_text - pairs.u * (pairs.u * dz_text).sum(-1, keepdim=True)) / pairs.text_norm
+    return du + log_scale[..., None, None] * pairs.u, dv, shift
 
 
 def logits_jvp(heads: Heads, pairs: Embedded, du: Tensor, dv: Tensor, shift: Tensor) -> Tensor:
@@ -167,9 +181,24 @@ def logits_vjp(heads: Heads, pairs: Embedded, cotangent: Tensor) -> Tensor:
 
 
 def tangents_vjp(heads: Heads, pairs: Embedded, du: Tensor, dv: Tensor, shift: Tensor) -> Tensor:
-    """Gradient [P] with respect to the heads of <du, u> + <dv, v> + shift b: the transpose of `tangents`."""
-    dz_image = (dv - pairs.v * (pairs.v * dv).sum(1, keepdim=True)) / pairs.image_norm
-    dz_text = (du - pairs.u * (pairs.u * du).sum(1, keepdim=True)) / pairs.text_norm
-    parts = [(pairs.images.T @ dz_image).flatten(), (pairs.texts.T @ dz_text).flatten()]
-    parts += [(du * pairs.u).sum()[None]] * heads.train_logit_scale + [shift[None]] * heads.train_logit_bias
-    return torch.cat(parts)
+    """Gradient [..., P] with respect to the heads of <du, u> + <dv, v> + shift b: the transpose of `tangents`."""
+    dz_image = (dv - pairs.v * (pairs.v * dv).sum(-1, keepdim=True)) / pairs.image_norm
+    dz_text = (du - pairs.u * (pairs.u * du).sum(-1, keepdim=True)) / pairs.text_norm
+    parts = [(pairs.images.T @ dz_image).flatten(-2), (pairs.texts.T @ dz_text).flatten(-2)]
+    parts += [(du * pairs.u).sum((-2, -1))[..., None]] * heads.train_logit_scale + [shift[..., None]] * heads.train_logit_bias
+    return torch.cat(parts, -1)
+
+
+def along_each(function: Callable[..., Result], heads: Heads, pairs: Embedded, *of_directions: Tensor) -> Result:
+    """`tangents` or `tangents_vjp` for n directions: on a GPU together, on a CPU one after the other, as its caches are small.
+
+    Args:
+        function: one of the two.
+        heads: the heads.
+        pairs: under these heads.
+        of_directions: further arguments, each with a leading dimension n, as the result has.
+    """
+    if pairs.u.device.type != "cpu":
+        return function(heads, pairs, *of_directions)
+    each = [function(heads, pairs, *of_one) for of_one in zip(*of_directions, strict=True)]
+    return torch.stack(each) if isinstance(each[0], Tensor) else tuple(map(torch.stack, zip(*each, strict=True)))  # type: ignore[return-value]

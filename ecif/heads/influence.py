@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ecif.batching import ENTRIES, mean_by_pair, stacks
-from ecif.heads import Embedded, Heads, logits, logits_jvp, tangents
+from ecif.heads import Embedded, Heads, along_each, logits, logits_jvp, tangents
 from ecif.losses import CLIP, Loss
 
 
@@ -39,8 +39,7 @@ def score(heads: Heads, pairs: Embedded, batches: list[Tensor], directions: Tens
     Returns:
         Influence in units of the target's summed loss. Above 0 the pair helps the target, below 0 it harms it.
     """
-    moves = zip(*(tangents(heads, pairs, direction) for direction in directions), strict=True)
-    du, dv, shift = (torch.stack(of_directions) for of_directions in moves)
+    du, dv, shift = along_each(tangents, heads, pairs, directions)
     rows = [stack.rows.to(du.device) for stack in stacks(batches, ENTRIES[du.device.type] // len(directions))]
     values = [_derivatives(heads, pairs.take(r), du[:, r], dv[:, r], shift, loss) for r in rows]
     everyone = torch.cat([r.flatten() for r in rows])

@@ -6,11 +6,12 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ecif import checkpoint as files
 from ecif.checkpoint import ModelError
@@ -48,8 +49,24 @@ def _quiet() -> Iterator[None]:
         logging.root.removeHandler(nothing)
 
 
+class _NotFilled(TorchFunctionMode):
+    """Leaves out the random numbers of new weights, which take seconds: a strict load overwrites them all."""
+
+    FILL = {nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_, Tensor.normal_, Tensor.uniform_}
+    FILL |= {nn.init.kaiming_normal_, nn.init.kaiming_uniform_, nn.init.xavier_normal_, nn.init.xavier_uniform_}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.FILL:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def load(
-    name: str, checkpoint: str | None = None, pretrained_cfg: str | None = None, preprocess: Mapping[str, Any] | None = None
+    name: str,
+    checkpoint: str | None = None,
+    pretrained_cfg: str | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    named: bool = True,
 ) -> Towers:
     """Load an open_clip model from local files only, split into trunks and heads.
 
@@ -61,6 +78,7 @@ def load(
             activation. `default` is for weights of one's own, trained with open_clip's defaults. A folder says it itself.
         preprocess: parts of open_clip's preprocessing that are known by themselves: `mean`, `std`, `interpolation`,
             `resize_mode`, `fill_color`.
+        named: whether to compute the fingerprint, for which all weights are read once more.
 
     Returns:
         The model. Its `notes` are lines about what was assumed, or taken from the file where that is not obvious.
@@ -70,7 +88,7 @@ def load(
         Exception: of open_clip or transformers, such as a tokenizer that is not on this machine.
     """
     loaded = load_uncut(name, checkpoint, pretrained_cfg, preprocess)
-    return Towers(loaded.model, loaded.architecture, loaded.tokenizer, loaded.preprocess, loaded.notes)
+    return Towers(loaded.model, loaded.architecture, loaded.tokenizer, loaded.preprocess, loaded.notes, named)
 
 
 @_quiet()
@@ -96,7 +114,8 @@ def load_uncut(
     else:
         tag = pretrained_cfg or ("openai" if content.is_openai and _has_tag(name, "openai") else None)
         trained, assumed = how_trained(name, config, tag, said, content.is_training)
-    with _there(name, config["text_cfg"].get("hf_model_name")):
+    overwritten = nullcontext() if content.tree is None else _NotFilled()
+    with _there(name, config["text_cfg"].get("hf_model_name")), overwritten:
         model = open_clip.create_model(
             name,
             load_weights=False,

@@ -9,6 +9,7 @@ after the heads.
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -29,11 +30,12 @@ class Towers(nn.Module):
         tokenizer: Any,
         preprocess: dict[str, Any],
         notes: Sequence[str] = (),
+        named: bool = True,
     ):
         super().__init__()
         self.architecture, self.notes = architecture, list(notes)
         self.sha256: str | None = None  # of the file of weights, where a caller has it
-        self.fingerprint = _fingerprint(model, architecture, tokenizer, preprocess)
+        self.fingerprint = _fingerprint(model, architecture, tokenizer, preprocess) if named else ""
         logit_scale = float(model.logit_scale.detach().exp().reshape(-1)[0])  # type: ignore[operator, union-attr]
         embed_dim = _embed_dim(model)
         image, text = _cut_image_head(model.visual), _cut_text_head(model)
@@ -74,8 +76,15 @@ class Towers(nn.Module):
 
 def normalised(pixels: Tensor, preprocess: dict[str, Any]) -> Tensor:
     """Convert uint8 pixels [B, 3, H, W] that `resize_transform` prepared to the normalised float32 that the model takes."""
-    mean, std = (torch.tensor(preprocess[k], device=pixels.device).view(1, 3, 1, 1) for k in ("mean", "std"))
+    mean, std = (_channels(tuple(preprocess[k]), pixels.device) for k in ("mean", "std"))
     return (pixels.float() / 255 - mean) / std
+
+
+@cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """[1, 3, 1, 1] on a device, copied there once: a GPU would have to be waited for in every batch."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def resize_transform(preprocess: dict[str, Any]) -> Any:

@@ -14,14 +14,14 @@ from pipeline.sections import Model
 from pipeline.storage.cache import fetch, sha256_of
 
 
-def load(model: Model) -> Towers:
-    """Load the model on the CPU of this machine, split into trunks and heads.
+def load(model: Model, named: bool = False) -> Towers:
+    """Load the model on the CPU of this machine, split into trunks and heads; `named` with its fingerprint, as the driver does.
 
     Raises:
         ModelError: it can't be loaded as the configuration says.
         OSError: the weights can't be fetched, or are others than the driver has.
     """
-    loaded = towers.load(*_arguments(model))
+    loaded = towers.load(*_arguments(model), named=named)
     loaded.sha256 = model.sha256
     return loaded
 

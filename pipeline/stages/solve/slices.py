@@ -77,7 +77,7 @@ class SampleActors(SliceActors, SampleSystem):
     def _lanczos(self, asked: "_Asked") -> "_Found":
         """Take all steps. The basis stays with the first actor."""
         first = self.actors[0]
-        vectors = first.begin.remote(asked.gradients, asked.steps)
+        vectors = first.begin.remote(asked.gradients, asked.steps, len(self.actors) == 1)
         more = True
         while more:
             terms = self.terms("products", asked.systems, vectors)
@@ -106,24 +106,34 @@ class _Slices:
         sample: Sample = shared.sample._replace(images=as_tensor(images), texts=as_tensor(texts))
         self.slices = Slices(shared._replace(sample=sample), slices, self.device)
         self.lanczos: Lanczos | None = None
+        self.kept: list[Tensor] = []  # products of the actor that takes the steps, in the order of its blocks
+        self.alone = False
 
     def products(self, first: int, count: int, systems: list[LinearSystem], vectors: Any) -> tuple[Any, bool]:
-        """`Slices.products`, see `SliceActors.terms`."""
-        return self.slices.products(first, count, systems, as_tensor(vectors)).numpy(), True
+        """`Slices.products`, see `SliceActors.terms`. The actor that takes the steps knows the vectors, and keeps its terms."""
+        if self.lanczos is None:
+            return _array(self.slices.products(first, count, systems, as_tensor(vectors).to(self.device))), True
+        self.kept.append(self.slices.products(first, count, systems, self.lanczos.vectors))
+        return np.empty(0), True
 
-    def begin(self, gradients: Any, steps: int) -> Any:
-        """Begin the spaces of some gradients [n, P]; returns the vectors that are to be multiplied first."""
-        self.lanczos = None  # its memory is for the next one
+    def begin(self, gradients: Any, steps: int, alone: bool) -> Any:
+        """Begin the spaces of some gradients [n, P]; returns the vectors that others, if there are any, multiply first."""
+        self.lanczos, self.kept, self.alone = None, [], alone  # memory is for the next one
         self.lanczos = Lanczos(torch.tensor(gradients).to(self.device), steps)
-        return _array(self.lanczos.vectors)
+        return self._vectors()
 
     def step(self, blocks: list[Block], *terms: NDArray[np.float32]) -> tuple[Any, bool]:
         """Take a step, given the terms of the products; returns the next vectors, and whether there is another step."""
         assert self.lanczos is not None
-        moved = {block: as_tensor(term).to(self.device) for block, term in zip(blocks, terms, strict=True)}
+        own = iter(self.kept)
+        moved = {b: as_tensor(term).to(self.device) if len(term) else next(own) for b, term in zip(blocks, terms, strict=True)}
         whole = Block(0, sum(block.size for block in blocks))
         more = self.lanczos.step(joined(whole, moved))
-        return (_array(self.lanczos.vectors), True) if more else (np.empty(0), False)
+        self.kept = []
+        return (self._vectors(), True) if more else (np.empty(0), False)
+
+    def _vectors(self) -> Any:
+        return np.empty(0) if self.alone or self.lanczos is None else _array(self.lanczos.vectors)
 
     def found(self) -> list[Any]:
         """All of the spaces but their bases, see `KrylovSpaces`."""
@@ -137,7 +147,7 @@ class _Slices:
 
     def call(self, at: int, method: str, *arguments: Any) -> Any:
         """Call a method of `Slices`."""
-        given = [torch.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        given = [as_tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
         answer = getattr(self.slices, method)(at, *given)
         return tuple(part.numpy() for part in answer) if isinstance(answer, tuple) else answer.numpy()
 
