@@ -31,7 +31,8 @@ from ecif.heads.cross_fit import NO_FIT, CrossFit, HowToFit, Job, Refit, Refitte
 from ecif.losses import CLIP, Loss
 from ecif.registry import find_kind
 from ecif.sample import Sample
-from ecif.system import LocalSystem, Shared, gather_evidence, sample_bank
+from ecif.slices import Shared
+from ecif.system import LocalSystem, gather_evidence, sample_bank
 from ecif.targets import TargetLoss
 from ecif.targets.question import deal
 

@@ -17,7 +17,8 @@ from ecif.damping import choose_damping
 from ecif.heads import Heads
 from ecif.heads.cross_fit import FittedHeads
 from ecif.permutation import permutation
-from ecif.system import LinearSystem, SampleSystem
+from ecif.slices import LinearSystem
+from ecif.system import SampleSystem
 from ecif.targets.question import PARTS, Question, coverage_of
 
 BANK = 4096  # the most pairs of a target that pairs are compared with

@@ -1,6 +1,6 @@
 """Actors that hold slices of a list. Actors that are lost are replaced.
 
-Results are computed for each slice, or summed over slices in the order of `ecif.system.halves`. So no number depends on how
+Results are computed for each slice, or summed over slices in the order of `ecif.slices.halves`. So no number depends on how
 many actors there are, or on how often one was lost.
 """
 
@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError
 from torch import Tensor
 
-from ecif.system import Result, sliced
+from ecif.slices import Result, sliced
 from pipeline.console import say
 from pipeline.workers.cluster import Resources, free_actors
 

@@ -18,7 +18,8 @@ from ecif.heads import Heads, embed, logits, standardised
 from ecif.heads.cross_fit import NO_FIT, CrossFit, HowToFit, Hyperparameters, Job, Refit, removals, run_fits
 from ecif.losses import CLIP
 from ecif.sample import Sample
-from ecif.system import LocalSystem, Shared, sample_bank
+from ecif.slices import Shared
+from ecif.system import LocalSystem, sample_bank
 from ecif.targets import Contrastive
 from ecif.targets.question import deal
 from tests.support.clip_like import ClipLike, clip_like, statistics

@@ -12,9 +12,11 @@ from ecif.heads import Embedded, Heads, embed, logits
 from ecif.heads.cross_fit import FittedHeads
 from ecif.heads.curvature import gauss_newton_product
 from ecif.heads.influence import pair_losses, score
-from ecif.losses import CLIP
+from ecif.losses import CLIP, Dcl, SigLip
 from ecif.sample import Sample
-from ecif.system import MAX_SLICES, LinearSystem, LocalSystem, Shared, Slices, gather_evidence, sample_bank, sliced
+from ecif.slices import MAX_SLICES, LinearSystem, Shared, Slices, sliced
+from ecif.system import LocalSystem, gather_evidence, sample_bank
+from tests.support.launches import Launches
 
 G = torch.Generator().manual_seed(0)
 CPU = torch.device("cpu")
@@ -172,6 +174,23 @@ def test_products_of_all_slices_are_the_curvature_of_the_sample_without_each_sys
         kept = [rows[SAMPLE.fold[rows] != without_fold] for rows in SAMPLE.batches()]
         truth = gauss_newton_product(own, embedded(own), kept, vectors[i : i + 1])
         assert torch.allclose(found[i], truth[0], rtol=1e-4, atol=1e-4 * truth.abs().max().item())
+
+
+@pytest.mark.parametrize("loss", [CLIP, Dcl(), SigLip()], ids=lambda loss: type(loss).__name__)
+def test_systems_that_are_computed_together_have_the_same_products(monkeypatch, loss):
+    systems = [LinearSystem(2 + fits, fits // 4) for fits in range(4 * FOLDS)] + [LinearSystem(1, -1)] * 2
+    vectors = torch.randn(len(systems), CHECKPOINT.size, generator=G)
+    shared = SHARED._replace(loss=loss, heads=[heads._replace(logit_scale=4.0 + i) for i, heads in enumerate(SHARED.heads)])
+    found, counts = [], []
+    for most in (1, 16):
+        monkeypatch.setattr("ecif.slices.TOGETHER", {"cpu": most})
+        system = LocalSystem(FITTED, shared, REPEATS)
+        system.product(systems, vectors)
+        with Launches() as launches:
+            found.append(system.product(systems, vectors))
+        counts.append(launches.count)
+    assert torch.allclose(*found, rtol=1e-4, atol=1e-4 * found[0].abs().max().item())
+    assert counts[1] < counts[0] / 4
 
 
 def test_influence_is_that_of_all_pairs_in_the_batches_of_the_fit():

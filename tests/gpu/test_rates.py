@@ -26,7 +26,8 @@ from ecif.losses import CLIP
 from ecif.projected.gradients import pair_gradients, project_batch
 from ecif.projected.projection import random_projection
 from ecif.sample import Sample
-from ecif.system import LinearSystem, LocalSystem, Shared
+from ecif.slices import LinearSystem, Shared
+from ecif.system import LocalSystem
 from ecif.towers.precision import computed_in
 from pipeline.corpus.pairs import Pair
 from pipeline.sections import Model
@@ -40,7 +41,7 @@ FOLDS, CHECKPOINTS, REPEATS = 5, 2, 4  # of a run by default
 WIDE = {"cpu": 512, "cuda": 8192}  # pairs of a shard
 SAMPLE = {"cpu": 1024, "cuda": 65_536}
 BANK = {"cpu": 512, "cuda": 16_384}
-PARTS = {"cpu": 4, "cuda": 60}
+PARTS = {"cpu": {"ViT-B-32": 4, "ViT-L-14": 4}, "cuda": {"ViT-B-32": 60, "ViT-L-14": 15}}
 STEPS = {"cpu": 2, "cuda": 24}
 
 
@@ -78,6 +79,7 @@ def features(pairs: int, to: torch.device) -> tuple[Heads, Tensor, Tensor]:
 def test_an_actor_of_embed_beside_the_bare_forward_pass(to, table, tmp_path: Path, name: str):
     cfg = open_clip.get_model_config(name) if to.type == "cuda" else TINY
     actor = EmbedPart([str(tmp_path)], Model(name=write_model(tmp_path / "model", cfg)), "bf16")
+    parts = PARTS[to.type][name]
     side, length = cfg["vision_cfg"]["image_size"], cfg["text_cfg"]["context_length"]
     pixels = np.random.default_rng(0).integers(0, 256, (PART, side, side, 3), np.uint8)
     pairs = [Pair(i, f"{i:09d}", f"{i:032x}", "a caption", pixels[i], f"{i:032x}") for i in range(PART)]
@@ -89,15 +91,15 @@ def test_an_actor_of_embed_beside_the_bare_forward_pass(to, table, tmp_path: Pat
 
     def bare() -> None:
         with computed_in("bf16", to):
-            for _ in range(PARTS[to.type]):
+            for _ in range(parts):
                 towers.image_features(images)
                 towers.token_features(tokens)
 
     def actors() -> None:
         with ThreadPoolExecutor(THREADS) as pool:
-            assert sum(Embedded.from_row({"facts": r["facts"][0]}).pairs for r in pool.map(actor, [part] * PARTS[to.type]))
+            assert sum(Embedded.from_row({"facts": r["facts"][0]}).pairs for r in pool.map(actor, [part] * parts))
 
-    count = PART * PARTS[to.type]
+    count = PART * parts
     (alone, _), (ours, busy) = seconds(to, bare), seconds(to, actors)
     table.append(
         f"embed {name}: bare forward pass in bf16 {count / alone:,.0f} pairs/s, one actor {count / ours:,.0f} "

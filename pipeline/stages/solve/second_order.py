@@ -21,8 +21,8 @@ from ecif.projected.gradients import pair_gradients, project_batch
 from ecif.projected.projection import Projection, pca_of_sample
 from ecif.projected.second_order import correction
 from ecif.sample import Sample
+from ecif.slices import MAX_SLICES
 from ecif.solve import largest_eigenvalue_of_matrix
-from ecif.system import MAX_SLICES
 from ecif.targets import Contrastive
 from ecif.targets.question import Question
 from pipeline import storage

@@ -1,4 +1,4 @@
-"""The sample, spread over Ray actors. Each of them holds some slices (`ecif.system`).
+"""The sample, spread over Ray actors. Each of them holds some slices (`ecif.slices`).
 
 One of them also takes the Lanczos steps, on its GPU if it has one. Vectors and products go from actor to actor. What is next is
 all that the driver says.
@@ -17,8 +17,9 @@ from torch import Tensor
 from ecif.columns.bank import Bank
 from ecif.heads.cross_fit import FittedHeads
 from ecif.sample import Sample
+from ecif.slices import LinearSystem, Result, Shared, Slices
 from ecif.solve import KrylovSpaces, Lanczos, gradient_norms
-from ecif.system import Item, LinearSystem, Result, SampleSystem, Shared, Slices
+from ecif.system import Item, SampleSystem
 from pipeline.stages.fit.stage import as_tensor
 from pipeline.workers.cluster import Resources, device
 from pipeline.workers.progress import Stage

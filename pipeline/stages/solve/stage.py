@@ -15,7 +15,8 @@ from ecif.damping import SOLVED
 from ecif.directions import Directions, HowToSolve, Refitted, solve_question
 from ecif.heads.cross_fit import FittedHeads, HowToFit, Refit, removals
 from ecif.sample import Sample
-from ecif.system import Shared, gather_evidence, sample_bank
+from ecif.slices import Shared
+from ecif.system import gather_evidence, sample_bank
 from ecif.targets import ENOUGH_COVERAGE
 from ecif.targets.question import PARTS, Question
 from pipeline import storage

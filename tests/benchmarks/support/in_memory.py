@@ -21,7 +21,8 @@ from ecif.heads import Heads, standardised
 from ecif.heads.cross_fit import NO_FIT, CrossFit, HowToFit, Job, Refit, removals, run_fits
 from ecif.losses import CLIP
 from ecif.sample import Sample
-from ecif.system import LocalSystem, Shared, gather_evidence, sample_bank
+from ecif.slices import Shared
+from ecif.system import LocalSystem, gather_evidence, sample_bank
 from ecif.targets import TargetLoss
 from ecif.targets.question import Question, deal
 

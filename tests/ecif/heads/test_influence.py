@@ -1,13 +1,13 @@
 import pytest
 import torch
 from torch.func import grad
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecif.evaluation import spearman
 from ecif.heads import embed, logits, logits_jvp, tangents
 from ecif.heads.influence import pair_losses, score
 from ecif.losses import Clip, Dcl, Loss, SigLip, SoftInfoNCE
 from ecif.losses.contrastive import batch_loss
+from tests.support.launches import Launches
 from tests.support.problems import flat, random_features, random_heads, slow_logits, without
 
 HEADS = random_heads()
@@ -118,16 +118,6 @@ def test_a_stack_of_batches_is_scored_as_each_batch_alone(loss, sizes, monkeypat
         monkeypatch.setattr("ecif.heads.influence.ENTRIES", {"cpu": entries})
         assert torch.allclose(torch.stack(score(HEADS, PAIRS, batches, DIRECTIONS, loss)), truth)
         assert torch.allclose(pair_losses(HEADS, PAIRS, batches, loss), losses)
-
-
-class Launches(TorchDispatchMode):
-    """Counts the operations that torch runs: on a GPU, at least one launch each."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += 1
-        return function(*args, **(kwargs or {}))
 
 
 def test_the_number_of_operations_does_not_grow_with_the_batches(monkeypatch):

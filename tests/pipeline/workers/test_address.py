@@ -65,6 +65,8 @@ def test_a_client_or_a_job_server_is_no_node(url):
 
 
 JOIN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what goes on in the background deaf to it
 from pipeline.errors import RunError, UserError
 from pipeline.workers.cluster import session
 try:

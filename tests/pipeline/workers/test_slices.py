@@ -10,7 +10,7 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 
-from ecif.system import halves
+from ecif.slices import halves
 from pipeline.workers.slices import MAX_REPLACEMENTS, UNEVEN, Block, SliceActors, blocks, joined
 
 

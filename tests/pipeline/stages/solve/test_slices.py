@@ -9,7 +9,8 @@ from ecif.heads import standardised
 from ecif.heads.cross_fit import FittedHeads
 from ecif.losses import CLIP
 from ecif.sample import Sample
-from ecif.system import LinearSystem, LocalSystem, Shared
+from ecif.slices import LinearSystem, Shared
+from ecif.system import LocalSystem
 from pipeline.stages.solve.slices import SampleActors
 from pipeline.workers.progress import Stage
 from tests.support.problems import random_features, random_heads
