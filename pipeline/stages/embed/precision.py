@@ -1,6 +1,7 @@
 """Which precision `embed.precision: auto` stands for: decided by the run that begins, kept by every run that goes on."""
 
-from typing import Any
+import subprocess
+from typing import Any, cast
 
 import ray
 
@@ -10,6 +11,8 @@ from pipeline.console import say
 from pipeline.errors import UserError
 from pipeline.run_folder.started import read_started
 from pipeline.workers.cluster import Resources, device
+
+NATIVE_BF16 = 8.0  # the compute capability from which on a GPU computes in bf16
 
 
 def settle(config: Config, resources: Resources) -> Precision:
@@ -48,8 +51,24 @@ def in_precision(config: Config, precision: Precision | None) -> Config:
 def _best(resources: Resources) -> Precision:
     if resources.device_type == "cpu":
         return "fp32"
+    if len(ray.nodes()) == 1 and (told := _told_by_the_driver()):
+        return told
     ask: Any = ray.remote(**resources.actor, max_retries=2, max_calls=0)(_of_this_device)
     return ray.get(ask.remote())
+
+
+def _told_by_the_driver() -> Precision | None:
+    """The best precision of this machine's GPUs; None if NVIDIA's tool is missing, or they differ.
+
+    To ask a process with torch on a GPU takes seconds, for which the first pair would wait.
+    """
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        best = {"bf16" if float(capability) >= NATIVE_BF16 else "fp16" for capability in told.split()}
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return cast(Precision, best.pop()) if len(best) == 1 else None
 
 
 def _of_this_device() -> Precision:

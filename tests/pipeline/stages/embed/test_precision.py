@@ -1,5 +1,7 @@
 """`embed.precision: auto` is decided once in a run folder, and said where another machine would decide otherwise."""
 
+import sys
+
 import pytest
 
 from pipeline.config import Config
@@ -57,3 +59,17 @@ def test_features_are_named_by_the_precision_and_the_resizing(configure):
     kinds = [configure(precision=p, resize=r) for p in ("bf16", "fp16", "fp32") for r in ("exact", "fast")]
     assert len({name(config) for config in kinds}) == 6
     assert name(in_precision(configure(), "bf16")) == name(configure(precision="bf16"))
+
+
+@pytest.mark.parametrize(
+    ("prints", "best"),
+    [("8.0\n9.0", "bf16"), ("7.5", "fp16"), ("7.5\n8.0", None), ("", None), ("[N/A]", None), (None, None)],
+    ids=["Ampere and Hopper", "Turing", "both", "no GPU", "unknown", "no such tool"],
+)
+def test_a_machine_with_one_kind_of_gpus_says_so_without_a_process_on_one(tmp_path, monkeypatch, prints, best):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if prints is not None:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!{sys.executable}\nprint({prints!r})\n")
+        tool.chmod(0o755)
+    assert precision._told_by_the_driver() == best
