@@ -33,11 +33,12 @@ def test_a_finished_run_of_many_shards_is_asked_in_few_requests(tmp_path, shards
     program = [sys.executable, "-m", "tests.benchmarks.support.many_shards", "build", str(tmp_path), str(shards)]
     subprocess.run(program, cwd=ROOT, check=True, capture_output=True)
     print(f"\n{shards} shards: seconds, CPU seconds, peak memory, requests (a listing is one for each 1000 objects)")
+    costs = []
     for name in ("import", "sample", "run", "run", "status", "plan"):  # the first run writes the compacted objects
-        cost = measure(name, tmp_path)
+        costs.append(cost := measure(name, tmp_path))
         requests = ", ".join(f"{count} {kind}" for kind, count in sorted(cost.requests.items()))
         print(f"{name:<7} {cost.seconds:6.1f} s {cost.cpu:6.1f} s {cost.peak / 1e6:6.0f} MB   {requests}")
-        assert cost.seconds < 120
+    assert max(cost.seconds for cost in costs) < 120
     assert sum(cost.requests.values()) < 0.02 * shards
 
 

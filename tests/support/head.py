@@ -51,11 +51,12 @@ class Head:
         raise AssertionError(f"no node could join: {log.read_text()}")
 
     def _start(self, *flags: str, **environment: str) -> Path:
-        log = self.folder / f"node-{len(self._nodes)}.log"
+        name = f"node-{len(self._nodes)}"
+        log = self.folder / f"{name}.log"
         with log.open("w") as file:
             node = subprocess.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags],
-                env=self.environment | environment,
+                env=self.environment | environment | {"NODE": name},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -91,6 +92,19 @@ class Head:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['metrics-export-port']}/metrics", timeout=30) as answer:
             return answer.read().decode()
 
+    def lose(self, title: str) -> bool:
+        """End a node that has a process of this title, as if the machine lost its power; whether there is one."""
+        for process in self._processes():
+            with suppress(OSError):
+                if Path(f"/proc/{process}/cmdline").read_bytes().startswith(title.encode()):
+                    variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+                    node = next(variable for variable in variables if variable.startswith(b"NODE="))
+                    for other in self._processes(node):
+                        with suppress(ProcessLookupError):
+                            os.kill(other, signal.SIGKILL)
+                    return True
+        return False
+
     def end(self) -> None:
         """End every process of the cluster, whatever happened, and delete its folder."""
         for node in self._nodes:
@@ -105,13 +119,17 @@ class Head:
             node.wait(10)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _processes(self) -> list[int]:
-        """Living processes that were started with this cluster's folder as their home, among them those of its jobs."""
+    def _processes(self, variable: bytes = b"") -> list[int]:
+        """Living processes that were started with this cluster's folder as their home, among them those of its jobs.
+
+        With a variable, only those that have it in their environment: a node's.
+        """
         home = f"HOME={self.folder}\0".encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                if home in (folder / "environ").read_bytes() and int(folder.name) != os.getpid():
+                environment = (folder / "environ").read_bytes()
+                if home in environment and variable + b"\0" in environment and int(folder.name) != os.getpid():
                     found.append(int(folder.name))
         return found
 

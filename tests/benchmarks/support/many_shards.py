@@ -86,8 +86,8 @@ def build(folder: Path, shards: int) -> None:
     tar = Linked(folder / "small" / "0.tar")
     for i in range(shards):
         tar.at(folder / "corpus" / f"{i:06d}.tar")
-    settings = {"run": str(folder / "run"), "corpus": {"shards": str(folder / "corpus")}, "batch_size": 256}
-    settings["embed"] = {"precision": "fp32"}  # which names the features, before any run has settled it
+    settings: dict[str, Any] = {"run": str(folder / "run"), "corpus": {"shards": str(folder / "corpus")}, "batch_size": 256}
+    settings["embed"] = base["embed"] | {"precision": "fp32"}  # which names the features, before any run has settled it
     config = Config.model_validate(base | settings)
     (folder / "config.json").write_text(config.model_dump_json())
     _finish(config, open_run(small.run))
