@@ -57,7 +57,7 @@ def test_nodes_join_late_and_die_while_pairs_are_embedded_and_scored(head, s3, c
             head.join("--num-cpus=1")
         out, said = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 0, (out, said)
-    assert "waiting for resources: no CPU has joined the cluster yet" in out + said
+    assert "waiting for resources: no CPU or GPU has joined the cluster yet" in out + said
     assert secret not in out + said
     assert head.token not in out + said
     assert result(f"{place}/run") == whole
