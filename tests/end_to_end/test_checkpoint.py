@@ -31,8 +31,8 @@ def test_a_checkpoint_behind_a_url(finished, configure, checkpoint, s3, tiny_mod
 def test_workers_refuse_another_file_than_the_driver_loaded(
     configure, checkpoint, local_ray, tiny_model, tmp_path, monkeypatch
 ):
-    def of_another_file(model):
-        loaded = load(model)
+    def of_another_file(model, named):
+        loaded = load(model, named)
         loaded.sha256 = "0" * 64
         return loaded
 
