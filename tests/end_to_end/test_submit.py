@@ -17,12 +17,8 @@ from tests.support.tars import read_tar, write_tar
 
 @pytest.fixture(scope="module")
 def head():
-    started = Head("--num-cpus=2")
-    try:
-        started.wait()
+    with Head("--num-cpus=2") as started:
         yield started
-    finally:
-        started.end()
 
 
 @pytest.fixture(scope="module")

@@ -54,12 +54,8 @@ def start(device: str, tasks: int, **environment: str) -> "subprocess.Popen[str]
 @pytest.fixture
 def head():
     """A head on which nothing computes."""
-    started = Head("--num-cpus=0")
-    try:
-        started.wait()
+    with Head("--num-cpus=0") as started:
         yield started
-    finally:
-        started.end()
 
 
 @pytest.fixture

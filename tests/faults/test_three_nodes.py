@@ -20,12 +20,8 @@ PATIENCE_S = 300
 @pytest.fixture
 def head(s3):
     """A head that asks for a token, on which nothing computes. Its nodes have the credentials of the server."""
-    started = Head("--num-cpus=0")
-    try:
-        started.wait()
+    with Head("--num-cpus=0") as started:
         yield started
-    finally:
-        started.end()
 
 
 def seen(what: Callable[[], object], job: "subprocess.Popen[str]") -> bool:

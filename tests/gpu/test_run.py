@@ -34,7 +34,7 @@ def test_a_run_by_stage(table, tmp_path: Path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     torch.cuda.empty_cache()  # the run's processes need the memory that the tests before this one left
     started = time.time()
-    command = [sys.executable, "-c", "from jobs.cli import main; main()", "run", str(tmp_path / "config.yaml")]
+    command = [sys.executable, "-m", "jobs.cli", "run", str(tmp_path / "config.yaml")]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     first = min(item.modified for item in storage.listing(str(tmp_path / "run" / "features"), ".parquet")) - started

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ TRIES = 3
 
 
 class Head:
-    """A head on this machine's loopback, in a session and a folder of its own.
+    """A head on this machine's loopback, in a session and a folder of its own: a context, within which its job server answers.
 
     Args:
         flags: more flags of `ray start`.
@@ -37,6 +38,17 @@ class Head:
         loopback = ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--temp-dir={self.folder}"]
         self._nodes: list[subprocess.Popen[bytes]] = []
         self._start("--head", *where, *loopback, *flags)
+
+    def __enter__(self) -> Self:
+        try:
+            self.wait()
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def join(self, *flags: str, **environment: str) -> None:
         """Start one more node, whose workers have a further environment. Ray gives up after 30 s, early on a busy machine."""
@@ -94,16 +106,13 @@ class Head:
 
     def lose(self, title: str) -> bool:
         """End a node that has a process of this title, as if the machine lost its power; whether there is one."""
-        for process in self._processes():
-            with suppress(OSError):
-                if Path(f"/proc/{process}/cmdline").read_bytes().startswith(title.encode()):
-                    variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-                    node = next(variable for variable in variables if variable.startswith(b"NODE="))
-                    for other in self._processes(node):
-                        with suppress(ProcessLookupError):
-                            os.kill(other, signal.SIGKILL)
-                    return True
-        return False
+        process = next((p for p in self._processes() if _read(p, "cmdline").startswith(title.encode())), None)
+        variables = [] if process is None else _read(process, "environ").split(b"\0")
+        node = next((variable for variable in variables if variable.startswith(b"NODE=")), None)
+        if node is None:
+            return False
+        _kill(self._processes(node))
+        return True
 
     def end(self) -> None:
         """End every process of the cluster, whatever happened, and delete its folder."""
@@ -112,9 +121,7 @@ class Head:
         for node in self._nodes:
             with suppress(subprocess.TimeoutExpired):
                 node.wait(10)
-        for process in self._processes():
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        _kill(self._processes())
         for node in self._nodes:
             node.wait(10)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -124,14 +131,22 @@ class Head:
 
         With a variable, only those that have it in their environment: a node's.
         """
-        home = f"HOME={self.folder}\0".encode()
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                environment = (folder / "environ").read_bytes()
-                if home in environment and variable + b"\0" in environment and int(folder.name) != os.getpid():
-                    found.append(int(folder.name))
-        return found
+        wanted = (f"HOME={self.folder}\0".encode(), variable + b"\0")
+        every = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+        return [p for p in every if p != os.getpid() and all(part in _read(p, "environ") for part in wanted)]
+
+
+def _read(process: int, what: str) -> bytes:
+    """A file of /proc; empty for a process that has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/{what}").read_bytes()
+    return b""
+
+
+def _kill(processes: list[int]) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def _free_ports(count: int) -> list[int]:
