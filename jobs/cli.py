@@ -15,6 +15,7 @@ import typer
 from pydantic import BaseModel
 from ray.exceptions import RayError
 
+from jobs.nights import RunFolder, history, nightly, prune, rollback
 from jobs.select import select
 from jobs.submit import submit
 from pipeline.config import Config
@@ -33,7 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", parser=at_home, help="folder of a run, path or URL")]
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, path or URL; see `ecif config`")]
 
 
@@ -76,6 +76,8 @@ def run(config: ConfigFile) -> None:
 
 
 app.command()(submit)
+for command in (nightly, history, rollback, prune):
+    app.command()(command)
 
 
 @app.command()
@@ -167,11 +169,15 @@ def export(
     writer: Annotated[
         str, typer.Option("--format", help="webdataset, or package.module:Class for a Writer of your own")
     ] = "webdataset",
+    generation: Annotated[int | None, typer.Option(metavar="N", help="of nights: this generation, not the last one")] = None,
+    since: Annotated[
+        int | None, typer.Option(metavar="N", help="of nights: only shards that generation N does not have")
+    ] = None,
 ) -> None:
     """Write the selected pairs as shards for training."""
     from pipeline.results.export import export
 
-    done = export(run, subset, out, writer)
+    done = export(run, subset, out, writer, generation, since)
     if done.usage and done.without_txt:
         say(f"{done.without_txt} of {done.pairs} pairs have no .txt: the trainer reads captions nowhere else, and skips them")
     say(f"{done.pairs} pairs in {done.shards} shards" + ("; to train on them:" if done.usage else ""))

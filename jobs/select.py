@@ -43,6 +43,10 @@ def select(  # noqa: PLR0913  (each is an option of the command)
         float | None, typer.Option(help="soft-cap: logits are this times the column; by default 1 / its standard deviation")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="soft-cap: of the draws; by default 0")] = None,
+    generation: Annotated[int | None, typer.Option(metavar="N", help="of nights: this generation, not the last one")] = None,
+    since: Annotated[
+        int | None, typer.Option(metavar="N", help="of nights: only shards that generation N does not have")
+    ] = None,
 ) -> None:
     """Choose pairs by their columns: a DataComp subset file, or a table of shard and key."""
     from pipeline.results import select as selecting
@@ -50,7 +54,7 @@ def select(  # noqa: PLR0913  (each is an option of the command)
     from pipeline.results.subset import read_subset
     from pipeline.results.where import Where
     from pipeline.results.write import write_keys, write_subset
-    from pipeline.run_folder.finished import open_run
+    from pipeline.run_folder.finished import open_generation
 
     soft_cap = sampled == "soft-cap"
     if not soft_cap and any(option is not None for option in (draws, penalty, scale, seed)):
@@ -60,11 +64,11 @@ def select(  # noqa: PLR0913  (each is an option of the command)
     if draws is not None and keep is not None:
         raise UserError("give either --keep, a share of the pairs, or --draws, a number")
     condition = None if where is None else Where(where)
-    finished = open_run(run)
+    finished = open_generation(run, generation, since)
     if condition:
         condition.expect_columns(finished.schema())
     if soft_cap:
-        by, share = selecting.chosen_filter(run, by, 1.0 if draws is not None else keep)
+        by, share = selecting.chosen_filter(finished, by, 1.0 if draws is not None else keep)
         how = SoftCap(None if draws is not None else share, draws, PENALTY if penalty is None else penalty, scale, seed or 0)
         selected = sample(finished.of_shards, by, how)
     else:
@@ -72,7 +76,7 @@ def select(  # noqa: PLR0913  (each is an option of the command)
         subsets = tuple(map(read_subset, urls))
         limits = selecting.Limits(condition, subsets[: len(within or [])], subsets[len(within or []) :])
         if by is not None or keep is not None or per is not None or not limits.choose:
-            by, keep = selecting.chosen_filter(run, by, keep)
+            by, keep = selecting.chosen_filter(finished, by, keep)
         selected = selecting.select(finished.of_shards, by, 1.0 if keep is None else keep, limits, per)
         for url, subset in zip(urls, subsets, strict=True):
             missing, example = subset.missing()

@@ -17,9 +17,11 @@ from pipeline.errors import UserError
 from pipeline.run_folder.artifacts import KINDS, fingerprint
 from pipeline.run_folder.dataset import Dataset
 from pipeline.sections import Model, Pairs, Reading
-from pipeline.stages.embed.precision import begun_in, in_precision
+from pipeline.stages.embed.precision import begun_in, in_precision, settle
 from pipeline.stages.embed.prompts import read_prompts
+from pipeline.stages.forward.model import check_parameters
 from pipeline.urls import masked
+from pipeline.workers.cluster import Resources
 from pipeline.workers.model import load, pin
 
 
@@ -103,6 +105,38 @@ def load_inputs(config: Config) -> Inputs:
         config = in_precision(config, begun_in(config))
     inputs.name_features(config)
     return inputs
+
+
+class Given(NamedTuple):
+    """The configuration with one checkpoint of the model, and what a run with it reads."""
+
+    config: Config
+    inputs: Inputs
+
+
+def load_each(config: Config) -> list[Given]:
+    """Find every shard, look into some, and load the model, for each of its checkpoints.
+
+    Raises:
+        UserError: something can't be read, or no run of it is possible.
+    """
+    each = [config.model_copy(update={"model": model}) for model in config.model.each()]
+    inputs = [load_inputs(one) for one in each]
+    pinned = [one.model.pinned(read.model.sha256) for one, read in zip(each, inputs, strict=True)]
+    each = [one.model_copy(update={"model": model}) for one, model in zip(each, pinned, strict=True)]
+    for one in each:
+        check_parameters(one)
+    look_into(inputs[0].corpus, config)
+    return list(map(Given, each, inputs))
+
+
+def settle_each(config: Config, each: list[Given], resources: Resources) -> tuple[Config, list[Given]]:
+    """The same, in the precision that the models of the cluster compute in. The features are named by it."""
+    precision = settle(config, resources)
+    settled = [Given(in_precision(one, precision), read) for one, read in each]
+    for one, read in settled:
+        read.name_features(one)
+    return in_precision(config, precision), settled
 
 
 def look_into(corpus: Dataset, config: Config) -> None:

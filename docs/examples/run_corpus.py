@@ -40,7 +40,7 @@ def main(path: Path) -> int:
     for pair in scores.sort_by([("misalignment", "descending")]).slice(0, 5).to_pylist():
         print(f"misaligned with probability {pair['misalignment']:.2f}: {pair['key']}")
 
-    column, share = chosen_filter(config.run, None, None)
+    column, share = chosen_filter(finished, None, None)
     selected = select(finished.of_shards, column, share)
     count = write_subset(f"{config.run}/subset.npy", finished.of_shards, selected)
     print(f"{count} pairs kept by {column}: {config.run}/subset.npy")

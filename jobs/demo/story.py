@@ -57,7 +57,7 @@ def run_demo(out: Path, noise: float, seed: int) -> None:
     scores = outcome.scores()
     subset = str(out / "subset.npy")
     of_shards = outcome.finished.of_shards
-    write_subset(subset, of_shards, select(of_shards, *chosen_filter(config.run, None, None)))
+    write_subset(subset, of_shards, select(of_shards, *chosen_filter(outcome.finished, None, None)))
     exported = export(config.run, subset, str(out / "filtered"))
     picture.draw(scores, config.corpus, config, TARGET, out / "result.png")
     summary = verdict | {

@@ -88,7 +88,7 @@ class _Corpus(NamedTuple):
 
 def _of_objects(name: str, keys: list[str], artifacts: Artifacts | None) -> StageStatus:
     """A stage that does not go shard by shard."""
-    written = {key: item for key in keys if artifacts and (item := _describe(artifacts.url(key)))}
+    written = {key: item for key in keys if artifacts and (item := storage.described(artifacts.url(key)))}
     return StageStatus(name, len(written), len(keys), last=_last(written))
 
 
@@ -144,13 +144,6 @@ def _embed(datasets: dict[str, Dataset], of: dict[str, dict[str, Accounting]], s
         left * seconds / fresh if fresh and left else None,
         _last(written),
     )
-
-
-def _describe(url: str) -> storage.Object | None:
-    try:
-        return storage.describe(url)
-    except FileNotFoundError:
-        return None
 
 
 def _since(written: dict[str, storage.Object], since: float) -> tuple[Collection[str], float]:

@@ -147,7 +147,7 @@ def _expected(finished: Finished, artifacts: Artifacts) -> list[Expected]:
             found.append(Expected(_table_of(artifacts, key), [*TABLES[kind](config), *own]))
     carried = [sidecar.PREFIX + name for name in config.corpus.sidecar]
     newest = [*IDENTITY, *(column.name for column in columns(config)), *carried]
-    return [*found, Expected(lambda shard, content: storage.join(finished.table, f"{shard}.parquet"), newest)]
+    return [*found, Expected(lambda shard, content: finished.url(shard), newest)]
 
 
 def _table_of(artifacts: Artifacts, key: str) -> Callable[[str, str], str]:

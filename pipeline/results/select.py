@@ -21,7 +21,7 @@ from pipeline.results.numbers import read_numbers
 from pipeline.results.subset import Subset
 from pipeline.results.where import Where
 from pipeline.run_folder.columns import IDENTITY
-from pipeline.run_folder.finished import open_run
+from pipeline.run_folder.finished import Finished
 
 Shards = Callable[[list[str]], Iterable[tuple[str, pa.Table]]]
 """`Finished.of_shards`: the name of each shard and the columns that are asked for. Every call gives the same pairs."""
@@ -240,7 +240,7 @@ def _changed() -> RunError:
     return RunError("a run has replaced the columns, they have changed meanwhile: select again")
 
 
-def chosen_filter(run: str, by: str | None, keep: float | None) -> tuple[str, float]:
+def chosen_filter(run: Finished, by: str | None, keep: float | None) -> tuple[str, float]:
     """The column to rank by and the share to keep. A None is replaced by what the stage `filter` of the run chose.
 
     Raises:
@@ -249,14 +249,14 @@ def chosen_filter(run: str, by: str | None, keep: float | None) -> tuple[str, fl
     if by is not None and keep is not None:
         return by, keep
     shares = defaultdict[str, list[float]](list)
-    for checkpoint in open_run(run).checkpoints:
+    for checkpoint in run.checkpoints:
         for name, facts in checkpoint.targets.items():
             if "filter" in facts:
                 shares[f"filter_{name}"].append(facts["filter"]["keep"])
     filters = {name: fmean(of_checkpoints) for name, of_checkpoints in shares.items()}
     if by is None:
         if not filters:
-            raise UserError(f"{run} has no filter of its own (filter: null): give --by and --keep")
+            raise UserError(f"{run.folder} has no filter of its own (filter: null): give --by and --keep")
         if len(filters) > 1:
             raise UserError(f"the run has a filter for each target: give --by {' or '.join(filters)}")
         (by,) = filters

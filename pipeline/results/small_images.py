@@ -76,7 +76,7 @@ def tokens_of(captions: list[str], architecture: dict[str, Any]) -> NDArray[np.i
 
 def rule_of_column(run: Finished, name: str, by: str | None = None, keep: float | None = None) -> Rule:
     """Keep the best share by one column; without them what the run's own filter keeps. See `ecif select`."""
-    by, keep = chosen_filter(run.folder, by, keep)
+    by, keep = chosen_filter(run, by, keep)
     return Rule(name, select(run.of_shards, by, keep).copies)
 
 

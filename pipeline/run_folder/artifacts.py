@@ -283,6 +283,7 @@ class Artifacts(NamedTuple):
     folder: str
     names: dict[str, str]  # see `names`
     shards: dict[str, str]  # fingerprint of the content of every shard that has usable pairs
+    part: bool = False  # whether these are a few shards of many: their tables are asked for one by one, and not listed
 
     def url(self, key: str) -> str:
         """URL of an object of tensors."""
@@ -298,6 +299,9 @@ class Artifacts(NamedTuple):
 
     def listed(self, key: str) -> dict[str, storage.Object]:
         """The tables that exist, by shard. Tables of an earlier content of a shard are left out."""
+        if self.part:
+            found = storage.in_threads(storage.described, (self.table(key, shard) for shard in self.shards))
+            return {shard: item for shard, item in zip(self.shards, found, strict=True) if item}
         there = {item.url.partition(f"/{self.names[key]}/")[2]: item for item in storage.listing(self.tables(key), ".parquet")}
         names = {shard: f"{shard}.{content}.parquet" for shard, content in self.shards.items()}
         return {shard: there[name] for shard, name in names.items() if name in there}

@@ -23,15 +23,15 @@ class Said(NamedTuple):
     complete: bool  # whether the compacted object said it all
 
 
-def read(url: str, listed: dict[str, storage.Object], read_one: Callable[[storage.Object], str]) -> Said:
+def read(url: str | None, listed: dict[str, storage.Object], read_one: Callable[[storage.Object], str]) -> Said:
     """What every listed object says.
 
     Args:
-        url: of the compacted object.
+        url: of the compacted object; None reads all objects themselves.
         listed: the objects, by name.
         read_one: reads what one object says. It is called in threads.
     """
-    known = _parse(url)
+    known = _parse(url) if url else {}
     same = {name for name, item in listed.items() if known.get(name, _NONE)[:2] == (item.size, item.etag)}
     others = [item for name, item in listed.items() if name not in same]
     said = storage.in_threads(read_one, others)

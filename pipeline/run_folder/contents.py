@@ -35,10 +35,8 @@ def contents(config: Config, corpus: Dataset, targets: dict[str, Dataset]) -> Co
     change this choice renames neither heads nor directions.
     """
     done = corpus.accounting()
-    shards = {shard: a.content for shard, a in done.items() if a.embedded}
-    batches = batches_of(config)
-    of = {
-        "batches": fingerprint(config.batching, batches.version, batches.size, batches.seed),
+    shards = usable(done)
+    of = _asked(config, targets) | {
         "corpus": fingerprint(corpus.fingerprint, sorted(shards.items())),
         "corpus_size": fingerprint(sum(a.embedded for a in done.values())),
     }
@@ -49,9 +47,26 @@ def contents(config: Config, corpus: Dataset, targets: dict[str, Dataset]) -> Co
         chosen = sampled(config, done, limit)
         parts = [[shard, shards[shard], numbers] for shard, numbers in sorted(chosen.items())]
         of[name] = fingerprint(corpus.fingerprint, of["batches"], parts)
+    return Contents(of, shards)
+
+
+def pinned(config: Config, targets: dict[str, Dataset], learned_from: dict[str, str]) -> dict[str, str]:
+    """Fingerprints for shards that are scored with what was learned from an earlier corpus: the sample is the one of then."""
+    return learned_from | _asked(config, targets)
+
+
+def usable(done: dict[str, Accounting]) -> dict[str, str]:
+    """Fingerprints of the content of every shard that has usable pairs."""
+    return {shard: a.content for shard, a in done.items() if a.embedded}
+
+
+def _asked(config: Config, targets: dict[str, Dataset]) -> dict[str, str]:
+    """Fingerprints of the batches, and of every target and question."""
+    batches = batches_of(config)
+    of = {"batches": fingerprint(config.batching, batches.version, batches.size, batches.seed)}
     for name, target in targets.items():
         pairs = [[shard, a.content] for shard, a in sorted(target.accounting().items()) if a.embedded]
         of[f"target/{name}"] = fingerprint(target.fingerprint, pairs)
         question = config.targets[name].question()
         of[f"question/{name}"] = fingerprint(of[f"target/{name}"], question, config.solve.target_batch, config.loss.question())
-    return Contents(of, shards)
+    return of

@@ -87,6 +87,7 @@ class Dataset(Places):
         super().__init__(folder, fingerprint)
         self.shards, self.reading = shards, reading
         self.prompts, self.sidecars = prompts, sidecars
+        self.part = False  # whether it has a few shards of many, see `of`
         self._done: dict[str, Accounting] | None = None  # of every shard that is done
         self._read = _Read({}, True)
 
@@ -98,6 +99,12 @@ class Dataset(Places):
     def classes(self) -> list[str]:
         """A caption for each class: its first prompt. Empty for a dataset without classes."""
         return [templates[0] for templates in self.prompts]
+
+    def of(self, shards: list[Shard]) -> "Dataset":
+        """A part of this dataset. What its shards have written is asked for shard by shard, and not listed."""
+        part = Dataset(self.folder, self.fingerprint, shards, self.reading, self.prompts, self.sidecars)
+        part.batched, part.part = self.batched, True
+        return part
 
     def uids_from(self, shard: str) -> storage.Object | None:
         """The sidecar that holds a shard's uids; None if they are in the JSON of its pairs."""
@@ -133,10 +140,10 @@ class Dataset(Places):
         return dict(self._done)
 
     def compact(self) -> None:
-        """Write what the accounting of all shards says into one object, unless it is there."""
+        """Write what the accounting of all shards says into one object, unless it is there, or this is a part of the shards."""
         done = self._known()
         new = done.keys() - self._read.listed.keys()
-        if self._read.complete and not new:
+        if self.part or (self._read.complete and not new):
             return
         now = self._list() if new else {}
         listed = self._read.listed | {name: now[name] for name in new if name in now}
@@ -152,6 +159,10 @@ class Dataset(Places):
         return self._read.listed
 
     def _list(self) -> dict[str, storage.Object]:
+        if self.part:
+            names = [shard.name for shard in self.shards]
+            found = storage.in_threads(storage.described, map(self.accounting_url, names))
+            return {name: item for name, item in zip(names, found, strict=True) if item}
         there = in_folder(storage.join(self.folder, "shards", self.fingerprint), ".json")
         return {shard.name: there[shard.name] for shard in self.shards if shard.name in there}
 
@@ -163,7 +174,8 @@ class Dataset(Places):
     def _written(self) -> dict[str, Accounting | None]:
         """The accounting of every shard that has one; None for a shard that has changed since."""
         listed = self._list()
-        said = compacted.read(self.compacted_url(), listed, lambda item: storage.read_bytes(item.url).decode())
+        compact = None if self.part else self.compacted_url()
+        said = compacted.read(compact, listed, lambda item: storage.read_bytes(item.url).decode())
         self._read = _Read(listed, said.complete)
         shards = {shard.name: shard for shard in self.shards}
         found = {name: Accounting(**json.loads(text)) for name, text in said.texts.items()}

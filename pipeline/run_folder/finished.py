@@ -17,6 +17,7 @@ from pipeline.run_folder import tables
 from pipeline.run_folder.artifacts import Artifacts
 from pipeline.run_folder.columns import IDENTITY
 from pipeline.run_folder.dataset import in_folder
+from pipeline.run_folder.generations import TABLE, Generations
 
 LATEST = "latest"  # folder of the columns of the run that finished last
 AHEAD = 2 * storage.THREADS  # shards whose columns are read ahead of the one that is worked on
@@ -44,11 +45,28 @@ class Finished(NamedTuple):
     checkpoints: list[Checkpoint]
     uids: Uids = Uids()  # of the scored pairs
     exact_copies: ExactCopies = ExactCopies()
+    generation: int | None = None  # its number, of one that a night made
+    files: dict[str, storage.Object] = {}  # ... and its columns, by shard
 
     @property
     def table(self) -> str:
-        """Folder of the columns of the run that finished last, with one Parquet file for each shard."""
-        return storage.join(self.folder, LATEST)
+        """Folder of the columns: of one Parquet file for each shard, or the Delta table of the generations."""
+        return storage.join(self.folder, LATEST if self.generation is None else TABLE)
+
+    def url(self, shard: str) -> str:
+        """Where the columns of a shard are. Raises KeyError if a generation does not have the shard."""
+        return storage.join(self.table, f"{shard}.parquet") if self.generation is None else self.files[shard].url
+
+    def facts(self) -> dict[str, Any]:
+        """The record of the run, in plain values; see `finished_from`."""
+        return {
+            "version": __version__,
+            "config": self.config.model_dump(mode="json"),
+            "id": self.id,
+            "checkpoints": [_finite(one._asdict()) for one in self.checkpoints],
+            "uids": self.uids._asdict(),
+            "exact_copies": self.exact_copies._asdict(),
+        }
 
     def scores(self, columns: list[str] | None = None) -> pa.Table:
         """The columns of every pair, shard after shard in the order of their names.
@@ -67,7 +85,7 @@ class Finished(NamedTuple):
         return storage.read_schema(next(iter(self._listed().values())).url)
 
     def _listed(self) -> dict[str, storage.Object]:
-        listed = in_folder(self.table, ".parquet")
+        listed = in_folder(self.table, ".parquet") if self.generation is None else self.files
         if not listed:
             raise UserError(f"{self.table} holds no columns: the same `ecif run` writes them")
         return listed
@@ -90,12 +108,21 @@ class Finished(NamedTuple):
             yield shard, part
 
 
-def open_run(folder: str) -> Finished:
-    """The run that finished last in a folder.
+def open_run(folder: str, generation: int | None = None) -> Finished:
+    """The run that finished last in a folder. Where nights have written generations, it is the last one of these.
+
+    Args:
+        folder: of the run.
+        generation: the number of an earlier one.
 
     Raises:
-        UserError: no finished run there, or one of another version.
+        UserError: no finished run there, or one of another version, or no such generation.
     """
+    generations = Generations(folder)
+    if generation is not None or generations.exist():
+        found = generations.at(generation)
+        files = {shard: storage.Object(generations.url(file), file.size, "") for shard, file in found.files.items()}
+        return finished_from(folder, found.record["run"], generations.root)._replace(files=files, generation=found.number)
     url = storage.join(folder, "run.json")
     try:
         facts = json.loads(storage.read_bytes(url))
@@ -103,6 +130,32 @@ def open_run(folder: str) -> Finished:
         raise UserError(f"{folder}: no finished run there (no run.json)") from None
     except ValueError:
         raise UserError(f"{url} is not JSON: `ecif run` writes it anew") from None
+    return finished_from(folder, facts, url)
+
+
+def open_generation(folder: str, generation: int | None = None, since: int | None = None) -> Finished:
+    """A run, or of nights one generation or a part of it.
+
+    Args:
+        folder: of the run.
+        generation: the number of the generation; by default the last one.
+        since: the number of another one; only shards whose columns that one does not have are taken.
+
+    Raises:
+        UserError: see `open_run`; or no shard is left.
+    """
+    found = open_run(folder, generation)
+    if since is None:
+        return found
+    before = open_run(folder, since).files
+    files = {shard: item for shard, item in found.files.items() if shard not in before or before[shard].url != item.url}
+    if not files:
+        raise UserError(f"{folder}: generation {found.generation} has no shard that generation {since} does not have")
+    return found._replace(files=files)
+
+
+def finished_from(folder: str, facts: dict[str, Any], url: str) -> Finished:
+    """The inverse of `Finished.facts`. Raises UserError if they are of another version; `url` is where they were read."""
     if "checkpoints" not in facts:
         raise UserError(f"{folder}: made by an older version of ecif; `ecif run` computes it anew beside what is there")
     try:
@@ -116,15 +169,7 @@ def open_run(folder: str) -> Finished:
 
 def write_finished(finished: Finished) -> None:
     """Write run.json. It is the last object that a run writes."""
-    facts = {
-        "version": __version__,
-        "config": finished.config.model_dump(mode="json"),
-        "id": finished.id,
-        "checkpoints": [_finite(one._asdict()) for one in finished.checkpoints],
-        "uids": finished.uids._asdict(),
-        "exact_copies": finished.exact_copies._asdict(),
-    }
-    storage.write_bytes(storage.join(finished.folder, "run.json"), tables.json_bytes(facts))
+    storage.write_bytes(storage.join(finished.folder, "run.json"), tables.json_bytes(finished.facts()))
 
 
 def _finite(facts: Any) -> Any:

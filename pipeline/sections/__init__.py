@@ -2,23 +2,27 @@
 
 from pipeline.sections.method import Filter, Fit, Index, Score, Scoring, Solve
 from pipeline.sections.model import Model, Preprocess
+from pipeline.sections.nightly import Drift, Nightly, Renew
 from pipeline.sections.pairs import Caption, Corpus, Embed, Pairs, Prompts, Reading, Target
 from pipeline.sections.section import Name, Place, Section
 
 __all__ = [
     "Caption",
     "Corpus",
+    "Drift",
     "Embed",
     "Filter",
     "Fit",
     "Index",
     "Model",
     "Name",
+    "Nightly",
     "Pairs",
     "Place",
     "Preprocess",
     "Prompts",
     "Reading",
+    "Renew",
     "Score",
     "Scoring",
     "Section",

@@ -25,6 +25,7 @@ from pipeline.run_folder.artifacts import Artifacts, fingerprint
 from pipeline.run_folder.columns import IDENTITY, columns, evidence_scores, requested_columns
 from pipeline.run_folder.dataset import Dataset, in_folder
 from pipeline.run_folder.finished import LATEST
+from pipeline.run_folder.generations import COLUMNS, TABLE, File, file_path
 from pipeline.workers import metrics
 from pipeline.workers.cluster import Resources, device
 from pipeline.workers.progress import Stage
@@ -37,6 +38,7 @@ class Publication(NamedTuple):
     config: Config
     checkpoints: list[Artifacts]
     sidecars: sidecar.Sidecars | None
+    sources: dict[str, str] | None = None  # of a generation: what each shard was read from, part of its file's name
 
     @property
     def run(self) -> str:
@@ -56,7 +58,13 @@ class Publication(NamedTuple):
 
     def url(self, shard: str) -> str:
         """URL of a shard's table."""
+        if self.sources is not None:
+            return storage.join(self.config.run, TABLE, self.path(shard))
         return storage.join(self.config.run, LATEST, f"{shard}.parquet")
+
+    def path(self, shard: str) -> str:
+        """Of a generation: path of a shard's table in it."""
+        return file_path(self.run, shard, (self.sources or {})[shard])
 
     def compacted_url(self) -> str:
         """What the tables of all shards say they are of, in one object, see `run_folder.compacted`."""
@@ -97,24 +105,59 @@ def publish(publication: Publication, corpus: Dataset, resources: Resources) -> 
         raise RunError("the checkpoints scored different pairs; see the quarantine tables of each")
     written = publication.written()
     todo = [shard for shard in pairs if written.current.get(shard) != publication.of_shard(shard)]
-    total = sum(pairs.values())
-    with Stage("publish", total, total - sum(pairs[shard] for shard in todo), "pairs") as progress:
-        for shard in written.listed.keys() - pairs.keys():
-            storage.delete(publication.url(shard))
-        if todo:
-            same = in_tasks("publish", PublishShard(publication), todo, resources)
-            for number, (shard, scored_the_same) in enumerate(zip(todo, same, strict=True), 1):
-                if not scored_the_same:
-                    raise RunError(f"{shard}: the checkpoints scored different pairs; see the quarantine tables of each")
-                progress.advance(pairs[shard])
-                left = len(todo) - number
-                metrics.shards("publish", len(pairs) - left, left)
+    for shard in written.listed.keys() - pairs.keys():
+        storage.delete(publication.url(shard))
+    _write(publication, pairs, todo, resources)
     listed = publication.listed() if todo else {shard: written.listed[shard] for shard in pairs}
     if todo or not written.said.complete:
         texts = {shard: written.said.texts[shard] for shard in pairs if shard in written.said.texts}
         texts |= {shard: f"{publication.run} {publication.of_shard(shard)}" for shard in todo}
         compacted.write(publication.compacted_url(), listed, texts)
     return set(listed)
+
+
+def publish_files(publication: Publication, pairs: dict[str, int], resources: Resources) -> dict[str, File]:
+    """Write the tables of a generation that are not there yet.
+
+    Args:
+        publication: with `sources`.
+        pairs: number of usable pairs of each shard to write.
+        resources: of the tasks.
+
+    Returns:
+        The file of each shard.
+
+    Raises:
+        RunError: see `publish`.
+    """
+    there = _described(publication, list(pairs))
+    todo = [shard for shard in pairs if shard not in there]
+    _write(publication, pairs, todo, resources)
+    there |= _described(publication, todo)
+    return {shard: File(publication.path(shard), there[shard].size, count) for shard, count in pairs.items()}
+
+
+def _described(publication: Publication, shards: list[str]) -> dict[str, storage.Object]:
+    """Those tables of a generation that exist."""
+    if not publication.checkpoints[0].part:
+        folder = storage.join(publication.config.run, TABLE, COLUMNS, publication.run)
+        there = {item.url.rpartition(f"/{publication.run}/")[2]: item for item in storage.listing(folder, ".parquet")}
+        names = {shard: publication.path(shard).split("/", 2)[2] for shard in shards}
+        return {shard: there[name] for shard, name in names.items() if name in there}
+    found = storage.in_threads(storage.described, map(publication.url, shards))
+    return {shard: item for shard, item in zip(shards, found, strict=True) if item}
+
+
+def _write(publication: Publication, pairs: dict[str, int], todo: list[str], resources: Resources) -> None:
+    total = sum(pairs.values())
+    with Stage("publish", total, total - sum(pairs[shard] for shard in todo), "pairs") as progress:
+        same = in_tasks("publish", PublishShard(publication), todo, resources)
+        for number, (shard, scored_the_same) in enumerate(zip(todo, same, strict=True), 1):
+            if not scored_the_same:
+                raise RunError(f"{shard}: the checkpoints scored different pairs; see the quarantine tables of each")
+            progress.advance(pairs[shard])
+            left = len(todo) - number
+            metrics.shards("publish", len(pairs) - left, left)
 
 
 class PublishShard:

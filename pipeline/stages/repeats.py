@@ -56,7 +56,7 @@ def counted(finished: Finished, done: dict[str, Accounting], resources: Resource
         if before.id == finished.id and before.uids.pairs and before.exact_copies.pairs:
             return finished._replace(uids=before.uids, exact_copies=before.exact_copies)
     shards, pairs = sorted(shard for shard, a in done.items() if a.embedded), sum(a.embedded for a in done.values())
-    urls = [storage.join(finished.table, f"{shard}.parquet") for shard in shards]
+    urls = [finished.url(shard) for shard in shards]
     uids, images = _repeated(list(enumerate(urls)), pairs, resources)
     return finished._replace(
         uids=Uids(

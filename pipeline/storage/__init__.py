@@ -1,5 +1,6 @@
 """Whole objects on any fsspec URL, and one run at a time in a folder of them."""
 
+from pipeline.storage.native import native_options
 from pipeline.storage.objects import (
     ATTEMPTS,
     Object,
@@ -8,6 +9,7 @@ from pipeline.storage.objects import (
     children,
     delete,
     describe,
+    described,
     exists,
     expect_unchanged,
     filesystem,
@@ -37,6 +39,7 @@ __all__ = [
     "children",
     "delete",
     "describe",
+    "described",
     "exists",
     "expect_unchanged",
     "filesystem",
@@ -47,6 +50,7 @@ __all__ = [
     "join",
     "listing",
     "local_copy",
+    "native_options",
     "parse_table",
     "pause",
     "put_bytes",

@@ -79,12 +79,7 @@ def read_end(url: str, count: int | None) -> bytes:
 
 def exists(url: str) -> bool:
     """Whether an object has this name. A prefix is not an object. A store that does not answer raises an error."""
-    try:
-        with _at(url):
-            describe(url)
-    except FileNotFoundError:
-        return False
-    return True
+    return described(url) is not None
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -282,6 +277,15 @@ def describe(url: str) -> Object:
     if info["type"] != "file":
         raise FileNotFoundError(url)
     return _object(fs, info)
+
+
+def described(url: str) -> Object | None:
+    """One object as a listing shows it; None if there is none."""
+    try:
+        with _at(url):
+            return describe(url)
+    except FileNotFoundError:
+        return None
 
 
 def glob(pattern: str) -> list[Object]:

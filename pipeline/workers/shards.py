@@ -9,7 +9,7 @@ import ray
 from pipeline import storage
 from pipeline.run_folder.artifacts import Artifacts
 from pipeline.run_folder.tables import Accounting
-from pipeline.workers import metrics
+from pipeline.workers import deadline, metrics
 from pipeline.workers.cluster import Resources
 from pipeline.workers.progress import Stage
 
@@ -85,12 +85,13 @@ def over_shards(
         resources: of the actors.
 
     Returns:
-        The rows that the calls returned, in no particular order. Empty if no table was missing.
+        The rows that the calls returned, in no particular order. Empty if no table was missing; not all if it is late, see
+        `workers.deadline`.
     """
     total = sum(a.embedded for a in done.values())
     results: list[dict[str, Any]] = []
     with Stage(name, total, total - sum(done[shard].embedded for shard in missing), "pairs") as progress:
-        if not missing:
+        if not missing or deadline.passed():
             return results
         rows = [{"shard": s, "parts": done[s].parts, "keys": json.dumps(missing[s])} for s in done if s in missing]
         shards = as_tasks(rows).map(
@@ -104,6 +105,8 @@ def over_shards(
             results.append(row)
             left = len(rows) - len(results)
             metrics.shards(name, len(done) - left, left)
+            if deadline.passed():
+                break
     return results
 
 

@@ -10,7 +10,7 @@ from pipeline.corpus.shards import Shard, find
 from pipeline.errors import RunError, UserError
 from pipeline.results.subset import read_subset
 from pipeline.run_folder.dataset import Dataset
-from pipeline.run_folder.finished import Finished, open_run
+from pipeline.run_folder.finished import Finished, open_generation
 
 
 class Selection(NamedTuple):
@@ -25,14 +25,18 @@ class Selection(NamedTuple):
         return [shard for shard in self.corpus if shard.name in self.kept]
 
 
-def find_selection(run: str, subset: str) -> Selection:
+def find_selection(finished: Finished, subset: str, since: int | None = None) -> Selection:
     """Find the pairs of a subset.
 
+    Args:
+        finished: the run.
+        subset: a file of `ecif select`.
+        since: number of a generation; pairs of shards that it has are left out.
+
     Raises:
-        UserError: there is no finished run or no subset, the subset is empty, or the run has not scored one of its pairs.
+        UserError: there is no such generation or no subset, the subset is empty, or the run has not scored one of its pairs.
         RunError: a shard with kept pairs is gone or has changed since the run scored it.
     """
-    finished = open_run(run)
     corpus = finished.config.corpus
     wanted = read_subset(subset)
     if not len(wanted):
@@ -50,8 +54,13 @@ def find_selection(run: str, subset: str) -> Selection:
     several, example = wanted.ambiguous()
     if several:
         say(f"{several} uids of {subset} belong to several pairs each, such as {example}: all of these pairs are copied")
+    if since is not None:
+        increment = open_generation(finished.folder, finished.generation, since).files
+        kept = {shard: pairs for shard, pairs in kept.items() if shard in increment}
+        if not kept:
+            raise UserError(f"{subset} has no pair of a shard that generation {since} does not have")
     found = Selection(finished, shards, kept)
-    scored = Dataset(run, finished.checkpoints[0].features, found.shards(), corpus.reading).accounting()
+    scored = Dataset(finished.folder, finished.checkpoints[0].features, found.shards(), corpus.reading).accounting()
     if changed := found.kept.keys() - scored.keys():
         raise RunError(f"{min(changed)}: gone or changed since the run scored it; run again first")
     return found

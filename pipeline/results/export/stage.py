@@ -19,6 +19,7 @@ from pipeline.errors import RunError, UserError
 from pipeline.results.export.contract import KeptPair, Member, Writer
 from pipeline.results.export.selection import find_selection
 from pipeline.run_folder import tables
+from pipeline.run_folder.finished import open_generation
 from pipeline.sections import Embed, Reading
 from pipeline.workers.cluster import session
 from pipeline.workers.progress import Stage
@@ -34,7 +35,14 @@ class Exported(NamedTuple):
     without_txt: int  # pairs without a .txt member, where trainers look for captions
 
 
-def export(run: str, subset: str, out: str, writer: str = "webdataset") -> Exported:
+def export(
+    run: str,
+    subset: str,
+    out: str,
+    writer: str = "webdataset",
+    generation: int | None = None,
+    since: int | None = None,
+) -> Exported:
     """Copy the pairs of a subset. The same input gives the same bytes, so calling it again resumes.
 
     Args:
@@ -42,6 +50,7 @@ def export(run: str, subset: str, out: str, writer: str = "webdataset") -> Expor
         subset: a file of `ecif select`. A pair that is in it several times is written as often.
         out: folder of the new shards.
         writer: the format: a name, or `package.module:Class` for your own `Writer`.
+        generation, since: see `open_generation`.
 
     Raises:
         UserError: the writer does not exist, `out` holds other shards, or see `find_selection`.
@@ -51,14 +60,11 @@ def export(run: str, subset: str, out: str, writer: str = "webdataset") -> Expor
         kind = find_kind(Writer, writer)  # type: ignore[type-abstract]
     except ValueError as error:
         raise UserError(str(error)) from None
-    selected = find_selection(run, subset)
+    selected = find_selection(open_generation(run, generation), subset, since)
     shards, kept = selected.shards(), selected.kept
     names = dict(zip([s.name for s in shards], kind.names([s.name for s in shards]), strict=True))
     _refuse_other_shards(out, kind.suffix, set(names.values()), selected.corpus)
-    tasks = [
-        _Task(s.name, s.source, storage.join(out, names[s.name]), storage.join(selected.run.table, f"{s.name}.parquet"))
-        for s in shards
-    ]
+    tasks = [_Task(s.name, s.source, storage.join(out, names[s.name]), selected.run.url(s.name)) for s in shards]
     sizes: dict[str, int] = {}
     without_txt = 0
     config = selected.run.config

@@ -13,7 +13,7 @@ from pipeline.stages.embed.oddities import Oddities
 from pipeline.stages.embed.read import ReadParts
 from pipeline.stages.embed.rows import Embedded, ToRead
 from pipeline.stages.embed.usage import THREADS, Usage
-from pipeline.workers import metrics
+from pipeline.workers import deadline, metrics
 from pipeline.workers.cluster import Resources
 from pipeline.workers.progress import Stage
 from pipeline.workers.shards import as_tasks
@@ -26,9 +26,10 @@ def embed(
 
     Reading tasks decode shards into parts. A pool of actors embeds each part and writes it. The accounting of a shard is
     written last, when all of its parts exist. In the end the accounting of all shards is written into one object too.
+    After the deadline, see `workers.deadline`, the shards that are not done are left.
 
     Returns:
-        Seconds that an actor spends in the model, a pair; None if there was nothing to do.
+        Seconds that an actor spends in the model, a pair; None if nothing was done.
 
     Raises:
         RunError: a shard can't be read, more pairs are unusable than the budget allows, or counts do not add up.
@@ -48,7 +49,7 @@ def embed(
     gpus = resources.device_type == "cuda"
     seconds, pairs, usage = 0.0, 0, Usage(gpus)
     with Stage("embed", total, total - sum(asked.source.size for asked in todo), "bytes") as progress:
-        if not todo:
+        if not todo or deadline.passed():
             _settle(datasets, oddities, budgets)
             return None
         parts = (
@@ -95,8 +96,11 @@ def embed(
                 if read and len(of_shard) == read.parts:
                     finishers.finish(part.dataset, read, waiting.pop((part.dataset, part.shard)))
                 settle(wait=False)
+                if deadline.passed():
+                    say(f"embed    the deadline has passed: {len(unfinished)} of {shards} shards are left for the next night")
+                    break
             settle(wait=True)
-    if waiting:
+    if waiting and not deadline.passed():
         raise RunError(f"embed: shards ended without all of their parts: {sorted(waiting)[:5]}")
     usage.say()
     _settle(datasets, oddities, budgets)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.results import select as selecting
 from pipeline.results.select import chosen_filter, of_table
-from pipeline.run_folder.finished import open_run
+from pipeline.run_folder.finished import Finished, open_run
 from tests.support.finished import finish, write_scores
 
 UIDS = [f"{i:032x}" for i in range(10)]
@@ -106,17 +106,17 @@ def filters(**keeps: float | None) -> dict[str, dict]:
     return {name: {} if keep is None else {"filter": {"keep": keep}} for name, keep in keeps.items()}
 
 
-def chose(folder, *checkpoints: dict[str, dict]) -> str:
+def chose(folder, *checkpoints: dict[str, dict]) -> Finished:
     """A run that found this out."""
     finish(folder, "nowhere", *checkpoints)
-    return str(folder)
+    return open_run(str(folder))
 
 
 def test_what_is_left_open_is_what_the_run_chose(tmp_path):
     assert chosen_filter(chose(tmp_path, filters(a=0.7)), None, None) == ("filter_a", 0.7)
     assert chosen_filter(chose(tmp_path, filters(a=0.7)), None, 0.5) == ("filter_a", 0.5)
     assert chosen_filter(chose(tmp_path, filters(a=0.7, b=0.9)), "filter_b", None) == ("filter_b", 0.9)
-    assert chosen_filter("nowhere", "clip_score", 0.3) == ("clip_score", 0.3)
+    assert chosen_filter(chose(tmp_path), "clip_score", 0.3) == ("clip_score", 0.3)
 
 
 def test_of_several_checkpoints_the_mean_budget_is_kept(tmp_path):

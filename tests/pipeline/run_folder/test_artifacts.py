@@ -84,6 +84,9 @@ KEYS_OF_HEADS = [
     ("score.negative", "taylor", f"{TARGETS} index index_curvature self_influence"),
     ("score.order_rank", (8, 8), NOTHING),  # of an order that is not asked for
     ("filter.seeds", 3, "filter/a filter/b scores"),
+    ("nightly.renew", {"every": 7}, NOTHING),
+    ("nightly.deadline_hours", 1.0, NOTHING),
+    ("nightly.drift", {"features": 0.8}, NOTHING),
     ("index.rank", (8, 8), INDEX),
     ("index.projection", "random", INDEX),
     ("index.damping", 0.1, "self_influence"),

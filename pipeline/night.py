@@ -1,0 +1,245 @@
+"""The recipe of a night: embed and score what is new, with what was learned before, and commit it as a generation.
+
+The first night learns from the whole corpus, as a run does. Later ones use its heads, directions and filters until the
+configuration says that they are learned anew. Then every shard is scored anew, over as many nights as that takes, and readers
+see the generation before until all of it is there.
+"""
+
+import time
+from collections import Counter
+from typing import Any, Literal, NamedTuple
+
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.console import say
+from pipeline.errors import RunError, UserError
+from pipeline.inputs import Given, load_each, settle_each
+from pipeline.learn import embed_given, learn
+from pipeline.run_folder.artifacts import fingerprint, keys_of
+from pipeline.run_folder.contents import contents, find_artifacts
+from pipeline.run_folder.dataset import Dataset
+from pipeline.run_folder.finished import Checkpoint, Finished
+from pipeline.run_folder.generations import File, Generation, Generations
+from pipeline.run_folder.reference import Learned, Reference, delete_pending, read_pending, reference_from, write_pending
+from pipeline.run_folder.started import start
+from pipeline.stages.publish import Publication, publish_files
+from pipeline.stages.score import score
+from pipeline.storage.lease import hold_folder
+from pipeline.workers import deadline
+from pipeline.workers.cluster import Resources, session
+from pipeline.workers.process import as_found
+from pipeline.workers.run import Clock, Run
+from pipeline.workers.shards import missing_tables
+
+State = Literal["done", "nothing new", "deadline", "drift"]
+
+
+class Changes(NamedTuple):
+    """How the shards of a corpus differ from those of the last generation."""
+
+    new: list[str]
+    changed: list[str]
+    gone: list[str]
+    same: list[str]
+
+
+class Night(NamedTuple):
+    """What a night did."""
+
+    state: State
+    generation: Generation | None  # the last one that there is now
+    committed: int  # generations of this night
+
+
+@as_found()
+def night(config: Config) -> Night:
+    """Embed and score what is new, changed or gone since the last generation, and commit the next one.
+
+    The same call goes on where an earlier one was killed.
+
+    Raises:
+        UserError: the corpus, the model or a target can't be read, or another run holds the folder.
+        RunError: a stage failed, or another run has taken over the folder.
+    """
+    began, hours = time.monotonic(), config.nightly.deadline_hours
+    for asked, key in ((config.index is not None, "index"), (config.scoring.mode == "forward", "scoring.mode: forward")):
+        if asked:
+            raise UserError(f"{key}: nights do not know it, because it takes the whole corpus: leave it out, or use `ecif run`")
+    each = load_each(config)
+    with hold_folder(config.run), session(config.workers, config.device) as resources:
+        config, each = settle_each(config, each, resources)
+        start(config, [read.datasets() for _, read in each])
+        return _Night(config, each, resources, began + 3600 * hours if hours else None).run()
+
+
+class _Night:
+    """One night, while its run folder is held.
+
+    Args:
+        config: of the run.
+        each: the same with each checkpoint of the model, and what is read.
+        resources: of the cluster.
+        end: the deadline, of time.monotonic; None without one.
+    """
+
+    def __init__(self, config: Config, each: list[Given], resources: Resources, end: float | None):
+        self.config, self.each, self.resources, self.end = config, each, resources, end
+        self.clock, self.generations, self.committed = Clock(), Generations(config.run), 0
+        self.corpora = [read.corpus for _, read in each]
+        self.sources = _sources(self.corpora[0])
+        self.last = self.generations.last()
+
+    def run(self) -> Night:
+        """Bring the last generation up to date, then renew it if that is due."""
+        reference = reference_from(self.last.record["reference"]) if self.last else None
+        changes = _changes(self.last, self.sources)
+        fresh, parts = {*changes.new, *changes.changed}, self.corpora
+        if reference and self._has_features_of(reference):
+            parts = [corpus.of([shard for shard in corpus.shards if shard.name in fresh]) for corpus in self.corpora]
+        with deadline.until(self.end):
+            late = not self._embed(parts)
+        due = True
+        if reference and self._is_asked_for(reference):
+            due = self._is_due(reference)
+            if fresh or changes.gone:
+                self._add(reference, parts, changes)
+        elif reference:
+            say("the configuration, the model or a target has changed: every shard is scored anew")
+        if due and not late:
+            with deadline.until(self.end):
+                late = not self._renew()
+        return Night("deadline" if late else "done" if self.committed else "nothing new", self.last, self.committed)
+
+    def _has_features_of(self, reference: Reference) -> bool:
+        return [one.record.features for one in reference.checkpoints] == [corpus.fingerprint for corpus in self.corpora]
+
+    def _is_asked_for(self, reference: Reference) -> bool:
+        """Whether the configuration and the targets ask for the columns of a reference."""
+        each = zip(reference.checkpoints, self.each, strict=True)
+        return self._has_features_of(reference) and all(
+            one.names(given.config, given.inputs.targets) == one.record.names for one, given in each
+        )
+
+    def _is_due(self, reference: Reference) -> bool:
+        """Whether what was learned is learned anew: a renewal was begun, or there have been enough generations."""
+        every = self.config.nightly.renew.every
+        ripe = every is not None and self.last is not None and self.last.number + 1 - reference.since >= every
+        return ripe or read_pending(self.config.run) is not None
+
+    def _embed(self, corpora: list[Dataset]) -> bool:
+        """Embed corpora, or parts of them, with each checkpoint. False if shards are left at the deadline."""
+        with self.clock.stage("embed"):
+            for given, corpus in zip(self.each, corpora, strict=True):
+                embed_given(given, corpus, self.resources)
+        return all(len(corpus.accounting()) == len(corpus.shards) for corpus in corpora)
+
+    def _add(self, reference: Reference, parts: list[Dataset], changes: Changes) -> None:
+        """Score new and changed shards, and commit them beside those that are the same."""
+        assert self.last
+        done = parts[0].accounting()
+        left = [shard for shard in changes.changed if shard not in done]  # as they were, until a night comes to them
+        files = {shard: file for shard, file in self.last.files.items() if shard in {*changes.same, *left}}
+        self._commit(reference, files | (self._columns(reference, parts) or {}), parts, changes)
+
+    def _renew(self) -> bool:
+        """Learn anew and score every shard. False if shards are left at the deadline: the next night goes on."""
+        if not self._embed(self.corpora):
+            return False
+        reference = read_pending(self.config.run)
+        if reference is None or not self._is_asked_for(reference):
+            reference = self._learn()
+        files = self._columns(reference, self.corpora)
+        if files is None:
+            return False
+        self._commit(reference, files, self.corpora, _changes(self.last, self.sources))
+        delete_pending(self.config.run)
+        return True
+
+    def _learn(self) -> Reference:
+        learned = []
+        for given in self.each:
+            config, (_, corpus, targets) = given
+            this = Run(config, self.resources, find_artifacts(config, corpus, targets))
+            found = learn(this, given.inputs, self.clock)
+            record = Checkpoint(corpus.fingerprint, this.artifacts.names, found.fit, found.facts)
+            learned.append(Learned(record, contents(config, corpus, targets).of))
+        reference = Reference(learned, 0)
+        write_pending(self.config.run, reference)
+        return reference
+
+    def _columns(self, reference: Reference, corpora: list[Dataset]) -> dict[str, File] | None:
+        """The files of every shard with usable pairs. None if shards are left at the deadline."""
+        each = [one.artifacts(self.config.run, corpus) for one, corpus in zip(reference.checkpoints, corpora, strict=True)]
+        with self.clock.stage("score"):
+            for (config, (model, _, targets)), artifacts, corpus in zip(self.each, each, corpora, strict=True):
+                score(Run(config, self.resources, artifacts), model.heads, corpus, targets)
+                if deadline.passed() and missing_tables(artifacts, keys_of("score", config)):
+                    return None
+        publication = Publication(self.config, each, corpora[0].sidecars, self.sources)
+        with self.clock.stage("publish"):
+            pairs = {shard: a.embedded for shard, a in corpora[0].accounting().items() if a.embedded}
+            return publish_files(publication, pairs, self.resources)
+
+    def _commit(self, reference: Reference, files: dict[str, File], scored: list[Dataset], changes: Changes) -> None:
+        """Commit a generation.
+
+        Args:
+            reference: what its columns were computed with.
+            files: all of it.
+            scored: the shards that this night has scored, with each checkpoint.
+            changes: since the last generation.
+        """
+        done, number = scored[0].accounting(), self.last.number + 1 if self.last else 0
+        empty = {shard: self.sources[shard] for shard, a in done.items() if not a.embedded}
+        if self.last:
+            same = {*changes.same} - done.keys()
+            empty |= {shard: source for shard, source in self.last.record["empty"].items() if shard in same}
+        if not self.last or {file.run for file in files.values()} != {file.run for file in self.last.files.values()}:
+            reference = reference._replace(since=number)
+        id_ = fingerprint([files[shard].path for shard in sorted(files)])
+        record = {
+            "run": Finished(self.config.run, self.config, id_, [one.record for one in reference.checkpoints]).facts(),
+            "reference": reference.facts(),
+            "empty": empty,
+            "night": self._did(files, scored, changes),
+        }
+        some = next(iter(files.values()), None)
+        if some is None:
+            raise RunError("no shard of the corpus has usable pairs: see the quarantine tables")
+        schema = storage.read_schema(self.generations.url(some))
+        self.generations.commit(files, record, schema, self.last)
+        self.last, self.committed = self.generations.last(), self.committed + 1
+
+    def _did(self, files: dict[str, File], scored: list[Dataset], changes: Changes) -> dict[str, Any]:
+        """What a night did, for people and for the record."""
+        done = scored[0].accounting()
+        bad = Counter[str]()
+        for a in done.values():
+            bad.update(a.quarantined)
+        return {
+            "new": len([shard for shard in changes.new if shard in done]),
+            "changed": len([shard for shard in changes.changed if shard in done]),
+            "gone": len(changes.gone),
+            "left": len([shard for shard in (*changes.new, *changes.changed) if shard not in done]),
+            "shards": len(files),
+            "pairs": sum(file.rows for file in files.values()),
+            "scored": sum(a.embedded for a in done.values()),
+            "quarantined": dict(sorted(bad.items())),
+            "bytes": sum(a.size for a in done.values()),
+            "seconds": {stage: round(seconds, 1) for stage, seconds in self.clock.seconds.items()},
+        }
+
+
+def _sources(corpus: Dataset) -> dict[str, str]:
+    """Of each shard, a fingerprint of what it and its sidecar are, as a listing shows them."""
+    found = corpus.sidecars.found if corpus.sidecars else {}
+    beside = {shard: [item.size, item.etag] for shard, item in found.items()}
+    return {s.name: fingerprint(s.source.size, s.source.etag, beside.get(s.name)) for s in corpus.shards}
+
+
+def _changes(last: Generation | None, sources: dict[str, str]) -> Changes:
+    before = {shard: file.source for shard, file in last.files.items()} | last.record["empty"] if last else {}
+    found = Changes([], [], sorted(before.keys() - sources.keys()), [])
+    for shard, source in sources.items():
+        (found.new if shard not in before else found.same if before[shard] == source else found.changed).append(shard)
+    return found

@@ -1,0 +1,61 @@
+"""The generations of a run folder, and a way back to one of them."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.run_folder.generations import COLUMNS, Generations
+from pipeline.storage.lease import hold_folder
+
+HEADER = ["generation", "committed (UTC)", "shards", "pairs", "new", "changed", "gone", "quarantined", "what"]
+
+
+def history(run: str) -> list[list[str]]:
+    """A row for each generation, in the columns of HEADER, the newest first.
+
+    Raises:
+        UserError: there are none.
+    """
+    rows = []
+    for one in Generations(run).history():
+        night = one.record["night"]
+        when = datetime.fromtimestamp(one.time, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        counts = [night["shards"], night["pairs"], night["new"], night["changed"], night["gone"]]
+        bad = sum(night["quarantined"].values())
+        rows.append([str(one.number), when, *map(str, counts), str(bad), _what(one.number, one.record)])
+    if not rows:
+        raise UserError(f"{run}: no generations there, which `ecif nightly` makes")
+    return rows
+
+
+def rollback(run: str, number: int) -> int:
+    """Commit an earlier generation again, as the newest one. Nothing is computed, and nothing is deleted.
+
+    Returns:
+        The number of the new generation.
+
+    Raises:
+        UserError: there is no such generation, it is the last one, it was pruned, or a night is at work.
+    """
+    with hold_folder(run):
+        generations = Generations(run)
+        last, then = generations.at(None), generations.at(number)
+        if last.number == number:
+            raise UserError(f"{run}: generation {number} is the last one")
+        there = {item.url for item in storage.listing(storage.join(generations.root, COLUMNS), ".parquet")}
+        lost = [file for file in then.files.values() if storage.canonical(generations.url(file)) not in there]
+        if lost:
+            raise UserError(f"{run}: generation {number} was pruned: {len(lost)} of its {len(then.files)} files are gone")
+        night = then.record["night"] | {"new": 0, "changed": 0, "gone": 0, "scored": 0, "quarantined": {}, "again": number}
+        schema = storage.read_schema(generations.url(next(iter(then.files.values()))))
+        return generations.commit(then.files, then.record | {"night": night}, schema, last)
+
+
+def _what(number: int, record: dict[str, Any]) -> str:
+    """What a generation is, where it is no plain addition."""
+    if (again := record["night"].get("again")) is not None:
+        return f"generation {again} again"
+    if record["reference"]["since"] == number:
+        return "everything scored anew" if number else "the first"
+    return ""

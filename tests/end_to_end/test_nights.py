@@ -1,0 +1,278 @@
+"""Nights: a corpus that grows, changes and shrinks, one generation after the other."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+from deltalake import DeltaTable
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from pipeline.errors import UserError
+from pipeline.night import night
+from pipeline.operate.history import history, rollback
+from pipeline.operate.prune import prune
+from pipeline.results.export import export
+from pipeline.run import run
+from pipeline.run_folder.finished import open_generation, open_run
+from pipeline.run_folder.generations import Generations
+from pipeline.run_folder.reference import read_pending, reference_from, write_pending
+from pipeline.storage.lease import hold_folder
+from pipeline.workers import deadline
+from tests.support.corpora import EMBEDDED
+from tests.support.run_folders import change_since, objects, state_of
+from tests.support.tars import read_tar, write_tar
+
+PAIRS = 36  # of a shard
+
+
+def more(corpus: Path, name: str, number: int) -> None:
+    """Write a shard of pairs that the small corpus does not have."""
+    members = read_tar(EMBEDDED / "corpus" / "00001.tar")
+    write_tar(corpus / f"{name}.tar", members[3 * PAIRS * number : 3 * PAIRS * (number + 1)])
+
+
+class Nights:
+    """A corpus of its own, and a run folder with nights."""
+
+    def __init__(self, folder: Path, corpus: Path, configure):
+        self.corpus, self.folder = folder / "corpus", folder / "run"
+        shutil.copytree(corpus / "corpus", self.corpus)
+        self.configure = configure
+
+    def config(self, folder: Path | None = None, **changes):
+        return self.configure(folder or self.folder, corpus={"shards": str(self.corpus)}, **changes)
+
+    def night(self, folder: Path | None = None, **changes):
+        return night(self.config(folder, **changes))
+
+    def table(self, number: int | None = None) -> dict[str, bytes]:
+        """Bytes of the columns of each shard, as another program finds them."""
+        table = DeltaTable(self.folder / "table", version=number)
+        return {Path(url).name.split(".")[0]: Path(url).read_bytes() for url in table.file_uris()}
+
+
+@pytest.fixture
+def nights(tmp_path, corpus, configure, local_ray):
+    return Nights(tmp_path, corpus, configure)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory, corpus, configure, local_ray):
+    """A first night."""
+    made = Nights(tmp_path_factory.mktemp("first"), corpus, configure)
+    done = made.night()
+    assert (done.state, done.generation.number, done.committed) == ("done", 0, 1)
+    return made
+
+
+@pytest.fixture
+def second(first, tmp_path, configure) -> Nights:
+    """A copy of the first night to go on in: times of files are those of the original."""
+    made = Nights.__new__(Nights)
+    made.corpus, made.folder, made.configure = tmp_path / "corpus", tmp_path / "run", configure
+    shutil.copytree(first.corpus, made.corpus)
+    shutil.copytree(first.folder, made.folder)
+    return made
+
+
+def test_a_night_computes_what_is_new_and_nothing_else(second):
+    tonight, before, columns = second, state_of(second.folder), second.table()
+    more(tonight.corpus, "00003", 0)
+    more(tonight.corpus, "00001", 1)  # in the place of another one
+    (tonight.corpus / "00002.tar").unlink()
+    (tonight.corpus / "00004.tar").write_bytes(b"no tar at all")
+    done = tonight.night()
+    assert (done.state, done.generation.number) == ("done", 1)
+    facts = done.generation.record["night"]
+    assert (facts["new"], facts["changed"], facts["gone"], facts["left"]) == (2, 1, 1, 0)
+    assert (facts["scored"], facts["pairs"], facts["shards"]) == (2 * PAIRS, 3 * PAIRS, 3)
+    new = change_since(before, tonight.folder).new
+    assert {kind: n for kind, n in new.items() if not kind.startswith("table")} == {
+        "features": 4 + 1, "shards": 2, "pairs": 2, "influence/clean": 2, "quarantine": 1
+    }  # fmt: skip
+    now = tonight.table()
+    assert now.keys() == {"00000", "00001", "00003"}
+    assert now["00000"] == columns["00000"]
+    assert now["00001"] != columns["00001"]
+    assert tonight.table(0) == columns
+    again = tonight.night()
+    assert (again.state, again.committed, again.generation.number) == ("nothing new", 0, 1)
+
+
+def test_every_reader_finds_the_pairs_of_a_generation_as_one_table(second):
+    more(second.corpus, "00003", 0)
+    second.night()
+    root = second.folder / "table"
+    scores = open_run(str(second.folder)).scores().to_pandas()
+    for number, pairs in ((0, 3 * PAIRS), (1, 4 * PAIRS)):
+        dataset = DeltaTable(root, version=number).to_pyarrow_dataset()  # noqa: F841  (DuckDB finds it by its name)
+        assert duckdb.sql("select count(*), count(distinct uid) from dataset").fetchall() == [(pairs, pairs)]
+        frame = DeltaTable(root, version=number).to_pandas().sort_values(["shard", "index"])
+        assert len(frame) == pairs
+        wanted = scores[scores["shard"] < f"{number + 3:05d}"].sort_values(["shard", "index"])
+        assert frame["influence_clean"].tolist() == wanted["influence_clean"].tolist()
+
+
+def test_a_run_from_nothing_with_the_same_reference_gives_the_same_bytes(second, tmp_path):
+    more(second.corpus, "00003", 0)
+    (second.corpus / "00001.tar").unlink()
+    done = second.night()
+    elsewhere = tmp_path / "elsewhere"
+    for kind in ("copies", "fit_choice", "heads", "evidence", "directions", "misalignment", "filter", "targets"):
+        shutil.copytree(second.folder / kind, elsewhere / kind)
+    write_pending(str(elsewhere), reference_from(done.generation.record["reference"]))
+    again = second.night(elsewhere)
+    assert again.generation.number == 0
+    assert objects(elsewhere / "table", ".parquet") == {
+        name: data
+        for name, data in objects(second.folder / "table", ".parquet").items()
+        if "/00001." not in name  # of the first night
+    }
+    assert not list(elsewhere.glob("heads/*/**")) or objects(elsewhere / "heads", "") == objects(second.folder / "heads", "")
+
+
+def test_a_subset_of_a_generation_can_be_repeated_and_an_increment_selected(second, tmp_path):
+    def chosen(*options: str) -> bytes:
+        out = tmp_path / "subset.npy"
+        asked = ["select", str(second.folder), "--by", "misalignment", "--keep", "0.5", "--out", str(out), *options]
+        assert CliRunner().invoke(app, asked).exit_code == 0
+        return out.read_bytes()
+
+    before = chosen()
+    more(second.corpus, "00003", 0)
+    second.night()
+    assert chosen("--generation", "0") == before != chosen()
+    increment = open_generation(str(second.folder), since=0)
+    assert increment.scores(["shard"])["shard"].unique().to_pylist() == ["00003"]
+    rows = np.load(tmp_path / "subset.npy") if chosen("--since", "0") else None
+    new = {(int(u[:16], 16), int(u[16:], 16)) for u in increment.scores(["uid"])["uid"].to_pylist()}
+    assert len(rows) == PAIRS // 2
+    assert {tuple(map(int, row)) for row in rows} < new
+    chosen()
+    assert export(str(second.folder), str(tmp_path / "subset.npy"), str(tmp_path / "new"), since=0).shards == 1
+    assert export(str(second.folder), str(tmp_path / "subset.npy"), str(tmp_path / "all")).shards == 4
+    with pytest.raises(UserError, match="has no shard that generation 1 does not have"):
+        open_generation(str(second.folder), since=1)
+    with pytest.raises(UserError, match="no generation 7; there are 0 to 1"):
+        open_generation(str(second.folder), generation=7)
+
+
+def test_a_deadline_leaves_whole_shards_for_the_next_night(nights):
+    hurried = {"nightly": {"deadline_hours": 1e-9}}
+    first = nights.night(**hurried)
+    assert (first.state, first.generation) == ("deadline", None)
+    assert nights.night().generation.number == 0
+    for number in range(2):
+        more(nights.corpus, f"0001{number}", number)
+    before = nights.table()
+    late = nights.night(**hurried)
+    assert late.state == "deadline"
+    facts = late.generation.record["night"]
+    assert facts["left"] > 0 and facts["new"] + facts["left"] == 2
+    assert nights.table().items() >= before.items()
+    assert nights.night().generation.record["night"]["pairs"] == 5 * PAIRS
+
+
+def test_what_was_learned_is_renewed_as_often_as_is_asked(second):
+    policy = {"nightly": {"renew": {"every": 2}}}
+    more(second.corpus, "00003", 0)
+    assert second.night(**policy).generation.record["reference"]["since"] == 0
+    more(second.corpus, "00004", 1)
+    done = second.night(**policy)
+    assert (done.committed, done.generation.number) == (2, 3)
+    assert done.generation.record["reference"]["since"] == 3
+    assert {file.run for file in done.generation.files.values()}.isdisjoint(
+        file.run for file in Generations(str(second.folder)).at(2).files.values()
+    )
+    assert len(open_run(str(second.folder)).scores()) == 5 * PAIRS
+    assert second.night(**policy).state == "nothing new"
+
+
+def test_a_renewal_goes_on_over_nights_and_readers_see_the_generation_before(second, monkeypatch):
+    """The deadline passes when everything is learned, before the first shard is scored."""
+    before, changed = second.table(), {"seed": 1}
+    monkeypatch.setattr(deadline, "passed", lambda: read_pending(str(second.folder)) is not None)
+    late = second.night(**changed)
+    monkeypatch.undo()
+    assert (late.state, late.generation.number) == ("deadline", 0)
+    assert second.table() == before
+    more(second.corpus, "00003", 0)  # which does not change what was learned
+    heads = objects(second.folder / "heads", "")
+    done = second.night(**changed)
+    assert (done.state, done.generation.number) == ("done", 1)
+    assert objects(second.folder / "heads", "") == heads
+    assert len(open_run(str(second.folder)).scores()) == 4 * PAIRS
+    assert read_pending(str(second.folder)) is None
+
+
+def test_a_way_back_and_the_next_night(second):
+    first = second.table()
+    more(second.corpus, "00003", 0)
+    second.night()
+    third = second.table()
+    state = state_of(second.folder)
+    assert rollback(str(second.folder), 0) == 2
+    assert second.table() == first
+    new, rewritten, gone = change_since(state, second.folder)
+    assert ({*new} - {"table"}, rewritten, gone) == (set(), set(), set())
+    state = state_of(second.folder)
+    assert second.night().generation.number == 3
+    assert second.table() == third
+    new, rewritten, gone = change_since(state, second.folder)
+    assert ({*new} - {"table"}, rewritten, gone) == (set(), set(), set())  # nothing was computed twice
+    assert [row[-1] for row in history(str(second.folder))] == ["", "generation 0 again", "", "the first"]
+    with pytest.raises(UserError, match="generation 3 is the last one"):
+        rollback(str(second.folder), 3)
+
+
+def test_pruning_deletes_what_no_kept_generation_is_made_of(second):
+    more(second.corpus, "00003", 0)
+    (second.corpus / "00001.tar").unlink()
+    second.night()
+    second.night(seed=1)
+    kept = {number: second.table(number) for number in (1, 2)}
+    before = state_of(second.folder)
+    told = prune(str(second.folder), keep=2, dry_run=True)
+    assert state_of(second.folder) == before
+    done = prune(str(second.folder), keep=2, dry_run=False)
+    assert (done.objects, done.kept) == (told.objects, [2, 1])
+    assert {number: second.table(number) for number in (1, 2)} == kept
+    gone = {item.url.removeprefix(f"{second.folder}/") for item in done.objects}
+    assert {name.split("/")[0] for name in gone} == {"table", "features", "shards", "pairs", "influence"}
+    assert all("00001" in name for name in gone)
+    with pytest.raises(UserError, match="generation 0 was pruned: 1 of its 3 files are gone"):
+        rollback(str(second.folder), 0)
+    prune(str(second.folder), keep=1, dry_run=False)
+    assert second.table(2) == kept[2]
+    assert len(list((second.folder / "heads").iterdir())) == 1
+    assert prune(str(second.folder), keep=1, dry_run=False).objects == []
+    assert second.night(seed=1).state == "nothing new"
+
+
+def test_pruning_cleans_a_folder_that_never_was_nightly(finished, configure, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0].run, folder)
+    (folder / "notes.txt").write_text("mine")
+    outcome = run(configure(folder, seed=1))
+    prune(str(folder), keep=1, dry_run=False)
+    names = {"/".join(name.split("/")[:2]) for name in state_of(folder)}
+    assert all(sum(name.startswith(f"{kind}/") for name in names) == 1 for kind in ("heads", "pairs", "evidence", "features"))
+    assert (folder / "notes.txt").exists()
+    before = state_of(folder)
+    assert run(configure(folder, seed=1)).finished == outcome.finished
+    assert change_since(before, folder) == (Counter(), set(), set())
+
+
+def test_what_a_night_refuses(second, configure, tmp_path):
+    with pytest.raises(UserError, match="has generations: `ecif nightly` adds to them"):
+        run(second.config())
+    with pytest.raises(UserError, match="index: nights do not know it"):
+        second.night(index={})
+    with hold_folder(str(second.folder)), pytest.raises(UserError, match="another run is at work"):
+        second.night()
+    with pytest.raises(UserError, match="no generations there"):
+        history(str(tmp_path))
