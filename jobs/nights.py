@@ -27,9 +27,9 @@ def nightly(
 
     with redirect_stdout(sys.stderr):
         done = night(Config.from_yaml(config))
+    say(f"night: {done.state}")
     if done.generation:
         typer.echo(f"generation {done.generation.number}")
-    say(done.state)
     raise typer.Exit(0 if exit_zero else EXIT_CODES[done.state])
 
 

@@ -5,6 +5,7 @@ configuration says that they are learned anew. Then every shard is scored anew, 
 see the generation before until all of it is there.
 """
 
+import logging
 import time
 from collections import Counter
 from typing import Any, Literal, NamedTuple
@@ -16,31 +17,24 @@ from pipeline.errors import RunError, UserError
 from pipeline.inputs import Given, load_each, settle_each
 from pipeline.learn import embed_given, learn
 from pipeline.run_folder.artifacts import fingerprint, keys_of
+from pipeline.run_folder.changes import Changes, changes_since, sources_of
 from pipeline.run_folder.contents import contents, find_artifacts
 from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.finished import Checkpoint, Finished
-from pipeline.run_folder.generations import File, Generation, Generations
+from pipeline.run_folder.generations import File, Generation, Generations, said
 from pipeline.run_folder.reference import Learned, Reference, delete_pending, read_pending, reference_from, write_pending
 from pipeline.run_folder.started import start
+from pipeline.stages.drift import measure_drift, unusable
 from pipeline.stages.publish import Publication, publish_files
 from pipeline.stages.score import score
 from pipeline.storage.lease import hold_folder
-from pipeline.workers import deadline
+from pipeline.workers import deadline, metrics
 from pipeline.workers.cluster import Resources, session
 from pipeline.workers.process import as_found
 from pipeline.workers.run import Clock, Run
 from pipeline.workers.shards import missing_tables
 
 State = Literal["done", "nothing new", "deadline", "drift"]
-
-
-class Changes(NamedTuple):
-    """How the shards of a corpus differ from those of the last generation."""
-
-    new: list[str]
-    changed: list[str]
-    gone: list[str]
-    same: list[str]
 
 
 class Night(NamedTuple):
@@ -86,29 +80,32 @@ class _Night:
         self.config, self.each, self.resources, self.end = config, each, resources, end
         self.clock, self.generations, self.committed = Clock(), Generations(config.run), 0
         self.corpora = [read.corpus for _, read in each]
-        self.sources = _sources(self.corpora[0])
+        self.sources = sources_of(self.corpora[0])
         self.last = self.generations.last()
 
     def run(self) -> Night:
         """Bring the last generation up to date, then renew it if that is due."""
+        config = self.config
         reference = reference_from(self.last.record["reference"]) if self.last else None
-        changes = _changes(self.last, self.sources)
-        fresh, parts = {*changes.new, *changes.changed}, self.corpora
+        changes = changes_since(self.last, self.sources)
+        fresh, parts = [*changes.new, *changes.changed], self.corpora
         if reference and self._has_features_of(reference):
-            parts = [corpus.of([shard for shard in corpus.shards if shard.name in fresh]) for corpus in self.corpora]
+            parts = [corpus.of(fresh) for corpus in self.corpora]
         with deadline.until(self.end):
             late = not self._embed(parts)
-        due = True
+        due, drifted = True, False
         if reference and self._is_asked_for(reference):
             due = self._is_due(reference)
             if fresh or changes.gone:
-                self._add(reference, parts, changes)
+                drifted = self._add(reference, parts, changes)
+                due = due or (drifted and config.nightly.renew.drift)
         elif reference:
             say("the configuration, the model or a target has changed: every shard is scored anew")
         if due and not late:
             with deadline.until(self.end):
                 late = not self._renew()
-        return Night("deadline" if late else "done" if self.committed else "nothing new", self.last, self.committed)
+        state: State = "deadline" if late else "drift" if drifted and not due else "done" if self.committed else "nothing new"
+        return Night(state, self.last, self.committed)
 
     def _has_features_of(self, reference: Reference) -> bool:
         return [one.record.features for one in reference.checkpoints] == [corpus.fingerprint for corpus in self.corpora]
@@ -133,13 +130,31 @@ class _Night:
                 embed_given(given, corpus, self.resources)
         return all(len(corpus.accounting()) == len(corpus.shards) for corpus in corpora)
 
-    def _add(self, reference: Reference, parts: list[Dataset], changes: Changes) -> None:
-        """Score new and changed shards, and commit them beside those that are the same."""
+    def _add(self, reference: Reference, parts: list[Dataset], changes: Changes) -> bool:
+        """Score new and changed shards, and commit them beside those that are the same. Whether a bound of drift was passed."""
         assert self.last
         done = parts[0].accounting()
         left = [shard for shard in changes.changed if shard not in done]  # as they were, until a night comes to them
         files = {shard: file for shard, file in self.last.files.items() if shard in {*changes.same, *left}}
-        self._commit(reference, files | (self._columns(reference, parts) or {}), parts, changes)
+        scored = self._columns(reference, parts) or {}
+        drifted = self._drift(reference, parts[0], scored)
+        self._commit(reference, files | scored, parts, changes, drifted)
+        return bool(drifted.get("beyond"))
+
+    def _drift(self, reference: Reference, part: Dataset, scored: dict[str, File]) -> dict[str, Any]:
+        """How the pairs of this night differ from what was learned from. Empty if it has none."""
+        if not scored:
+            return {}
+        given = self.each[0]
+        this = Run(given.config, self.resources, reference.checkpoints[0].artifacts(self.config.run, part))
+        published = {shard: self.generations.url(file) for shard, file in scored.items()}
+        with self.clock.stage("drift"):
+            found = measure_drift(this, given.inputs.model.heads, part, given.inputs.targets, published)
+        found.measures["quarantined"] = unusable(part.accounting(), reference.unusable)
+        beyond = found.beyond(self.config.nightly.drift)
+        for line in beyond:
+            say(f"warning: drift: {line}; nightly.renew decides whether that learns anew", logging.WARNING)
+        return found.facts() | {"beyond": beyond}
 
     def _renew(self) -> bool:
         """Learn anew and score every shard. False if shards are left at the deadline: the next night goes on."""
@@ -151,7 +166,7 @@ class _Night:
         files = self._columns(reference, self.corpora)
         if files is None:
             return False
-        self._commit(reference, files, self.corpora, _changes(self.last, self.sources))
+        self._commit(reference, files, self.corpora, changes_since(self.last, self.sources))
         delete_pending(self.config.run)
         return True
 
@@ -163,7 +178,9 @@ class _Night:
             found = learn(this, given.inputs, self.clock)
             record = Checkpoint(corpus.fingerprint, this.artifacts.names, found.fit, found.facts)
             learned.append(Learned(record, contents(config, corpus, targets).of))
-        reference = Reference(learned, 0)
+        done = self.corpora[0].accounting().values()
+        unusable = 1 - sum(a.embedded for a in done) / max(1, sum(a.pairs for a in done))
+        reference = Reference(learned, 0, unusable)
         write_pending(self.config.run, reference)
         return reference
 
@@ -180,7 +197,14 @@ class _Night:
             pairs = {shard: a.embedded for shard, a in corpora[0].accounting().items() if a.embedded}
             return publish_files(publication, pairs, self.resources)
 
-    def _commit(self, reference: Reference, files: dict[str, File], scored: list[Dataset], changes: Changes) -> None:
+    def _commit(
+        self,
+        reference: Reference,
+        files: dict[str, File],
+        scored: list[Dataset],
+        changes: Changes,
+        drift: dict[str, Any] | None = None,
+    ) -> None:
         """Commit a generation.
 
         Args:
@@ -188,6 +212,7 @@ class _Night:
             files: all of it.
             scored: the shards that this night has scored, with each checkpoint.
             changes: since the last generation.
+            drift: see `_drift`.
         """
         done, number = scored[0].accounting(), self.last.number + 1 if self.last else 0
         empty = {shard: self.sources[shard] for shard, a in done.items() if not a.embedded}
@@ -201,7 +226,7 @@ class _Night:
             "run": Finished(self.config.run, self.config, id_, [one.record for one in reference.checkpoints]).facts(),
             "reference": reference.facts(),
             "empty": empty,
-            "night": self._did(files, scored, changes),
+            "night": self._did(files, scored, changes) | {"drift": drift or {}},
         }
         some = next(iter(files.values()), None)
         if some is None:
@@ -209,6 +234,8 @@ class _Night:
         schema = storage.read_schema(self.generations.url(some))
         self.generations.commit(files, record, schema, self.last)
         self.last, self.committed = self.generations.last(), self.committed + 1
+        metrics.night(number, record["night"])
+        say(said(number, record))
 
     def _did(self, files: dict[str, File], scored: list[Dataset], changes: Changes) -> dict[str, Any]:
         """What a night did, for people and for the record."""
@@ -228,18 +255,3 @@ class _Night:
             "bytes": sum(a.size for a in done.values()),
             "seconds": {stage: round(seconds, 1) for stage, seconds in self.clock.seconds.items()},
         }
-
-
-def _sources(corpus: Dataset) -> dict[str, str]:
-    """Of each shard, a fingerprint of what it and its sidecar are, as a listing shows them."""
-    found = corpus.sidecars.found if corpus.sidecars else {}
-    beside = {shard: [item.size, item.etag] for shard, item in found.items()}
-    return {s.name: fingerprint(s.source.size, s.source.etag, beside.get(s.name)) for s in corpus.shards}
-
-
-def _changes(last: Generation | None, sources: dict[str, str]) -> Changes:
-    before = {shard: file.source for shard, file in last.files.items()} | last.record["empty"] if last else {}
-    found = Changes([], [], sorted(before.keys() - sources.keys()), [])
-    for shard, source in sources.items():
-        (found.new if shard not in before else found.same if before[shard] == source else found.changed).append(shard)
-    return found

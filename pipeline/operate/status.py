@@ -2,11 +2,15 @@
 
 import time
 from collections.abc import Collection
+from itertools import zip_longest
 from typing import NamedTuple
 
 from pipeline import storage
 from pipeline.run_folder.artifacts import Artifacts, each_shard, stages_of
+from pipeline.run_folder.changes import changes_since, sources_of
 from pipeline.run_folder.dataset import Dataset
+from pipeline.run_folder.generations import Generation, Generations
+from pipeline.run_folder.reference import reference_from
 from pipeline.run_folder.started import Started, read_started
 from pipeline.run_folder.tables import Accounting
 from pipeline.stages.publish import Publication
@@ -43,10 +47,14 @@ def status(folder: str) -> list[StageStatus]:
     """
     started = read_started(folder)
     each, found = started.datasets(), []
-    artifacts = [started.artifacts(datasets) for datasets in each]
+    generation = Generations(folder).last()
+    reference = reference_from(generation.record["reference"]).checkpoints if generation else []
+    artifacts = [started.artifacts(datasets, learned) for datasets, learned in zip_longest(each, reference)]
     for i, (datasets, there) in enumerate(zip(each, artifacts, strict=True)):
         stages = _checkpoint(started, datasets, there)
         found += [s._replace(name=f"{s.name}, checkpoint {i}") for s in stages] if len(each) > 1 else stages
+    if generation:
+        return [*found, _last(generation, each[0]["corpus"])]
     return [*found, _publish(started, each[0]["corpus"], [one for one in artifacts if one])]
 
 
@@ -89,7 +97,7 @@ class _Corpus(NamedTuple):
 def _of_objects(name: str, keys: list[str], artifacts: Artifacts | None) -> StageStatus:
     """A stage that does not go shard by shard."""
     written = {key: item for key in keys if artifacts and (item := storage.described(artifacts.url(key)))}
-    return StageStatus(name, len(written), len(keys), last=_last(written))
+    return StageStatus(name, len(written), len(keys), last=_newest(written))
 
 
 def _of_shards(name: str, keys: list[str], artifacts: Artifacts | None, corpus: _Corpus, since: float) -> StageStatus:
@@ -100,6 +108,14 @@ def _of_shards(name: str, keys: list[str], artifacts: Artifacts | None, corpus: 
     whole = {shard: [of[shard] for of in listed] for shard in corpus.pairs if all(shard in of for of in listed)}
     last = {shard: max(items, key=lambda item: item.modified) for shard, items in whole.items()}
     return _rated(StageStatus(name, len(whole), corpus.shards, 0), last, corpus, since)
+
+
+def _last(generation: Generation, dataset: Dataset) -> StageStatus:
+    """The last generation: how many of the corpus's shards it has as they are now."""
+    corpus, changes = _Corpus.of(dataset), changes_since(generation, sources_of(dataset))
+    done = [shard for shard in changes.same if shard in generation.files]
+    pairs = sum(generation.files[shard].rows for shard in done)
+    return StageStatus(f"generation {generation.number}", len(done), corpus.shards, pairs, last=generation.time)
 
 
 def _publish(started: Started, dataset: Dataset, artifacts: list[Artifacts]) -> StageStatus:
@@ -119,7 +135,7 @@ def _rated(stage: StageStatus, written: dict[str, storage.Object], corpus: _Corp
     rate = sum(corpus.pairs[shard] for shard in new) / seconds if seconds else None
     done = sum(corpus.pairs[shard] for shard in written)
     left = sum(corpus.pairs.values()) - done
-    return stage._replace(pairs=done, pairs_per_s=rate, left_s=left / rate if rate and left else None, last=_last(written))
+    return stage._replace(pairs=done, pairs_per_s=rate, left_s=left / rate if rate and left else None, last=_newest(written))
 
 
 def _embed(datasets: dict[str, Dataset], of: dict[str, dict[str, Accounting]], since: float) -> StageStatus:
@@ -142,7 +158,7 @@ def _embed(datasets: dict[str, Dataset], of: dict[str, dict[str, Accounting]], s
         sum(sum(a.quarantined.values()) for a in done.values()),
         sum(done[shard].pairs for shard in new) / seconds if seconds else None,
         left * seconds / fresh if fresh and left else None,
-        _last(written),
+        _newest(written),
     )
 
 
@@ -152,5 +168,5 @@ def _since(written: dict[str, storage.Object], since: float) -> tuple[Collection
     return new, max((written[shard].modified - since for shard in new), default=0.0)
 
 
-def _last(written: dict[str, storage.Object]) -> float | None:
+def _newest(written: dict[str, storage.Object]) -> float | None:
     return max((item.modified for item in written.values()), default=None)

@@ -12,10 +12,13 @@ from pipeline.config import Config
 from pipeline.corpus import sidecar
 from pipeline.errors import UserError
 from pipeline.operate.check_shard import Checked, CheckShard, Expected, ToCheck, Violation, check_tensors
+from pipeline.run_folder import tables
 from pipeline.run_folder.artifacts import Artifacts, each_shard
+from pipeline.run_folder.changes import changes_since, sources_of
 from pipeline.run_folder.columns import IDENTITY, columns, evidence_scores
 from pipeline.run_folder.dataset import Dataset, in_folder
 from pipeline.run_folder.finished import Checkpoint, Finished, open_run
+from pipeline.run_folder.generations import Generations
 from pipeline.run_folder.started import read_started
 from pipeline.stages.index import curvature_url
 from pipeline.stages.publish import Publication
@@ -57,13 +60,18 @@ def verify(folder: str, report: Callable[[Violation], None]) -> dict[str, Checke
         report(violation)
 
     started = read_started(folder)
-    if not storage.exists(storage.join(folder, "run.json")):
+    generation = Generations(folder).last()
+    if generation is None and not storage.exists(storage.join(folder, "run.json")):
         raise UserError(f"{folder}: the run is not finished; `ecif status {folder}` says how far it is")
     finished = open_run(folder)
     if _what_counts(finished.config) != _what_counts(started.config):
         note(Violation(storage.join(folder, "run.json"), "is of another configuration than the run that was started last"))
     checked = {}
-    of_checkpoints = list(zip(finished.checkpoints, started.datasets(), strict=False))
+    datasets_of = started.datasets()
+    if generation is not None:  # what is new, changed or gone since waits for the next night
+        same = changes_since(generation, sources_of(datasets_of[0]["corpus"])).same
+        datasets_of = [datasets | {"corpus": datasets["corpus"].of(same, few=False)} for datasets in datasets_of]
+    of_checkpoints = list(zip(finished.checkpoints, datasets_of, strict=False))
     with _checkers(max(len(datasets["corpus"].shards) for _, datasets in of_checkpoints)) as checkers:
         for i, (checkpoint, datasets) in enumerate(of_checkpoints):
             artifacts = checkpoint.artifacts(folder)
@@ -95,6 +103,12 @@ def _outdated(finished: Finished, of_checkpoints: list[tuple[Checkpoint, Dataset
         shards = {shard: done.content for shard, done in corpus.accounting().items() if done.embedded}
         artifacts.append(checkpoint.artifacts(finished.folder)._replace(shards=shards))
     publication = Publication(finished.config, artifacts, of_checkpoints[0][1].sidecars)
+    if finished.generation is not None:
+        stamped = storage.in_threads(lambda shard: tables.read_run(finished.url(shard)), artifacts[0].shards)
+        asked = ((publication.run, publication.of_shard(shard)) for shard in artifacts[0].shards)
+        wrong = "is of another generation, or of the shard as it was"
+        checked = zip(artifacts[0].shards, stamped, asked, strict=True)
+        return [Violation(finished.url(shard), wrong) for shard, is_of, wanted in checked if is_of != wanted]
     written, wrong = (
         publication.written().current,
         "is of another run, or of the shard as it was; the same `ecif run` writes it anew",
@@ -105,7 +119,8 @@ def _outdated(finished: Finished, of_checkpoints: list[tuple[Checkpoint, Dataset
 
 def _what_counts(config: Config) -> dict[str, Any]:
     """The configuration without the keys that change no result."""
-    return config.model_dump(exclude={"run": True, "workers": True, "embed": {"max_bad_fraction", "max_bad_fraction_of_shard"}})
+    budgets = {"max_bad_fraction", "max_bad_fraction_of_shard"}
+    return config.model_dump(exclude={"run": True, "workers": True, "nightly": True, "embed": budgets})
 
 
 class _Checkers(Protocol):
@@ -131,7 +146,8 @@ def _check(
     if artifacts is None:  # of a target
         return CheckShard(dataset.places(), [], [])
     names = {shard.name for shard in dataset.shards}
-    for shard, item in sorted(in_folder(finished.table, ".parquet").items()):
+    published = {} if finished.files else in_folder(finished.table, ".parquet")
+    for shard, item in sorted(published.items()):
         if shard not in names:
             report(Violation(item.url, "is of no shard of the corpus"))
     return CheckShard(dataset.places(), _expected(finished, artifacts), _beside(artifacts))

@@ -100,10 +100,12 @@ class Dataset(Places):
         """A caption for each class: its first prompt. Empty for a dataset without classes."""
         return [templates[0] for templates in self.prompts]
 
-    def of(self, shards: list[Shard]) -> "Dataset":
-        """A part of this dataset. What its shards have written is asked for shard by shard, and not listed."""
-        part = Dataset(self.folder, self.fingerprint, shards, self.reading, self.prompts, self.sidecars)
-        part.batched, part.part = self.batched, True
+    def of(self, shards: list[str], few: bool = True) -> "Dataset":
+        """The part of this dataset with some shards. What a few have written is asked for shard by shard, and not listed."""
+        names = {*shards}
+        some = [shard for shard in self.shards if shard.name in names]
+        part = Dataset(self.folder, self.fingerprint, some, self.reading, self.prompts, self.sidecars)
+        part.batched, part.part = self.batched, few
         return part
 
     def uids_from(self, shard: str) -> storage.Object | None:

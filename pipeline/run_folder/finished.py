@@ -54,8 +54,8 @@ class Finished(NamedTuple):
         return storage.join(self.folder, LATEST if self.generation is None else TABLE)
 
     def url(self, shard: str) -> str:
-        """Where the columns of a shard are. Raises KeyError if a generation does not have the shard."""
-        return storage.join(self.table, f"{shard}.parquet") if self.generation is None else self.files[shard].url
+        """Where the columns of a shard are; or where they would be, for a shard without usable pairs."""
+        return self.files[shard].url if shard in self.files else storage.join(self.table, f"{shard}.parquet")
 
     def facts(self) -> dict[str, Any]:
         """The record of the run, in plain values; see `finished_from`."""

@@ -165,6 +165,22 @@ def file_path(run: str, shard: str, source: str) -> str:
     return f"{COLUMNS}/{run}/{shard}.{source}.parquet"
 
 
+def said(number: int, record: dict[str, Any]) -> str:
+    """One line about the night that made a generation, from its record."""
+    night = record["night"]
+    shards = f"{night['new']} shards new, {night['changed']} changed, {night['gone']} gone, {night['left']} left"
+    bad = ", ".join(f"{count} {reason}" for reason, count in night["quarantined"].items())
+    facts = [shards, f"{night['scored']} pairs scored", f"{sum(night['quarantined'].values())} quarantined"]
+    facts[-1] += f" ({bad})" if bad else ""
+    if drift := night["drift"]:
+        facts.append(f"{drift['misaligned']:.1%} misaligned")
+        facts.append("drift " + ", ".join(f"{name} {value:.2f}" for name, (value, _) in drift["measures"].items()))
+        if drift["lds"]:
+            facts.append("agreement with refits " + ", ".join(f"{name} {lds:.2f}" for name, lds in drift["lds"].items()))
+    facts.append(f"{sum(night['seconds'].values()):.0f} s")
+    return f"generation {number}: {'; '.join(facts)}; {night['pairs']} pairs of {night['shards']} shards in all"
+
+
 def _recorded(commit: dict[str, Any]) -> Generation | None:
     """What a commit says about its generation; None for a commit of another program."""
     if RECORD not in commit:

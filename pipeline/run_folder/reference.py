@@ -32,15 +32,18 @@ class Reference(NamedTuple):
 
     checkpoints: list[Learned]
     since: int  # number of the first generation that was scored with it
+    unusable: float  # share of the corpus's pairs that could not be used when it was learned
 
     def facts(self) -> dict[str, Any]:
         """In plain values."""
-        return {"since": self.since, "checkpoints": [[one.record._asdict(), one.contents] for one in self.checkpoints]}
+        checkpoints = [[one.record._asdict(), one.contents] for one in self.checkpoints]
+        return {"since": self.since, "unusable": self.unusable, "checkpoints": checkpoints}
 
 
 def reference_from(facts: dict[str, Any]) -> Reference:
     """The inverse of `Reference.facts`."""
-    return Reference([Learned(Checkpoint(**record), contents) for record, contents in facts["checkpoints"]], facts["since"])
+    checkpoints = [Learned(Checkpoint(**record), contents) for record, contents in facts["checkpoints"]]
+    return Reference(checkpoints, facts["since"], facts["unusable"])
 
 
 def read_pending(folder: str) -> Reference | None:

@@ -14,8 +14,9 @@ from pipeline.corpus import shards, sidecar
 from pipeline.errors import UserError
 from pipeline.run_folder import tables
 from pipeline.run_folder.artifacts import Artifacts
-from pipeline.run_folder.contents import find_artifacts
+from pipeline.run_folder.contents import find_artifacts, usable
 from pipeline.run_folder.dataset import Dataset
+from pipeline.run_folder.reference import Learned
 
 OLDER = "plan.json"  # runs before version 0.2 wrote this file instead of started.json
 
@@ -51,11 +52,19 @@ class Started(NamedTuple):
             for features in self.checkpoints
         ]
 
-    def artifacts(self, datasets: dict[str, Dataset]) -> Artifacts | None:
-        """Where the objects of a checkpoint are; None while shards are left to embed."""
+    def artifacts(self, datasets: dict[str, Dataset], learned: Learned | None = None) -> Artifacts | None:
+        """Where the objects of a checkpoint are; None while shards are left to embed.
+
+        Args:
+            datasets: of the checkpoint.
+            learned: what nights score with; None where a run learns from the corpus as it is.
+        """
+        targets = {name: datasets[f"target {name}"] for name in self.config.targets}
+        if learned is not None:
+            names = learned.names(self.config, targets)
+            return Artifacts(self.config.run, names, usable(datasets["corpus"].accounting()))
         if any(len(dataset.accounting()) < len(dataset.shards) for dataset in datasets.values()):
             return None
-        targets = {name: datasets[f"target {name}"] for name in self.config.targets}
         return find_artifacts(self.config, datasets["corpus"], targets)
 
 

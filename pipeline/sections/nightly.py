@@ -25,10 +25,10 @@ class Drift(Section):
     features: float | None = Field(
         0.9, ge=0.5, le=1, description="AUROC with which a linear classifier tells new images or captions from the sample's"
     )
-    held_out_loss: PositiveFloat | None = Field(0.5, description="by which the mean differs, in nats")
-    misaligned: float | None = Field(0.1, gt=0, le=1, description="by which the mean probability of misalignment differs")
-    quarantined: float | None = Field(0.1, gt=0, le=1, description="by which the share of unusable pairs differs")
-    coverage: float | None = Field(0.1, gt=0, le=1, description="by which the share of a target's concepts falls")
+    held_out_loss: PositiveFloat | None = Field(0.5, description="by which the mean rises, in nats")
+    misaligned: float | None = Field(0.1, gt=0, le=1, description="by which the mean probability of misalignment rises")
+    quarantined: float | None = Field(0.1, gt=0, le=1, description="by which the share of unusable pairs rises")
+    coverage: float | None = Field(0.1, gt=0, le=1, description="by which the share that a target says something about falls")
 
 
 class Nightly(Section):

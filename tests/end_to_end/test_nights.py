@@ -15,6 +15,8 @@ from pipeline.errors import UserError
 from pipeline.night import night
 from pipeline.operate.history import history, rollback
 from pipeline.operate.prune import prune
+from pipeline.operate.status import status
+from pipeline.operate.verify import verify
 from pipeline.results.export import export
 from pipeline.run import run
 from pipeline.run_folder.finished import open_generation, open_run
@@ -101,6 +103,17 @@ def test_a_night_computes_what_is_new_and_nothing_else(second):
     assert tonight.table(0) == columns
     again = tonight.night()
     assert (again.state, again.committed, again.generation.number) == ("nothing new", 0, 1)
+    assert [(s.name, s.done, s.total) for s in status(str(tonight.folder))][-2:] == [("score", 3, 3), ("generation 1", 3, 3)]
+    wrong = []
+    assert verify(str(tonight.folder), wrong.append)["corpus"].scored == 3 * PAIRS
+    assert wrong == []
+    more(tonight.corpus, "00005", 0)
+    assert [(s.name, s.done, s.total) for s in status(str(tonight.folder))][-1] == ("generation 1", 3, 4)
+    assert verify(str(tonight.folder), wrong.append)["corpus"].scored == 3 * PAIRS
+    file = done.generation.files["00003"]
+    Path(Generations(str(tonight.folder)).url(file)).write_bytes(b"no table")
+    verify(str(tonight.folder), wrong.append)
+    assert [violation.url.rpartition("/")[2] for violation in wrong] == [file.path.rpartition("/")[2]]
 
 
 def test_every_reader_finds_the_pairs_of_a_generation_as_one_table(second):
