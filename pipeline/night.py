@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from typing import Any, Literal, NamedTuple
 
-from pipeline import storage
 from pipeline.config import Config
 from pipeline.console import say
 from pipeline.errors import RunError, UserError
@@ -135,7 +134,7 @@ class _Night:
         assert self.last
         done = parts[0].accounting()
         left = [shard for shard in changes.changed if shard not in done]  # as they were, until a night comes to them
-        files = {shard: file for shard, file in self.last.files.items() if shard in {*changes.same, *left}}
+        files = {shard: self.last.files[shard] for shard in (*changes.same, *left) if shard in self.last.files}
         scored = self._columns(reference, parts) or {}
         drifted = self._drift(reference, parts[0], scored)
         self._commit(reference, files | scored, parts, changes, drifted)
@@ -214,6 +213,8 @@ class _Night:
             changes: since the last generation.
             drift: see `_drift`.
         """
+        if not files:
+            raise RunError("no shard of the corpus has usable pairs: see the quarantine tables")
         done, number = scored[0].accounting(), self.last.number + 1 if self.last else 0
         empty = {shard: self.sources[shard] for shard, a in done.items() if not a.embedded}
         if self.last:
@@ -228,11 +229,7 @@ class _Night:
             "empty": empty,
             "night": self._did(files, scored, changes) | {"drift": drift or {}},
         }
-        some = next(iter(files.values()), None)
-        if some is None:
-            raise RunError("no shard of the corpus has usable pairs: see the quarantine tables")
-        schema = storage.read_schema(self.generations.url(some))
-        self.generations.commit(files, record, schema, self.last)
+        self.generations.commit(files, record, self.last)
         self.last, self.committed = self.generations.last(), self.committed + 1
         metrics.night(number, record["night"])
         say(said(number, record))

@@ -48,8 +48,7 @@ def rollback(run: str, number: int) -> int:
         if lost:
             raise UserError(f"{run}: generation {number} was pruned: {len(lost)} of its {len(then.files)} files are gone")
         night = then.record["night"] | {"new": 0, "changed": 0, "gone": 0, "scored": 0, "quarantined": {}, "again": number}
-        schema = storage.read_schema(generations.url(next(iter(then.files.values()))))
-        return generations.commit(then.files, then.record | {"night": night}, schema, last)
+        return generations.commit(then.files, then.record | {"night": night}, last)
 
 
 def _what(number: int, record: dict[str, Any]) -> str:

@@ -99,13 +99,12 @@ class Generations:
         table = self._open()
         return (one for commit in (table.history() if table else []) if (one := _recorded(commit)))
 
-    def commit(self, files: dict[str, File], record: dict[str, Any], schema: pa.Schema, base: Generation | None) -> int:
+    def commit(self, files: dict[str, File], record: dict[str, Any], base: Generation | None) -> int:
         """Commit a generation, in one atomic step.
 
         Args:
             files: all of it, by shard. They have to exist.
             record: of the generation, plain values.
-            schema: of the files.
             base: the generation that was last when the work began; None if there was none.
 
         Returns:
@@ -119,7 +118,6 @@ class Generations:
             "commit_properties": CommitProperties({RECORD: json.dumps(record)}, max_commit_retries=0),
             "post_commithook_properties": PostCommitHookProperties(cleanup_expired_logs=False),
         }
-        bare = pa.schema([field.remove_metadata() for field in schema])
         before = base.files if base else {}
         new = [_add(file) for shard, file in sorted(files.items()) if before.get(shard) != file]
         old = [file for shard, file in sorted(before.items()) if files.get(shard) != file]
@@ -129,19 +127,24 @@ class Generations:
         try:
             if table is None:
                 options = storage.native_options(self.root)
-                columns = Schema.from_arrow(bare)
                 create_table_with_add_actions(
-                    self.root, columns, new, "error", configuration=FOR_EVER, storage_options=options, **said
+                    self.root, self._schema(files), new, "error", configuration=FOR_EVER, storage_options=options, **said
                 )
                 return 0
             # Of one reference the columns are the same; a generation of another one replaces every file.
             same = {file.run for file in files.values()} <= {file.run for file in before.values()}
             gone = [RemoveAction(file.path, True, round(1000 * time.time()), size=file.size) for file in old] if same else []
-            table.create_write_transaction([*new, *gone], "append" if same else "overwrite", Schema.from_arrow(bare), **said)
+            columns = table.schema() if same else self._schema(files)
+            table.create_write_transaction([*new, *gone], "append" if same else "overwrite", columns, **said)
         except CommitFailedError as error:
             raise RunError(f"{self.root}: the generation could not be committed: {error}; the same command goes on") from None
         table.update_incremental()
         return int(table.version())
+
+    def _schema(self, files: dict[str, File]) -> Schema:
+        """Of all files, read from one of them."""
+        read = storage.read_schema(self.url(next(iter(files.values()))))
+        return Schema.from_arrow(pa.schema([field.remove_metadata() for field in read]))
 
     def _open(self, number: int | None = None) -> DeltaTable | None:
         try:

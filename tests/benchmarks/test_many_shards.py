@@ -42,6 +42,23 @@ def test_a_finished_run_of_many_shards_is_asked_in_few_requests(tmp_path, shards
     assert sum(cost.requests.values()) < 0.02 * shards
 
 
+def test_a_night_costs_what_is_new(tmp_path):
+    """Ten new shards beside few and beside many old ones, with the real code: only the listings grow."""
+    costs = {}
+    for old in (1_000, 40_000):
+        folder = tmp_path / f"{old}"
+        program = [sys.executable, "-m", "tests.benchmarks.support.many_shards", "build_night", str(folder), str(old)]
+        subprocess.run(program, cwd=ROOT, check=True, capture_output=True)
+        costs[old] = cost = measure("night", folder)
+        requests = ", ".join(f"{count} {kind}" for kind, count in sorted(cost.requests.items()))
+        log = sum(path.stat().st_size for path in (folder / "run" / "table" / "_delta_log").iterdir())
+        took = f"{cost.seconds:5.1f} s, {cost.cpu:5.1f} s of the driver, {cost.peak / 1e6:.0f} MB"
+        print(f"\n10 shards beside {old:6d}: {took}; {requests}; Delta log {log / 1e6:.1f} MB", flush=True)
+    few, many = (sum(cost.requests.values()) for cost in costs.values())
+    assert many <= few + 2 * 39  # pages of the listings of 39,000 shards
+    assert costs[40_000].peak < 1.3 * costs[1_000].peak
+
+
 class Slow(Places):
     """Places on a store that takes its time for each of the three calls that a shard without bad pairs takes."""
 

@@ -25,14 +25,17 @@ from pipeline.config import Config
 from pipeline.corpus.exact_copies import ExactCopies
 from pipeline.corpus.uids import Uids
 from pipeline.inputs import load_inputs
+from pipeline.night import night
 from pipeline.operate.plan import plan
 from pipeline.operate.status import status
 from pipeline.run import run
 from pipeline.run_folder import tables
 from pipeline.run_folder.artifacts import each_shard
+from pipeline.run_folder.changes import sources_of
 from pipeline.run_folder.columns import columns
 from pipeline.run_folder.contents import find_artifacts, sampled
 from pipeline.run_folder.finished import Finished, open_run, write_finished
+from pipeline.run_folder.generations import File, Generations, file_path
 from pipeline.run_folder.started import start
 from pipeline.stages.publish import Publication
 from tests.support.corpora import EMBEDDED, SETTINGS
@@ -42,6 +45,7 @@ from tests.support.tars import read_tar, write_tar
 ROOT = Path(__file__).parents[3]
 PAIRS = 10_000  # of a shard, as img2dataset writes them
 LINKS = 30_000  # to one file: file systems have a limit
+NEW = 10  # shards of a night
 PAGE = 1000  # objects in an answer to a listing
 
 
@@ -91,6 +95,39 @@ def build(folder: Path, shards: int) -> None:
     config = Config.model_validate(base | settings)
     (folder / "config.json").write_text(config.model_dump_json())
     _finish(config, open_run(small.run))
+
+
+def build_night(folder: Path, shards: int) -> None:
+    """A run folder whose last generation has `shards` shards, and NEW more beside them that no night has seen.
+
+    The first night is a real one. The files of the second generation are named and not there, because no night reads them.
+    """
+    members = read_tar(EMBEDDED / "corpus" / "00000.tar")
+    for i in range(3):
+        write_tar(folder / "corpus" / f"first{i}.tar", members[108 * i : 108 * (i + 1)])
+    write_tar(folder / "target" / "00000.tar", read_tar(EMBEDDED / "target" / "00000.tar")[: 3 * 24])
+    config = Config.model_validate(
+        {
+            "run": str(folder / "run"),
+            "corpus": {"shards": str(folder / "corpus")},
+            "model": {"name": write_model(folder / "model", TINY)},
+            "targets": {"clean": {"shards": str(folder / "target")}},
+            **SETTINGS,
+        }
+    )
+    (folder / "config.json").write_text(config.model_dump_json())
+    first = night(config).generation
+    assert first
+    tar = Linked(folder / "corpus" / "first0.tar")
+    for i in range(shards - 3):
+        tar.at(folder / "corpus" / f"{i:06d}.tar")
+    sources = sources_of(load_inputs(config).corpus)
+    run = first.files["first0"].run
+    files = {shard: first.files.get(shard, File(file_path(run, shard, source), 1000, 36)) for shard, source in sources.items()}
+    generations = Generations(config.run)
+    generations.commit(files, first.record, first)
+    for i in range(NEW):
+        tar.at(folder / "corpus" / f"new{i}.tar")
 
 
 def _finish(config: Config, before: Finished) -> None:
@@ -144,6 +181,7 @@ WORK: dict[str, Callable[[Config, Path], object]] = {
     "run": lambda config, folder: run(config),
     "status": lambda config, folder: status(config.run),
     "sample": _sample,
+    "night": lambda config, folder: night(config),
 }
 
 
@@ -188,5 +226,7 @@ def main(work: str, folder: Path) -> Cost:
 if __name__ == "__main__":
     if sys.argv[1] == "build":
         build(Path(sys.argv[2]), int(sys.argv[3]))
+    elif sys.argv[1] == "build_night":
+        build_night(Path(sys.argv[2]), int(sys.argv[3]))
     else:
         print(json.dumps(main(sys.argv[1], Path(sys.argv[2]))))
