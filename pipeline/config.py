@@ -10,7 +10,22 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 from pipeline import places, storage
 from pipeline.errors import UserError
 from pipeline.kinds import TrainingLoss, find_kind, path_of
-from pipeline.sections import Corpus, Embed, Filter, Fit, Index, Model, Name, Place, Score, Scoring, Section, Solve, Target
+from pipeline.sections import (
+    Corpus,
+    Embed,
+    Filter,
+    Fit,
+    Index,
+    Model,
+    Name,
+    Place,
+    Prices,
+    Score,
+    Scoring,
+    Section,
+    Solve,
+    Target,
+)
 
 
 class Config(Section):
@@ -35,6 +50,7 @@ class Config(Section):
     filter: Filter | None = Filter()
     index: Index | None = Field(None, description="off by default")
     scoring: Scoring = Scoring()
+    prices: Prices = Prices()
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Self:

@@ -3,6 +3,7 @@
 from pipeline.sections.method import Filter, Fit, Index, Score, Scoring, Solve
 from pipeline.sections.model import Model, Preprocess
 from pipeline.sections.pairs import Caption, Corpus, Embed, Pairs, Prompts, Reading, Target
+from pipeline.sections.prices import Prices
 from pipeline.sections.section import Name, Place, Section
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Pairs",
     "Place",
     "Preprocess",
+    "Prices",
     "Prompts",
     "Reading",
     "Score",
