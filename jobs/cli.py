@@ -82,15 +82,16 @@ for command in (nightly, history, rollback, prune):
 
 @app.command()
 def plan(config: ConfigFile) -> None:
-    """What a run would read, do and store; nothing is started."""
+    """What a run would read, do, store and cost; nothing is started."""
     from pipeline.operate import plan as estimate
+    from pipeline.operate.bill import bill
 
-    planned = estimate.plan(Config.from_yaml(config))
+    asked = Config.from_yaml(config)
+    planned = estimate.plan(asked)
     for line in planned.notes:
         say(line)
     typer.echo(aligned([estimate.HEADER, *(dataset.cells() for dataset in planned.datasets)]))
-    stored = ", ".join(f"{stage} ~{estimate.size(count)}" for stage, count in planned.stored.items())
-    typer.echo(f"also to be stored, by stage: {stored}; ~ is an estimate")
+    typer.echo("\n" + aligned(bill(planned.costs, planned.night, planned.machine, asked.prices)))
     if planned.pace:
         typer.echo(planned.pace)
 

@@ -20,6 +20,7 @@ from pipeline.sections import (
     Name,
     Nightly,
     Place,
+    Prices,
     Score,
     Scoring,
     Section,
@@ -51,6 +52,7 @@ class Config(Section):
     index: Index | None = Field(None, description="off by default")
     scoring: Scoring = Scoring()
     nightly: Nightly = Nightly()
+    prices: Prices = Prices()
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Self:

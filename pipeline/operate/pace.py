@@ -20,7 +20,6 @@ from pipeline.run_folder.dataset import Dataset
 from pipeline.sections import Embed
 from pipeline.workers.cluster import device
 from pipeline.workers.model import as_tokens
-from pipeline.workers.progress import duration
 
 HEAD = 16 << 20  # bytes of a shard that pairs are read from
 PAIRS = 64
@@ -34,16 +33,13 @@ class Pace(NamedTuple):
     reading: float  # pairs/s that one core reads, decodes and tokenizes
     model: float  # pairs/s that the model embeds on a GPU, or on one core
 
-    def said(self, pairs: int) -> str:
-        """One line for the user, about a corpus of so many pairs."""
-        seconds = pairs / self.model
+    def said(self) -> str:
+        """One line for the user."""
         if self.device == "cpu":
-            seconds += pairs / self.reading
-            rates = f"a core here reads {_number(self.reading)} pairs/s and embeds {_number(self.model)}"
-            return f"{rates}: stage embed takes it {duration(seconds)}"
-        rates = f"the GPU here embeds {_number(self.model)} pairs/s and a core reads {_number(self.reading)}"
+            return f"a core here reads {_number(self.reading)} pairs/s and embeds {_number(self.model)}"
         cores = math.ceil(self.model / self.reading)
-        return f"{rates}: {cores} cores keep one such GPU busy, and stage embed takes it {duration(seconds)}"
+        rates = f"the GPU here embeds {_number(self.model)} pairs/s and a core reads {_number(self.reading)}"
+        return f"{rates}: {cores} cores keep one such GPU busy"
 
 
 def _number(rate: float) -> str:

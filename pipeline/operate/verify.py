@@ -120,7 +120,7 @@ def _outdated(finished: Finished, of_checkpoints: list[tuple[Checkpoint, Dataset
 def _what_counts(config: Config) -> dict[str, Any]:
     """The configuration without the keys that change no result."""
     budgets = {"max_bad_fraction", "max_bad_fraction_of_shard"}
-    return config.model_dump(exclude={"run": True, "workers": True, "nightly": True, "embed": budgets})
+    return config.model_dump(exclude={"run": True, "workers": True, "nightly": True, "prices": True, "embed": budgets})
 
 
 class _Checkers(Protocol):

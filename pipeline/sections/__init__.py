@@ -4,6 +4,7 @@ from pipeline.sections.method import Filter, Fit, Index, Score, Scoring, Solve
 from pipeline.sections.model import Model, Preprocess
 from pipeline.sections.nightly import Drift, Nightly, Renew
 from pipeline.sections.pairs import Caption, Corpus, Embed, Pairs, Prompts, Reading, Target
+from pipeline.sections.prices import Prices
 from pipeline.sections.section import Name, Place, Section
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Pairs",
     "Place",
     "Preprocess",
+    "Prices",
     "Prompts",
     "Reading",
     "Renew",

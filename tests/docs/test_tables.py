@@ -13,10 +13,13 @@ from pipeline.config import Config
 from pipeline.corpus.captions import PRESETS
 from pipeline.corpus.reasons import REASONS
 from pipeline.operate import plan, status
+from pipeline.operate.bill import bill
+from pipeline.operate.costs import Cost, Machine
 from pipeline.results.export import Writer
 from pipeline.run_folder import tables
 from pipeline.run_folder.artifacts import KINDS
 from pipeline.run_folder.columns import EVERY_RUN, IDENTITY, columns
+from pipeline.sections import Prices
 from tests.support.markdown import quoted, table
 
 # Properties of the configuration, and the keys that a user sets them by.
@@ -119,6 +122,12 @@ def test_stages_and_their_columns():
     assert [quoted(row[0])[0] for row in found.rows] == list(dict.fromkeys(what.stage for what in KINDS.values()))
     for header, page_header in ((status.HEADER, "column of `ecif status`"), (plan.HEADER, "column of `ecif plan`")):
         assert [quoted(row[0])[0] for row in table("docs/operations.md", page_header).rows] == [name for name in header if name]
+
+
+def test_columns_of_the_costs():
+    prices = Prices(core_hour=1, tb_month=1, thousand_writes=1, thousand_reads=1)
+    header, *_ = bill([], Cost("a night"), Machine("cpu", 32, 1), prices)
+    assert [quoted(row[0])[0] for row in table("docs/operations.md", "column of the costs").rows] == header
 
 
 def test_defaults_of_the_budgets():

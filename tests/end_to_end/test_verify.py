@@ -46,6 +46,16 @@ def test_a_whole_run(imperfect, damaged):
     assert (checked["target clean"].pairs, checked["target clean"].scored) == (24, 0)
 
 
+@pytest.mark.parametrize(("key", "value", "found"), [("prices", {"core_hour": 0.1}, 0), ("workers", 7, 0), ("seed", 1, 1)])
+def test_another_configuration_was_started_if_a_key_counts(damaged, key, value, found):
+    facts = json.loads((damaged / "started.json").read_text())
+    facts["config"][key] = value
+    (damaged / "started.json").write_text(json.dumps(facts))
+    said: list[Violation] = []
+    verify(str(damaged), said.append)
+    assert sum("another configuration" in violation.wrong for violation in said) == found == len(said)
+
+
 @pytest.mark.parametrize("kind", ["pairs", "influence"])
 def test_every_column_of_a_table_is_looked_for(imperfect, damaged, kind):
     (path, *_) = sorted(damaged.glob(f"{kind}/**/*.parquet"))

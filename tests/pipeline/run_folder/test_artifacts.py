@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.inputs import as_dataset
 from pipeline.run_folder.artifacts import KINDS, Artifacts, fingerprint, instances
 from pipeline.run_folder.contents import find_artifacts
-from pipeline.sections import Model
+from pipeline.sections import Model, Prices
 from tests.support.embedded import embedded
 
 NEEDED: dict[str, Any] = {"run": "run", "corpus": {"shards": "x"}, "model": {"name": "x"}, "batch_size": 4}
@@ -45,6 +45,7 @@ NOTHING = ""
 KEYS_OF_HEADS = [
     ("workers", 3, NOTHING),
     ("device", "gpu", NOTHING),
+    *((f"prices.{key}", 2.0, NOTHING) for key in Prices.model_fields),
     ("embed.max_bad_fraction", 0.5, NOTHING),
     ("embed.max_bad_fraction_of_shard", 0.5, NOTHING),
     ("embed.max_pixels", 1000, f"{FEATURES} {EVERYTHING}"),
