@@ -64,7 +64,17 @@ def nights() -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.skipif("nightly" not in COMMANDS, reason="the package has no `ecif nightly` yet")
+needs_nights = pytest.mark.skipif("nightly" not in COMMANDS, reason="the package has no `ecif nightly` yet")
+
+
+@needs_nights
+def test_the_codes_are_those_of_the_command():
+    from jobs.nights import EXIT_CODES
+
+    assert sorted(EXIT_CODES.values()) == [0, *NIGHTS]
+
+
+@needs_nights
 @pytest.mark.parametrize("where", ["rayjob", "systemd", "cron"])
 def test_nights_are_commands_of_the_package(where):
     words = nights()[where]
