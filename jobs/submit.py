@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from jobs.job_server import JobServer
 
 ENV = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # in Ray's client these win over the address that it is given
+NIGHTS = {  # exit codes of a night that has not failed; Ray calls any job FAILED whose exit code is not 0
+    10: "nothing new",
+    11: "the deadline was reached, and the next night goes on",
+    12: "done, and a bound of drift was passed",
+}
 
 
 class Attempt(NamedTuple):
@@ -35,10 +40,10 @@ class Attempt(NamedTuple):
         return f"{run}-{self.day.isoformat()}" + (f"-{self.number}" if self.number > 1 else "")
 
 
-def run_name(config: str) -> str:
-    """What the submission ids of a configuration begin with, a function of its path or URL alone."""
+def run_name(config: str, nightly: bool = False) -> str:
+    """What the submission ids of a configuration's runs, or of its nights, begin with: a function of its path or URL alone."""
     stem = re.sub(r"[^a-z0-9]+", "-", PurePosixPath(config).stem.lower()).strip("-")[:30]
-    return f"ecif-{stem or 'run'}-{hashlib.sha256(config.encode()).hexdigest()[:8]}"
+    return f"ecif-{stem or 'run'}-{hashlib.sha256(config.encode()).hexdigest()[:8]}" + ("-nightly" if nightly else "")
 
 
 def attempt_of(run: str, submission: str | None) -> Attempt | None:
@@ -47,9 +52,10 @@ def attempt_of(run: str, submission: str | None) -> Attempt | None:
     return Attempt(date.fromisoformat(match[1]), int(match[2] or 1)) if match else None
 
 
-def entrypoint(config: str) -> str:
+def entrypoint(config: str, nightly: bool = False, exit_zero: bool = False) -> str:
     """The command of the job, quoted for the shell that Ray runs it in."""
-    return shlex.join(["ecif", "run", config])
+    options = ["--exit-zero"] if exit_zero else []
+    return shlex.join(["ecif", "nightly" if nightly else "run", config, *options])
 
 
 def check(config: str) -> None:
@@ -60,9 +66,13 @@ def check(config: str) -> None:
         raise UserError(f"{masked(config)}: no credentials in CONFIG, because a job server shows the command of every job")
 
 
-def submit(
+def submit(  # noqa: PLR0913  (each is an option of the command)
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file that the head node reads: absolute path or URL")],
     address: Annotated[str, typer.Option(metavar="URL", help="job server of the cluster")] = "http://127.0.0.1:8265",
+    nightly: Annotated[bool, typer.Option("--nightly", help="a night, `ecif nightly`, in the place of a run")] = False,
+    exit_zero: Annotated[
+        bool, typer.Option("--exit-zero", help="with --nightly: exit code 0 also where it would be 10, 11 or 12")
+    ] = False,
     retry: Annotated[bool, typer.Option("--retry", help="start again what failed or was stopped today")] = False,
     wait: Annotated[bool, typer.Option(help="follow the log to the end; the exit code is the job's")] = True,
     status: Annotated[bool, typer.Option("--status", help="say how the last job stands; start nothing")] = False,
@@ -71,12 +81,14 @@ def submit(
     """Run on a cluster from outside, at most once a day: a second call finds the first one's job."""
     if retry + status + stop > 1:
         raise UserError("give one of --retry, --status and --stop")
+    if exit_zero and not nightly:
+        raise UserError("--exit-zero needs --nightly: a run has no exit code that it concerns")
     check(config)
     for name in ENV:
         os.environ.pop(name, None)
     from jobs.job_server import JobServer, exit_code
 
-    server, run = JobServer(address), run_name(config)
+    server, run = JobServer(address), run_name(config, nightly)
     jobs = {attempt: job for job in server.list_jobs() if (attempt := attempt_of(run, job.submission_id))}
     last = max(jobs, default=None)
     if status or stop:
@@ -85,9 +97,9 @@ def submit(
         name = last.id_of(run)
         if stop:
             server.stop_job(name)
-        typer.echo(f"{name} {server.get_job_info(name).status.value}")
+        typer.echo(f"{name} {_said(server.get_job_info(name))}")
         return
-    name = _start(server, config, jobs, retry)
+    name = _start(server, run, entrypoint(config, nightly, exit_zero), jobs, retry)
     if not wait:
         typer.echo(name)
         return
@@ -96,30 +108,45 @@ def submit(
     except KeyboardInterrupt:
         say(f"{name} goes on: the same command follows it, --stop ends it")
         raise typer.Exit(130) from None
-    if code := exit_code(job):
+    code = exit_code(job)
+    if code in NIGHTS:
+        say(f"{name} has ended: {_said(job)}")
+        raise typer.Exit(0 if exit_zero else code)
+    if code:
         what = (job.message or "").strip().splitlines()[:1] or [""]
         say(f"{name} {job.status.value}: {what[0].partition(', last available')[0]} (--retry starts it again)")
     raise typer.Exit(code)
 
 
-def _start(server: "JobServer", config: str, jobs: "dict[Attempt, JobDetails]", retry: bool) -> str:
+def _said(job: "JobDetails") -> str:
+    """How a job stands: Ray's word, but of a night that has not failed what it did."""
+    from jobs.job_server import exit_code
+
+    code = exit_code(job) if job.status == "FAILED" else None
+    return f"{NIGHTS[code]} (exit code {code})" if code in NIGHTS else job.status.value
+
+
+def _start(server: "JobServer", run: str, command: str, jobs: "dict[Attempt, JobDetails]", retry: bool) -> str:
     """The id of the job to follow: one that goes on, today's, or a new one."""
-    run, today = run_name(config), datetime.now(UTC).date()
+    today = datetime.now(UTC).date()
     last = max(jobs, default=Attempt(date.min, 0))
     ended = last in jobs and jobs[last].status.is_terminal()
     if last in jobs and not ended:
         say(f"{last.id_of(run)} goes on: nothing is started")
         return last.id_of(run)
-    if last.day == today and not (retry and jobs[last].status != "SUCCEEDED"):
-        hint = "" if jobs[last].status == "SUCCEEDED" else "; --retry starts it again"
-        say(f"{last.id_of(run)} of today has ended, {jobs[last].status.value}: nothing is started{hint}")
-        return last.id_of(run)
+    if last.day == today:
+        said = _said(jobs[last])
+        failed = said in ("FAILED", "STOPPED")
+        if not (failed and retry):
+            hint = "; --retry starts it again" if failed else ""
+            say(f"{last.id_of(run)} of today has ended, {said}: nothing is started{hint}")
+            return last.id_of(run)
     name = Attempt(today, last.number + 1 if last.day == today else 1).id_of(run)
     say(f"submitting {name}")
     where = shlex.join(["--address", server.place, "--submission-id", name])
-    say(f"as does: ray job submit {where} -- {entrypoint(config)}")
+    say(f"as does: ray job submit {where} -- {command}")
     try:
-        server.submit_job(entrypoint=entrypoint(config), submission_id=name)
+        server.submit_job(entrypoint=command, submission_id=name)
     except RunError:
         if name not in {job.submission_id for job in server.list_jobs()}:
             raise

@@ -1,31 +1,21 @@
 """What infra/ has is what the package installs and Ray does: versions, ports, commands, tokens. No cluster is needed."""
 
-import os
 import re
 import shutil
 import subprocess
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import ray._private.ray_constants as ray_constants
-import typer
 import yaml
 from packaging.requirements import Requirement
 
-from jobs.cli import app
 from tests.support.closure import EXTRAS, canonical, closure, pins, requirements
+from tests.support.manifests import DOCUMENTS, INFRA, executable, parses, path_with
 
-INFRA = Path(__file__).parents[1] / "infra"
-DOCUMENTS = {
-    (file, document["kind"]): document
-    for file in ("raycluster.yaml", "rayjob.yaml")
-    for document in yaml.safe_load_all((INFRA / file).read_text())
-}
 CLUSTERS = [DOCUMENTS["raycluster.yaml", "RayCluster"]["spec"], DOCUMENTS["rayjob.yaml", "RayJob"]["spec"]["rayClusterSpec"]]
 CRONJOBS = [DOCUMENTS["raycluster.yaml", "CronJob"]["spec"], DOCUMENTS["rayjob.yaml", "CronJob"]["spec"]]
 clusters = pytest.mark.parametrize("cluster", CLUSTERS)
-cronjobs = pytest.mark.parametrize("cronjob", CRONJOBS)
 
 
 def groups(cluster: dict) -> list[dict]:
@@ -35,14 +25,6 @@ def groups(cluster: dict) -> list[dict]:
 def pods() -> list[dict]:
     of_clusters = [group["template"]["spec"] for cluster in CLUSTERS for group in groups(cluster)]
     return [*of_clusters, *(cronjob["jobTemplate"]["spec"]["template"]["spec"] for cronjob in CRONJOBS)]
-
-
-def parses(words: list[str]) -> bool:
-    """Whether the package has such a command, with such options."""
-    assert words[0] == "ecif"
-    command = typer.main.get_command(app).commands[words[1]]
-    command.make_context(words[1], list(words[2:]))
-    return True
 
 
 def test_versions_are_those_installed_here_and_pinned():
@@ -109,31 +91,13 @@ def test_nobody_is_root_and_nothing_is_secret(pod):
             assert "TOKEN" not in variable["name"] or "secretKeyRef" in variable["valueFrom"]
 
 
-def test_a_job_is_tried_once_and_its_command_is_one_of_the_package():
-    job = DOCUMENTS["rayjob.yaml", "RayJob"]["spec"]
-    assert job["backoffLimit"] == 0
-    assert job["shutdownAfterJobFinishes"]
-    assert parses(job["entrypoint"].split())
-
-
-@cronjobs
-def test_nightly_jobs_do_not_overlap_and_are_tried_once(cronjob):
-    assert cronjob["concurrencyPolicy"] == "Forbid"
-    assert cronjob["jobTemplate"]["spec"]["backoffLimit"] == 0
-    assert cronjob["jobTemplate"]["spec"]["template"]["spec"]["restartPolicy"] == "Never"
-
-
 def test_the_nightly_submission():
     (container,) = CRONJOBS[0]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert parses(container["command"])
+    assert {"--nightly", "--exit-zero"} <= set(container["command"])
     name = DOCUMENTS["raycluster.yaml", "RayCluster"]["metadata"]["name"]
     assert container["command"][-1] == f"http://{name}-head-svc:{ray_constants.DEFAULT_DASHBOARD_PORT}"
     assert {variable["name"] for variable in container["env"]} == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
-
-
-def executable(folder: Path, name: str, script: str) -> None:
-    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-    (folder / name).chmod(0o755)
 
 
 def test_the_nightly_rayjob_is_created_under_the_day_s_name(tmp_path):
@@ -142,8 +106,7 @@ def test_the_nightly_rayjob_is_created_under_the_day_s_name(tmp_path):
     shell, flag, script = container["command"]
     (tmp_path / "rayjob.yaml").write_text((INFRA / "rayjob.yaml").read_text().partition("\n---\n")[0])
     script = script.replace("/etc/ecif/", f"{tmp_path}/")
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run([shell, flag, script], env={"PATH": path}, check=True)
+    subprocess.run([shell, flag, script], env={"PATH": path_with(tmp_path)}, check=True)
     assert (tmp_path / "called").read_text() == "create -f -\n"
     created = yaml.safe_load((tmp_path / "created").read_text())
     assert re.fullmatch(r"ecif-\d{4}-\d\d-\d\d", created["metadata"].pop("name"))
@@ -160,11 +123,10 @@ def test_the_slurm_script(tmp_path):
     executable(tmp_path, "hostname", "echo node1")
     executable(tmp_path, "ray", f'echo "ray $*" >> {tmp_path}/calls')
     executable(tmp_path, "ecif", f'echo "ecif $* at $RAY_ADDRESS" >> {tmp_path}/calls; env > {tmp_path}/env; exit 3')
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "4", "SLURM_CPUS_PER_TASK": "96"}
     script = INFRA / "slurm.sh"
     subprocess.run(["bash", "-n", script], check=True)
-    done = subprocess.run(["bash", script, "/shared/my config.yaml"], env={"PATH": path} | slurm, timeout=60)
+    done = subprocess.run(["bash", script, "/shared/my config.yaml"], env={"PATH": path_with(tmp_path)} | slurm, timeout=60)
     assert done.returncode == 3, "the job's exit code is the run's"
     calls = (tmp_path / "calls").read_text()
     ours = "--ntasks-per-node=1 --cpus-per-task=96 --overlap"

@@ -51,6 +51,21 @@ def test_a_shell_gives_the_command_the_place_as_it_was_written():
     assert words.split("\0")[:-1] == ["ecif", "run", NASTY] == shlex.split(entrypoint(NASTY))
 
 
+def test_a_night_is_never_taken_for_a_run_of_the_same_configuration():
+    place = "/shared/config.yaml"
+    run, night = run_name(place), run_name(place, nightly=True)
+    today = Attempt(date(2026, 11, 28), 2)
+    assert attempt_of(run, today.id_of(run)) == attempt_of(night, today.id_of(night)) == today
+    assert attempt_of(run, today.id_of(night)) is None
+    assert attempt_of(night, today.id_of(run)) is None
+    assert night == f"{run}-nightly"
+
+
+@pytest.mark.parametrize(("exit_zero", "options"), [(False, []), (True, ["--exit-zero"])])
+def test_the_command_of_a_night(exit_zero, options):
+    assert shlex.split(entrypoint(NASTY, True, exit_zero)) == ["ecif", "nightly", NASTY, *options]
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -61,6 +76,7 @@ def test_a_shell_gives_the_command_the_place_as_it_was_written():
         (["/c.yaml", "--address", "ray://127.0.0.1:10001"], "--address is http://HOST:8265"),
         (["/c.yaml", "--address", "http://user:secret@127.0.0.1:8265"], "--address: no credentials in a URL"),
         (["/c.yaml", "--address", "http://nowhere.invalid:8265"], "http://nowhere.invalid:8265: "),
+        (["/c.yaml", "--exit-zero"], "--exit-zero needs --nightly"),
         (["/c.yaml", "--retry", "--stop"], "give one of --retry, --status and --stop"),
     ],
 )

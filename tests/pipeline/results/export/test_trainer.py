@@ -3,34 +3,17 @@
 import os
 import shlex
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
 from pipeline.results.export import export
+from tests.support.environments import environment
 from tests.support.exports import SELECTED, write_selected
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]
 TIMEOUT_S = 300  # a trainer whose loader finds no sample waits for ever
 TRAINED = f"Train Epoch: 0 [{SELECTED.total()}/{SELECTED.total()} (100%)]"
-
-
-def environment(folder: Path, install: list[str], shared: bool) -> Path:
-    """A new environment with what a command installs; gives the folder of its programs.
-
-    Args:
-        folder: of the environment.
-        install: arguments of pip.
-        shared: torch and all that is large are those of the tests' environment. What is installed comes before them.
-    """
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    if shared:
-        (packages,) = (folder / "lib").glob("python*/site-packages")
-        (packages / "shared.pth").write_text(sysconfig.get_paths()["purelib"])
-    subprocess.run([str(folder / "bin" / "python"), "-m", "pip", *install, "--quiet"], check=True, capture_output=True)
-    return folder / "bin"
 
 
 def train(usage: str, model: str, folder: Path, path: str) -> subprocess.CompletedProcess[str]:
