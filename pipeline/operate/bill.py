@@ -8,18 +8,18 @@ from pipeline.sections import Prices
 from pipeline.workers.progress import duration
 
 
-def bill(costs: list[Cost], night: Cost, machine: Machine, prices: Prices) -> list[list[str]]:
+def bill(costs: list[Cost], night: Cost | None, machine: Machine, prices: Prices) -> list[list[str]]:
     """Rows of cells: a header, each stage, their sum, and a night.
 
     The columns of prices are there if the prices that they need are.
 
     Args:
         costs: of each stage.
-        night: some new shards later.
+        night: some new shards later; None where nights can't be.
         machine: what the work is planned for.
         prices: of the configuration.
     """
-    rows = [*costs, total("all of it", costs), night]
+    rows = [*costs, total("all of it", costs), *([night] if night else [])]
     unit = "GPU" if machine.device == "cuda" else "core"
     workers = f"{unit}s" if machine.workers > 1 else unit
     columns = [

@@ -20,6 +20,7 @@ from pipeline.operate.pace import Pace
 from pipeline.operate.rates import Rates
 from pipeline.operate.sizes import BYTES, Sizes, of_features, of_kind, of_stages
 from pipeline.run_folder.artifacts import KINDS, each_shard, keys_of, stages_of
+from pipeline.stages.drift import SHARDS
 from pipeline.stages.embed.finish import FEW
 
 PAGE = 1000  # objects in an answer to a listing
@@ -89,33 +90,31 @@ class Costs:
             left: what is still to be embedded. Every other stage counts as not begun.
         """
         stored, objects = of_stages(self.whole), self._objects()
-        costs = [self._embed(left), *(self._stage(name, self.whole) for name in objects), self._publish(self.whole)]
+        publish = total("publish", [self._publish(self.whole), self._uids()])
+        costs = [self._embed(left), *(self._stage(name, self.whole) for name in objects), publish]
+        pages = self._pages()
         return [
             cost._replace(
                 stored=stored.get(cost.stage, cost.stored),
-                writes=cost.writes + OF_OBJECT[0] * objects.get(cost.stage, 0),
+                writes=cost.writes + OF_OBJECT[0] * objects.get(cost.stage, 0) + pages * self._listings(cost.stage),
                 reads=cost.reads + OF_OBJECT[1] * objects.get(cost.stage, 0),
             )
             for cost in costs
         ]
 
-    def of_night(self, shards: int = NIGHT) -> Cost:
-        """New shards of the mean size. Heads and directions are there, and stay as no batch of these shards is sampled."""
+    def of_night(self, shards: int = NIGHT) -> Cost | None:
+        """New shards of the mean size, beside all others, with what was learned before. None where nights can't be."""
+        if self.config.index or self.config.scoring.mode == "forward":
+            return None
         pairs, size = (round(shards * count / self.whole.shards) for count in (self.whole.pairs, self.whole.bytes))
         new = self.whole._replace(shards=shards, pairs=pairs, bytes=size)
-        renewed = {"index_curvature", "self_influence"}  # are of the whole corpus
-        again = list[str]()
-        if self.config.scoring.mode == "forward":  # its influence is scaled to the size of the corpus
-            renewed, again = renewed | {"forward_directions", "forward_influence", "scores"}, ["forward solve", "forward score"]
-        costs = [self._embed(new), self._stage("score", new), *(self._stage(name, self.whole) for name in again)]
-        costs += [self._stage("index", new)] if self.config.index else []
-        costs.append(self._publish(self.whole if again else new))
-        kinds = [kind for kind in KINDS if kind in BYTES and KINDS[kind].asked(self.config)]
-        made = {
-            kind: self.whole if kind in renewed else new for kind in kinds if kind in renewed or "shard" in KINDS[kind].each
-        }
-        stored = of_features(new) + sum(of_kind(kind, sizes) for kind, sizes in made.items())
-        return total(f"a night of {shards} new shards", costs)._replace(stored=stored)
+        costs = [self._embed(new), self._stage("score", new), self._publish(new)]
+        kinds = [kind for kind in KINDS if kind in BYTES and KINDS[kind].asked(self.config) and "shard" in KINDS[kind].each]
+        stored = of_features(new) + sum(of_kind(kind, new) for kind in kinds)
+        looked_at = shards * (2 + len(keys_of("score", self.config)) + 2)  # what exists of each new shard, by name
+        drift = READ * min(shards, SHARDS) * (new.parts / max(1, new.shards) + 1)
+        night = total(f"a night of {shards} new shards", costs)
+        return night._replace(stored=stored, writes=night.writes + self._pages(), reads=night.reads + looked_at + drift)
 
     def _objects(self) -> dict[str, int]:
         """By stage between `embed` and `publish`, in order, how many objects it makes that are of no shard."""
@@ -137,7 +136,7 @@ class Costs:
         many = new.shards > FEW  # are finished by other processes, which look at the lease first
         uids = READ * (self.config.corpus.uid == "sidecar")
         reads = _fetches(new) + new.shards * (5 + uids + READ * many)  # 2 HEAD of the tar, its `_stats.json`, its quarantine
-        writes = new.parts + new.shards * (3 + many) + 3 * self._pages()  # its quarantine and its parts are listed
+        writes = new.parts + new.shards * (3 + many)  # its quarantine and its parts are listed
         return Cost("embed", seconds, seconds, of_features(new), writes, reads)
 
     def _fit(self, new: Sizes) -> Cost:
@@ -169,7 +168,7 @@ class Costs:
     def _score(self, new: Sizes) -> Cost:
         seconds = new.pairs * self.rates.score / min(self.machine.workers, new.shards)
         tables = len(keys_of("score", self.config))
-        return Cost("score", seconds, seconds, writes=tables * (new.shards + self._pages()), reads=READ * new.parts)
+        return Cost("score", seconds, seconds, writes=tables * new.shards, reads=READ * new.parts)
 
     def _forward_fit(self, new: Sizes) -> Cost:
         scoring = self.config.scoring
@@ -187,22 +186,30 @@ class Costs:
         targets = len(self.config.targets)
         least, most = self._passes(new.pairs * targets, min(self.machine.workers, new.shards), FORWARD["score"])
         reads = _fetches(new) + new.shards * (1 + READ)
-        return Cost("forward score", least, most, writes=targets * (new.shards + self._pages()), reads=reads)
+        return Cost("forward score", least, most, writes=targets * new.shards, reads=reads)
 
     def _index(self, new: Sizes) -> Cost:
         seconds = new.pairs * self.rates.gradients / min(self.machine.workers, new.shards)
         seconds += self.whole.pairs * self.rates.self_influence / min(self.machine.workers, self.whole.shards)
         reads = READ * (new.parts + 2 * self.whole.shards)  # every shard's part of the curvature, and its gradients
-        writes = 2 * new.shards + self.whole.shards + 2 * self._pages()
+        writes = 2 * new.shards + self.whole.shards
         return Cost("index", seconds, seconds, writes=writes, reads=reads)
 
     def _publish(self, new: Sizes) -> Cost:
         tables = [key for key in (*keys_of("score", self.config), *keys_of("forward score", self.config))]
         read = len(tables) + bool(self.config.corpus.sidecar)
-        work = new.pairs * (self.rates.read + self.rates.write) + self.whole.pairs * self.rates.read  # uids are of all pairs
-        seconds = work / min(self.machine.workers * self.machine.cores, self.whole.shards)
-        reads = READ * (new.shards * read + self.whole.shards)
-        return Cost("publish", seconds, seconds, writes=new.shards + 2 * self._pages(), reads=reads)
+        seconds = new.pairs * (self.rates.read + self.rates.write) / min(self.machine.workers * self.machine.cores, new.shards)
+        return Cost("publish", seconds, seconds, writes=new.shards, reads=READ * new.shards * read)
+
+    def _uids(self) -> Cost:
+        """What a run asks of the uids of all published pairs."""
+        seconds = self.whole.pairs * self.rates.read / min(self.machine.workers * self.machine.cores, self.whole.shards)
+        return Cost("uids", seconds, seconds, reads=READ * self.whole.shards)
+
+    def _listings(self, stage: str) -> int:
+        """How often a stage of a run lists an object for each shard."""
+        tables, targets = len(keys_of("score", self.config)), len(self.config.targets)
+        return {"embed": 3, "score": tables, "forward score": targets, "index": 2, "publish": 2}.get(stage, 0)
 
     def _fits(self, jobs: int, epochs: int) -> float:
         """Seconds of some fits of one length on the sample."""

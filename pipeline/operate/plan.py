@@ -60,7 +60,7 @@ class RunPlan(NamedTuple):
     pace: str | None  # how fast this machine reads and embeds; None if no pair could be read
     machine: Machine  # what the costs are for
     costs: list[Cost]  # of each stage
-    night: Cost  # of some new shards, once the run is finished
+    night: Cost | None  # of some new shards, once there is a generation; None where nights can't be
 
 
 @as_found()

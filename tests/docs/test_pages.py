@@ -13,7 +13,7 @@ from tests.support.markdown import FENCE, ROOT, prose, quoted, read
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 OURS = ("README.md", "Makefile", "docs/", "ecif/", "infra/", "jobs/", "pipeline/", "tests/")  # what a path begins with
 METADATA = {"ecif.run", "ecif.shard", "ecif.version"}  # keys of a table's schema, which tests/docs/test_tables.py has
-SECTIONS = ("corpus", "model", "embed", "fit", "solve", "score", "filter", "index", "scoring")
+SECTIONS = ("corpus", "model", "embed", "fit", "solve", "score", "filter", "index", "scoring", "nightly")
 
 pages = pytest.mark.parametrize("page", PAGES)
 

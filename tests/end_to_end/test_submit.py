@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.workers import metrics
 from tests.support.command import PATIENCE_S, Ended, write_config
+from tests.support.corpora import EMBEDDED
 from tests.support.head import ROOT, Head
 from tests.support.tars import read_tar, write_tar
 
@@ -76,8 +77,14 @@ def test_prometheus_sees_a_run_and_the_board_asks_for_nothing_else(submit, head,
     config = write_config(tmp_path, tmp_path / "run", broken, tiny_model)
     asked = set(re.findall(r"ray_ecif_\w+", (ROOT / "infra" / "grafana.json").read_text()))
     assert asked == set(re.findall(r"ray_ecif_\w+", str(metrics.__doc__)))
-    assert submit(config, "--no-wait").code == 0
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    for path in (first, second):
+        shutil.copyfile(config, path)
+    assert submit(first, "--nightly").code == 0
+    write_tar(broken / "corpus" / "00003.tar", read_tar(EMBEDDED / "corpus" / "00001.tar")[: 3 * 36])
+    assert submit(second, "--nightly", "--no-wait").code == 0
     expected = ['stage="embed",state="done"', 'stage="score",state="left"', 'reason="undecodable_image"', 'state="busy"']
+    expected += ["ray_ecif_generation", 'measure="texts"', 'state="new"', "ray_ecif_night_misaligned", 'stage="drift"']
     seen, end = list[str](), time.monotonic() + PATIENCE_S
     while missing := [of for of in expected if not any(of in line for line in seen)]:
         assert time.monotonic() < end, missing
