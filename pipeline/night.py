@@ -95,7 +95,7 @@ class _Night:
         due, drifted = True, False
         if reference and self._is_asked_for(reference):
             due = self._is_due(reference)
-            if fresh or changes.gone:
+            if parts[0].accounting() or changes.gone:
                 drifted = self._add(reference, parts, changes)
                 due = due or (drifted and config.nightly.renew.drift)
         elif reference:
@@ -118,9 +118,9 @@ class _Night:
 
     def _is_due(self, reference: Reference) -> bool:
         """Whether what was learned is learned anew: a renewal was begun, or there have been enough generations."""
-        every = self.config.nightly.renew.every
+        every, begun = self.config.nightly.renew.every, read_pending(self.config.run)
         ripe = every is not None and self.last is not None and self.last.number + 1 - reference.since >= every
-        return ripe or read_pending(self.config.run) is not None
+        return ripe or (begun is not None and self._is_asked_for(begun))
 
     def _embed(self, corpora: list[Dataset]) -> bool:
         """Embed corpora, or parts of them, with each checkpoint. False if shards are left at the deadline."""
