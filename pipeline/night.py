@@ -249,6 +249,8 @@ class _Night:
             "pairs": sum(file.rows for file in files.values()),
             "scored": sum(a.embedded for a in done.values()),
             "quarantined": dict(sorted(bad.items())),
-            "bytes": sum(a.size for a in done.values()),
+            "bytes": sum(a.size for a in done.values()),  # of the tars that were read
+            "stored": sum(file.size for file in files.values()),
+            "worker_hours": round(sum(self.clock.seconds.values()) * self.resources.workers / 3600, 4),
             "seconds": {stage: round(seconds, 1) for stage, seconds in self.clock.seconds.items()},
         }

@@ -3,16 +3,20 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from rich.filesize import decimal
+
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.run_folder.generations import COLUMNS, Generations
 from pipeline.storage.lease import hold_folder
+from pipeline.workers.progress import duration
 
-HEADER = ["generation", "committed (UTC)", "shards", "pairs", "new", "changed", "gone", "quarantined", "what"]
+HEADER = ["generation", "committed (UTC)", "shards", "pairs", "size", "new", "changed", "gone", "quarantined", "misaligned"]
+HEADER += ["drift", "time", "worker hours", "what"]
 
 
 def history(run: str) -> list[list[str]]:
-    """A row for each generation, in the columns of HEADER, the newest first.
+    """A row for each generation, in the columns of HEADER, the newest first. Drift is what was beyond its bound.
 
     Raises:
         UserError: there are none.
@@ -21,9 +25,12 @@ def history(run: str) -> list[list[str]]:
     for one in Generations(run).history():
         night = one.record["night"]
         when = datetime.fromtimestamp(one.time, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        counts = [night["shards"], night["pairs"], night["new"], night["changed"], night["gone"]]
-        bad = sum(night["quarantined"].values())
-        rows.append([str(one.number), when, *map(str, counts), str(bad), _what(one.number, one.record)])
+        drift = night["drift"]
+        counts = [night["new"], night["changed"], night["gone"], sum(night["quarantined"].values())]
+        row = [str(one.number), when, str(night["shards"]), str(night["pairs"]), decimal(night["stored"]), *map(str, counts)]
+        row += [f"{drift['misaligned']:.1%}" if drift else "", ", ".join(drift.get("beyond", []))]
+        row += [duration(sum(night["seconds"].values())), f"{night['worker_hours']:.3g}", _what(one.number, one.record)]
+        rows.append(row)
     if not rows:
         raise UserError(f"{run}: no generations there, which `ecif nightly` makes")
     return rows
@@ -48,6 +55,7 @@ def rollback(run: str, number: int) -> int:
         if lost:
             raise UserError(f"{run}: generation {number} was pruned: {len(lost)} of its {len(then.files)} files are gone")
         night = then.record["night"] | {"new": 0, "changed": 0, "gone": 0, "scored": 0, "quarantined": {}, "again": number}
+        night |= {"bytes": 0, "seconds": {}, "worker_hours": 0.0, "drift": {}}
         return generations.commit(then.files, then.record | {"night": night}, last)
 
 
