@@ -20,8 +20,16 @@ from pipeline.run_folder.changes import Changes, changes_since, sources_of
 from pipeline.run_folder.contents import contents, find_artifacts
 from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.finished import Checkpoint, Finished
-from pipeline.run_folder.generations import File, Generation, Generations, said
-from pipeline.run_folder.reference import Learned, Reference, delete_pending, read_pending, reference_from, write_pending
+from pipeline.run_folder.generations import File, Generation, Generations, said, unknown_types
+from pipeline.run_folder.reference import (
+    Learned,
+    Reference,
+    delete_pending,
+    learned_with,
+    read_pending,
+    reference_from,
+    write_pending,
+)
 from pipeline.run_folder.started import start
 from pipeline.stages.drift import measure_drift, unusable
 from pipeline.stages.publish import Publication, publish_files
@@ -59,6 +67,9 @@ def night(config: Config) -> Night:
         if asked:
             raise UserError(f"{key}: nights do not know it, because it takes the whole corpus: leave it out, or use `ecif run`")
     each = load_each(config)
+    beside = each[0].inputs.corpus.sidecars
+    if unknown := unknown_types(beside.schema) if beside else []:
+        raise UserError(f"corpus.sidecar: nights carry no {unknown[0]}, which a Delta table does not know: leave it out")
     with hold_folder(config.run), session(config.workers, config.device) as resources:
         config, each = settle_each(config, each, resources)
         start(config, [read.datasets() for _, read in each])
@@ -84,7 +95,6 @@ class _Night:
 
     def run(self) -> Night:
         """Bring the last generation up to date, then renew it if that is due."""
-        config = self.config
         reference = reference_from(self.last.record["reference"]) if self.last else None
         changes = changes_since(self.last, self.sources)
         fresh, parts = [*changes.new, *changes.changed], self.corpora
@@ -92,12 +102,15 @@ class _Night:
             parts = [corpus.of(fresh) for corpus in self.corpora]
         with deadline.until(self.end):
             late = not self._embed(parts)
+        if late:  # under each checkpoint other shards may be left
+            done = set.intersection(*({*corpus.accounting()} for corpus in parts))
+            parts = [corpus.of(sorted(done)) for corpus in parts]
         due, drifted = True, False
         if reference and self._is_asked_for(reference):
             due = self._is_due(reference)
             if parts[0].accounting() or changes.gone:
                 drifted = self._add(reference, parts, changes)
-                due = due or (drifted and config.nightly.renew.drift)
+                due = due or (drifted and self.config.nightly.renew.drift)
         elif reference:
             say("the configuration, the model or a target has changed: every shard is scored anew")
         if due and not late:
@@ -111,23 +124,29 @@ class _Night:
 
     def _is_asked_for(self, reference: Reference) -> bool:
         """Whether the configuration and the targets ask for the columns of a reference."""
+        if not self._has_features_of(reference):
+            return False
         each = zip(reference.checkpoints, self.each, strict=True)
-        return self._has_features_of(reference) and all(
-            one.names(given.config, given.inputs.targets) == one.record.names for one, given in each
-        )
+        return all(one.is_asked_for(given.config, given.inputs.targets, given.inputs.corpus) for one, given in each)
 
     def _is_due(self, reference: Reference) -> bool:
-        """Whether what was learned is learned anew: a renewal was begun, or there have been enough generations."""
+        """Whether to learn anew: that was begun, a bound of drift was passed, or what was learned has served long enough."""
+        assert self.last
         every, begun = self.config.nightly.renew.every, read_pending(self.config.run)
-        ripe = every is not None and self.last is not None and self.last.number + 1 - reference.since >= every
-        return ripe or (begun is not None and self._is_asked_for(begun))
+        served = self.last.number - reference.since  # generations that were added to the one that it was learned for
+        if begun and begun.checkpoints == reference.checkpoints and not served:  # killed when all but this was done
+            delete_pending(self.config.run)
+            begun = None
+        ripe = every is not None and served >= every
+        return ripe or self.last.record["due"] or (begun is not None and self._is_asked_for(begun))
 
     def _embed(self, corpora: list[Dataset]) -> bool:
         """Embed corpora, or parts of them, with each checkpoint. False if shards are left at the deadline."""
         with self.clock.stage("embed"):
             for given, corpus in zip(self.each, corpora, strict=True):
                 embed_given(given, corpus, self.resources)
-        return all(len(corpus.accounting()) == len(corpus.shards) for corpus in corpora)
+        read = [*corpora, *(target for _, inputs in self.each for target in inputs.targets.values())]
+        return all(len(dataset.accounting()) == len(dataset.shards) for dataset in read)
 
     def _add(self, reference: Reference, parts: list[Dataset], changes: Changes) -> bool:
         """Score new and changed shards, and commit them beside those that are the same. Whether a bound of drift was passed."""
@@ -157,15 +176,15 @@ class _Night:
 
     def _renew(self) -> bool:
         """Learn anew and score every shard. False if shards are left at the deadline: the next night goes on."""
-        if not self._embed(self.corpora):
+        if not self._embed(self.corpora) or deadline.passed():
             return False
-        reference = read_pending(self.config.run)
+        reference, number = read_pending(self.config.run), self.last.number + 1 if self.last else 0
         if reference is None or not self._is_asked_for(reference):
             reference = self._learn()
         files = self._columns(reference, self.corpora)
         if files is None:
             return False
-        self._commit(reference, files, self.corpora, changes_since(self.last, self.sources))
+        self._commit(reference._replace(since=number), files, self.corpora, changes_since(self.last, self.sources))
         delete_pending(self.config.run)
         return True
 
@@ -176,7 +195,7 @@ class _Night:
             this = Run(config, self.resources, find_artifacts(config, corpus, targets))
             found = learn(this, given.inputs, self.clock)
             record = Checkpoint(corpus.fingerprint, this.artifacts.names, found.fit, found.facts)
-            learned.append(Learned(record, contents(config, corpus, targets).of))
+            learned.append(Learned(record, contents(config, corpus, targets).of | learned_with(config, corpus)))
         done = self.corpora[0].accounting().values()
         unusable = 1 - sum(a.embedded for a in done) / max(1, sum(a.pairs for a in done))
         reference = Reference(learned, 0, unusable)
@@ -220,19 +239,21 @@ class _Night:
         if self.last:
             same = {*changes.same} - done.keys()
             empty |= {shard: source for shard, source in self.last.record["empty"].items() if shard in same}
-        if not self.last or {file.run for file in files.values()} != {file.run for file in self.last.files.values()}:
-            reference = reference._replace(since=number)
         id_ = fingerprint([files[shard].path for shard in sorted(files)])
-        record = {
+        record: dict[str, Any] = {
             "run": Finished(self.config.run, self.config, id_, [one.record for one in reference.checkpoints]).facts(),
             "reference": reference.facts(),
             "empty": empty,
+            "due": reference.since != number and (self._asks_for_renewal(drift) or bool(self.last and self.last.record["due"])),
             "night": self._did(files, scored, changes) | {"drift": drift or {}},
         }
         self.generations.commit(files, record, self.last)
         self.last, self.committed = self.generations.last(), self.committed + 1
         metrics.night(number, record["night"])
         say(said(number, record))
+
+    def _asks_for_renewal(self, drift: dict[str, Any] | None) -> bool:
+        return self.config.nightly.renew.drift and bool(drift and drift["beyond"])
 
     def _did(self, files: dict[str, File], scored: list[Dataset], changes: Changes) -> dict[str, Any]:
         """What a night did, for people and for the record."""

@@ -70,11 +70,10 @@ class _Needed:
         each = started.datasets()
         self.files = {file.path for generation in kept for file in generation.files.values()}
         checkpoints: list[Checkpoint] = []
-        if kept:
-            references = [reference_from(generation.record["reference"]) for generation in kept]
-            references += [pending] if (pending := read_pending(run)) else []
-            checkpoints += [one.record for reference in references for one in reference.checkpoints]
-        elif storage.exists(storage.join(run, "run.json")):
+        references = [reference_from(generation.record["reference"]) for generation in kept]
+        references += [begun] if (begun := read_pending(run)) else []
+        checkpoints += [one.record for reference in references for one in reference.checkpoints]
+        if not kept and storage.exists(storage.join(run, "run.json")):
             checkpoints += open_run(run).checkpoints
         names = [checkpoint.names for checkpoint in checkpoints]
         self.shards: set[str] = {shard for generation in kept for shard in generation.files}

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Collection
-from itertools import zip_longest
 from typing import NamedTuple
 
 from pipeline import storage
@@ -49,7 +48,8 @@ def status(folder: str) -> list[StageStatus]:
     each, found = started.datasets(), []
     generation = Generations(folder).last()
     reference = reference_from(generation.record["reference"]).checkpoints if generation else []
-    artifacts = [started.artifacts(datasets, learned) for datasets, learned in zip_longest(each, reference)]
+    known = reference if len(reference) == len(each) else [None] * len(each)
+    artifacts = [started.artifacts(datasets, learned) for datasets, learned in zip(each, known, strict=True)]
     for i, (datasets, there) in enumerate(zip(each, artifacts, strict=True)):
         stages = _checkpoint(started, datasets, there)
         found += [s._replace(name=f"{s.name}, checkpoint {i}") for s in stages] if len(each) > 1 else stages

@@ -18,7 +18,7 @@ from pipeline.run_folder.changes import changes_since, sources_of
 from pipeline.run_folder.columns import IDENTITY, columns, evidence_scores
 from pipeline.run_folder.dataset import Dataset, in_folder
 from pipeline.run_folder.finished import Checkpoint, Finished, open_run
-from pipeline.run_folder.generations import Generations
+from pipeline.run_folder.generations import Generation, Generations
 from pipeline.run_folder.started import read_started
 from pipeline.stages.index import curvature_url
 from pipeline.stages.publish import Publication
@@ -91,24 +91,26 @@ def verify(folder: str, report: Callable[[Violation], None]) -> dict[str, Checke
                 for violation in violations:
                     note(violation)
     if sound:  # else the accounting itself may be wrong
-        for violation in _outdated(finished, [(one, datasets["corpus"]) for one, datasets in of_checkpoints]):
+        for violation in _outdated(finished, [(one, datasets["corpus"]) for one, datasets in of_checkpoints], generation):
             report(violation)
     return checked
 
 
-def _outdated(finished: Finished, of_checkpoints: list[tuple[Checkpoint, Dataset]]) -> list[Violation]:
+def _outdated(
+    finished: Finished, of_checkpoints: list[tuple[Checkpoint, Dataset]], generation: Generation | None
+) -> list[Violation]:
     """The published tables that are of another run, or of an earlier content of their shard."""
     artifacts = []
     for checkpoint, corpus in of_checkpoints:
         shards = {shard: done.content for shard, done in corpus.accounting().items() if done.embedded}
         artifacts.append(checkpoint.artifacts(finished.folder)._replace(shards=shards))
     publication = Publication(finished.config, artifacts, of_checkpoints[0][1].sidecars)
-    if finished.generation is not None:
-        stamped = storage.in_threads(lambda shard: tables.read_run(finished.url(shard)), artifacts[0].shards)
-        asked = ((publication.run, publication.of_shard(shard)) for shard in artifacts[0].shards)
-        wrong = "is of another generation, or of the shard as it was"
-        checked = zip(artifacts[0].shards, stamped, asked, strict=True)
-        return [Violation(finished.url(shard), wrong) for shard, is_of, wanted in checked if is_of != wanted]
+    if generation is not None:
+        names = list(artifacts[0].shards)
+        stamped = storage.in_threads(lambda shard: tables.read_run(finished.url(shard)), names)
+        asked = ((generation.files[shard].run, publication.of_shard(shard)) for shard in names)
+        old = [shard for shard, is_of, wanted in zip(names, stamped, asked, strict=True) if is_of != wanted]
+        return [Violation(finished.url(shard), "is of another generation, or of the shard as it was") for shard in old]
     written, wrong = (
         publication.written().current,
         "is of another run, or of the shard as it was; the same `ecif run` writes it anew",

@@ -184,6 +184,15 @@ def said(number: int, record: dict[str, Any]) -> str:
     return f"generation {number}: {'; '.join(facts)}; {night['pairs']} pairs of {night['shards']} shards in all"
 
 
+def unknown_types(schema: pa.Schema) -> list[str]:
+    """The columns of a type that a Delta table does not have, as text."""
+    kinds = pa.types
+    known = [kinds.is_boolean, kinds.is_signed_integer, kinds.is_float32, kinds.is_float64, kinds.is_string]
+    known += [kinds.is_large_string, kinds.is_binary, kinds.is_date32]
+    micro = {pa.timestamp("us"), pa.timestamp("us", "UTC")}
+    return [f"{f.name} ({f.type})" for f in schema if f.type not in micro and not any(is_one(f.type) for is_one in known)]
+
+
 def _recorded(commit: dict[str, Any]) -> Generation | None:
     """What a commit says about its generation; None for a commit of another program."""
     if RECORD not in commit:

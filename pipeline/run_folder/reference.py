@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.run_folder.artifacts import Artifacts, names
+from pipeline.run_folder.artifacts import Artifacts, fingerprint, names
 from pipeline.run_folder.contents import pinned, usable
 from pipeline.run_folder.dataset import Dataset
 from pipeline.run_folder.finished import Checkpoint
@@ -18,6 +18,11 @@ class Learned(NamedTuple):
     record: Checkpoint
     contents: dict[str, str]  # fingerprints of what it was learned from, see `run_folder.contents`
 
+    def is_asked_for(self, config: Config, targets: dict[str, Dataset], corpus: Dataset) -> bool:
+        """Whether this configuration and these targets ask for the columns that it gives."""
+        same = learned_with(config, corpus).items() <= self.contents.items()
+        return same and self.names(config, targets) == self.record.names
+
     def names(self, config: Config, targets: dict[str, Dataset]) -> dict[str, str]:
         """Names of the objects that this configuration and these targets ask for, of the same sample."""
         return names(config, pinned(config, targets, self.contents))
@@ -25,6 +30,12 @@ class Learned(NamedTuple):
     def artifacts(self, folder: str, corpus: Dataset) -> Artifacts:
         """Where the objects of a corpus, or of a part of it, are."""
         return Artifacts(folder, self.record.names, usable(corpus.accounting()), corpus.part)
+
+
+def learned_with(config: Config, corpus: Dataset) -> dict[str, str]:
+    """Fingerprints of what makes a reference another one and is in no name: how many pairs are sampled, and columns carried."""
+    carried = str(corpus.sidecars.schema) if corpus.sidecars else ""
+    return {"sample_limit": fingerprint(config.fit.sample), "carried": fingerprint(carried)}
 
 
 class Reference(NamedTuple):

@@ -43,7 +43,8 @@ class Publication(NamedTuple):
     @property
     def run(self) -> str:
         """Fingerprint of what the columns of all shards depend on."""
-        return fingerprint([artifacts.names["scores"] for artifacts in self.checkpoints])
+        carried = [str(self.sidecars.schema)] if self.sources is not None and self.sidecars else []
+        return fingerprint([*(artifacts.names["scores"] for artifacts in self.checkpoints), *carried])
 
     def of_shard(self, shard: str) -> str:
         """Fingerprint of what the columns of one shard depend on beside that."""
@@ -130,6 +131,8 @@ def publish_files(publication: Publication, pairs: dict[str, int], resources: Re
     Raises:
         RunError: see `publish`.
     """
+    if any(artifacts.shards.keys() != pairs.keys() for artifacts in publication.checkpoints):
+        raise RunError("the checkpoints scored different pairs; see the quarantine tables of each")
     there = _described(publication, list(pairs))
     todo = [shard for shard in pairs if shard not in there]
     _write(publication, pairs, todo, resources)

@@ -10,9 +10,11 @@ import pytest
 from deltalake import DeltaTable
 from typer.testing import CliRunner
 
+from ecif.drift import Measure
 from jobs.cli import app
+from jobs.nights import EXIT_CODES
 from pipeline.errors import UserError
-from pipeline.night import night
+from pipeline.night import _Night, night
 from pipeline.operate.history import history, rollback
 from pipeline.operate.prune import prune
 from pipeline.operate.status import status
@@ -195,7 +197,7 @@ def test_a_deadline_leaves_whole_shards_for_the_next_night(nights, monkeypatch):
 
 
 def test_what_was_learned_is_renewed_as_often_as_is_asked(second):
-    policy = {"nightly": {"renew": {"every": 2}}}
+    policy = {"nightly": {"renew": {"every": 1}}}
     more(second.corpus, "00003", 0)
     assert second.night(**policy).generation.record["reference"]["since"] == 0
     more(second.corpus, "00004", 1)
@@ -224,6 +226,40 @@ def test_a_renewal_goes_on_over_nights_and_readers_see_the_generation_before(sec
     assert objects(second.folder / "heads", "") == heads
     assert len(open_run(str(second.folder)).scores()) == 4 * PAIRS
     assert read_pending(str(second.folder)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", [{"fit": {"folds": 3, "epochs": 2, "sample": 90}}, {"nightly": {"renew": {"every": 1}}}])
+def test_what_is_learned_anew_once_is_not_learned_anew_every_night(second, changed):
+    """A sample limit is in no name; a renewal may learn the same again."""
+    night = second.night(**changed)
+    assert night.committed == (1 if "fit" in changed else 0)
+    more(second.corpus, "00003", 0)
+    second.night(**changed)
+    due = second.night(**changed)
+    assert due.committed == (0 if "fit" in changed else 1)
+    assert second.night(**changed).state == "nothing new"
+
+
+def test_drift_renews_also_when_the_night_was_killed_before(second, monkeypatch):
+    policy = {"nightly": {"renew": {"drift": True}, "drift": {"held_out_loss": 1e-9, "misaligned": 1e-9}}}
+    more(second.corpus, "00003", 0)
+    monkeypatch.setattr(Measure, "is_beyond", lambda self, bound: True)
+    monkeypatch.setattr(_Night, "_learn", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        second.night(**policy)
+    monkeypatch.undo()
+    done = second.night(**policy)
+    assert (done.state, done.committed, done.generation.record["reference"]["since"]) == ("done", 1, 2)
+    assert second.night(**policy).state == "nothing new"
+
+
+def test_a_bound_that_is_passed_is_said_and_is_an_exit_code(second, monkeypatch):
+    more(second.corpus, "00003", 0)
+    monkeypatch.setattr(Measure, "is_beyond", lambda self, bound: True)
+    done = second.night()
+    assert (done.state, EXIT_CODES[done.state], done.committed) == ("drift", 12, 1)
+    assert "images" in history(str(second.folder))[0][10]
 
 
 def test_a_way_back_and_the_next_night(second):
@@ -270,6 +306,7 @@ def test_pruning_deletes_what_no_kept_generation_is_made_of(second):
     assert second.night(seed=1).state == "nothing new"
 
 
+@pytest.mark.slow
 def test_pruning_cleans_a_folder_that_never_was_nightly(finished, configure, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished[0].run, folder)
