@@ -13,9 +13,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from jobs.nights import EXIT_CODES
 from jobs.submit import NIGHTS
 from tests.support.kubernetes import CronJob, RayJob
-from tests.support.manifests import COMMANDS, DOCUMENTS, INFRA, executable, parses, path_with
+from tests.support.manifests import DOCUMENTS, INFRA, executable, parses, path_with
 from tests.support.markdown import ROOT, blocks, prose, quoted, table
 
 PAGE = "docs/nightly.md"
@@ -64,17 +65,10 @@ def nights() -> dict[str, list[str]]:
     }
 
 
-needs_nights = pytest.mark.skipif("nightly" not in COMMANDS, reason="the package has no `ecif nightly` yet")
-
-
-@needs_nights
 def test_the_codes_are_those_of_the_command():
-    from jobs.nights import EXIT_CODES
-
     assert sorted(EXIT_CODES.values()) == [0, *NIGHTS]
 
 
-@needs_nights
 @pytest.mark.parametrize("where", ["rayjob", "systemd", "cron"])
 def test_nights_are_commands_of_the_package(where):
     words = nights()[where]
