@@ -154,7 +154,7 @@ def _described(publication: Publication, shards: list[str]) -> dict[str, storage
 def _write(publication: Publication, pairs: dict[str, int], todo: list[str], resources: Resources) -> None:
     total = sum(pairs.values())
     with Stage("publish", total, total - sum(pairs[shard] for shard in todo), "pairs") as progress:
-        same = in_tasks("publish", PublishShard(publication), todo, resources)
+        same = in_tasks("publish", PublishShard(publication), todo, resources) if todo else []
         for number, (shard, scored_the_same) in enumerate(zip(todo, same, strict=True), 1):
             if not scored_the_same:
                 raise RunError(f"{shard}: the checkpoints scored different pairs; see the quarantine tables of each")
