@@ -110,7 +110,7 @@ class _Night:
             due = self._is_due(reference)
             if parts[0].accounting() or changes.gone:
                 drifted = self._add(reference, parts, changes)
-                due = due or (drifted and self.config.nightly.renew.drift)
+                due = due or (self.last is not None and self.last.record["due"])
         elif reference:
             say("the configuration, the model or a target has changed: every shard is scored anew")
         if due and not late:
@@ -244,7 +244,7 @@ class _Night:
             "run": Finished(self.config.run, self.config, id_, [one.record for one in reference.checkpoints]).facts(),
             "reference": reference.facts(),
             "empty": empty,
-            "due": reference.since != number and (self._asks_for_renewal(drift) or bool(self.last and self.last.record["due"])),
+            "due": self._stays_due(reference, number, drift),
             "night": self._did(files, scored, changes) | {"drift": drift or {}},
         }
         self.generations.commit(files, record, self.last)
@@ -252,8 +252,10 @@ class _Night:
         metrics.night(number, record["night"])
         say(said(number, record))
 
-    def _asks_for_renewal(self, drift: dict[str, Any] | None) -> bool:
-        return self.config.nightly.renew.drift and bool(drift and drift["beyond"])
+    def _stays_due(self, reference: Reference, number: int, drift: dict[str, Any] | None) -> bool:
+        """Whether a renewal is due after this generation: drift asked for it, now or before, and it is none itself."""
+        asked = self.config.nightly.renew.drift and bool(drift and drift["beyond"])
+        return reference.since != number and (asked or bool(self.last and self.last.record["due"]))
 
     def _did(self, files: dict[str, File], scored: list[Dataset], changes: Changes) -> dict[str, Any]:
         """What a night did, for people and for the record."""

@@ -10,8 +10,8 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.run_folder.artifacts import KINDS, each_shard
 from pipeline.run_folder.contents import usable
-from pipeline.run_folder.finished import Checkpoint, open_run
-from pipeline.run_folder.generations import TABLE, Generation, Generations
+from pipeline.run_folder.finished import open_run
+from pipeline.run_folder.generations import COLUMNS, TABLE, Generation, Generations
 from pipeline.run_folder.reference import read_pending, reference_from
 from pipeline.run_folder.started import read_started
 from pipeline.storage.lease import hold_folder
@@ -69,10 +69,9 @@ class _Needed:
         started = read_started(run)
         each = started.datasets()
         self.files = {file.path for generation in kept for file in generation.files.values()}
-        checkpoints: list[Checkpoint] = []
         references = [reference_from(generation.record["reference"]) for generation in kept]
         references += [begun] if (begun := read_pending(run)) else []
-        checkpoints += [one.record for reference in references for one in reference.checkpoints]
+        checkpoints = [one.record for reference in references for one in reference.checkpoints]
         if not kept and storage.exists(storage.join(run, "run.json")):
             checkpoints += open_run(run).checkpoints
         names = [checkpoint.names for checkpoint in checkpoints]
@@ -92,7 +91,7 @@ class _Needed:
         """Whether an object is needed, or is none of a run's."""
         first, _, rest = path.partition("/")
         if first == TABLE:
-            return not rest.startswith("columns/") or rest in self.files
+            return not rest.startswith(f"{COLUMNS}/") or rest in self.files
         if first == "targets":
             target, _, rest = rest.partition("/")
             kind, _, rest = rest.partition("/")

@@ -3,7 +3,6 @@
 A night is judged by some of its shards, evenly chosen, because the driver reads their features.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -145,12 +144,9 @@ def _read(corpus: Dataset, published: dict[str, str], more: list[str]) -> _Pairs
 
     each = list(storage.in_threads(read, chosen))
     columns = pa.concat_tables(table for _, table in each)
-    images, texts = (torch.from_numpy(np.concatenate(list(side))) for side in zip(*_features(each), strict=True))
+    images = torch.from_numpy(np.concatenate([features.images for features, _ in each]))
+    texts = torch.from_numpy(np.concatenate([features.texts for features, _ in each]))
     return _Pairs(images, texts, {name: torch.tensor(columns[name].to_numpy()) for name in columns.column_names})
-
-
-def _features(each: list[tuple[tables.Features, pa.Table]]) -> Iterator[tuple[Any, Any]]:
-    return ((features.images, features.texts) for features, _ in each)
 
 
 def _share(share: float, count: int) -> Measure:

@@ -102,8 +102,7 @@ def publish(publication: Publication, corpus: Dataset, resources: Resources) -> 
             not under the others.
     """
     pairs = {shard: a.embedded for shard, a in corpus.accounting().items() if a.embedded}
-    if any(artifacts.shards.keys() != pairs.keys() for artifacts in publication.checkpoints):
-        raise RunError("the checkpoints scored different pairs; see the quarantine tables of each")
+    _expect_the_same(publication, pairs)
     written = publication.written()
     todo = [shard for shard in pairs if written.current.get(shard) != publication.of_shard(shard)]
     for shard in written.listed.keys() - pairs.keys():
@@ -131,13 +130,18 @@ def publish_files(publication: Publication, pairs: dict[str, int], resources: Re
     Raises:
         RunError: see `publish`.
     """
-    if any(artifacts.shards.keys() != pairs.keys() for artifacts in publication.checkpoints):
-        raise RunError("the checkpoints scored different pairs; see the quarantine tables of each")
+    _expect_the_same(publication, pairs)
     there = _described(publication, list(pairs))
     todo = [shard for shard in pairs if shard not in there]
     _write(publication, pairs, todo, resources)
     there |= _described(publication, todo)
     return {shard: File(publication.path(shard), there[shard].size, count) for shard, count in pairs.items()}
+
+
+def _expect_the_same(publication: Publication, pairs: dict[str, int]) -> None:
+    """Raise RunError if a checkpoint has usable pairs in other shards than these."""
+    if any(artifacts.shards.keys() != pairs.keys() for artifacts in publication.checkpoints):
+        raise RunError("the checkpoints scored different pairs; see the quarantine tables of each")
 
 
 def _described(publication: Publication, shards: list[str]) -> dict[str, storage.Object]:
