@@ -40,22 +40,23 @@ def run(config: Config, again: Sequence[str] = ()) -> Outcome:
         UserError: the corpus, the model or a target can't be read, or another run holds the folder. No stage has run then.
         RunError: a stage failed, the counts of pairs do not add up, or another run has taken over the folder.
     """
-    if Generations(config.run).exist():
-        raise UserError(f"run: {config.run} has generations: `ecif nightly` adds to them; or use another run folder")
     each = load_each(config)
     clock, pace = Clock(), dict[str, float | None]()
-    with hold_folder(config.run), session(config.workers, config.device) as resources:
-        config, each = settle_each(config, each, resources)
-        start(config, [read.datasets() for _, read in each])
-        for url in again:
-            storage.delete(url)
-        done = [_checkpoint(one, resources, clock, pace) for one in each]
-        corpus, checkpoints = each[0].inputs.corpus, [checkpoint for checkpoint, _ in done]
-        publication = Publication(config, [artifacts for _, artifacts in done], corpus.sidecars)
-        with clock.stage("publish"):
-            published = publish(publication, corpus, resources)
-        finished = counted(Finished(config.run, config, publication.id(), checkpoints), corpus.accounting(), resources)
-        write_finished(finished)
+    with hold_folder(config.run):
+        if Generations(config.run).exist():
+            raise UserError(f"run: {config.run} has generations: `ecif nightly` adds to them; or use another run folder")
+        with session(config.workers, config.device) as resources:
+            config, each = settle_each(config, each, resources)
+            start(config, [read.datasets() for _, read in each])
+            for url in again:
+                storage.delete(url)
+            done = [_checkpoint(one, resources, clock, pace) for one in each]
+            corpus, checkpoints = each[0].inputs.corpus, [checkpoint for checkpoint, _ in done]
+            publication = Publication(config, [artifacts for _, artifacts in done], corpus.sidecars)
+            with clock.stage("publish"):
+                published = publish(publication, corpus, resources)
+            finished = counted(Finished(config.run, config, publication.id(), checkpoints), corpus.accounting(), resources)
+            write_finished(finished)
     return account(finished, corpus, published, clock.seconds, pace)
 
 
