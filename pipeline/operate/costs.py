@@ -1,8 +1,7 @@
 """What the stages of a run cost: time, requests and bytes, from the rates of this machine.
 
 Requests are those of an S3 store through `s3fs`, counted from what the stages do for each shard, part and table. A listing is a
-request for each PAGE objects, and is billed as a write. An object that is read is asked for with HEAD and GET. The lease, which
-is written and listed every 5 s of a run, is left out.
+request for each PAGE objects, and is billed as a write. The lease, which is written and listed every 5 s of a run, is left out.
 """
 
 import math
@@ -26,8 +25,7 @@ from pipeline.stages.embed.finish import FEW
 PAGE = 1000  # objects in an answer to a listing
 BLOCK = 50 << 20  # bytes of one GET; a larger object takes one for each, and one more
 NIGHT = 10  # new shards
-READ = 2  # requests that read an object: HEAD and GET
-OF_OBJECT = (2, 5)  # writes and reads of an object that is made once and read by the driver and a worker
+OF_OBJECT = (2, 3)  # writes and reads of an object that is made once and read by the driver and a worker
 FORWARD = {"score": (1.1, 4.0), "product": (3.0, 8.0)}  # forward passes, see "Forward mode" in docs/method.md
 FIRST_PRODUCTS = 8  # of forward mode's solve, which find the largest eigenvalue
 
@@ -112,7 +110,7 @@ class Costs:
         kinds = [kind for kind in KINDS if kind in BYTES and KINDS[kind].asked(self.config) and "shard" in KINDS[kind].each]
         stored = of_features(new) + sum(of_kind(kind, new) for kind in kinds)
         looked_at = shards * (2 + len(keys_of("score", self.config)) + 2)  # what exists of each new shard, by name
-        drift = READ * min(shards, SHARDS) * (new.parts / max(1, new.shards) + 1)
+        drift = min(shards, SHARDS) * (new.parts / max(1, new.shards) + 1)
         night = total(f"a night of {shards} new shards", costs)
         return night._replace(stored=stored, writes=night.writes + self._pages(), reads=night.reads + looked_at + drift)
 
@@ -134,8 +132,8 @@ class Costs:
             one_shard = new.pairs / new.shards * read  # by one reader, whatever the number of workers
             seconds = max(new.pairs * each / self.machine.workers, one_shard)
         many = new.shards > FEW  # are finished by other processes, which look at the lease first
-        uids = READ * (self.config.corpus.uid == "sidecar")
-        reads = _fetches(new) + new.shards * (5 + uids + READ * many)  # 2 HEAD of the tar, its `_stats.json`, its quarantine
+        uids = int(self.config.corpus.uid == "sidecar")
+        reads = _fetches(new) + new.shards * (5 + uids + many)  # 2 HEAD of the tar, its `_stats.json`, its quarantine
         writes = new.parts + new.shards * (3 + many)  # its quarantine and its parts are listed
         return Cost("embed", seconds, seconds, of_features(new), writes, reads)
 
@@ -145,7 +143,7 @@ class Costs:
         pulls = self._fits(len(self.grid.pulls) * held_out, sum(self.grid.epochs)) * len(self.grid.learning_rates)
         least, most = (pulls + self._fits(1 + folds * self.config.fit.seeds, epochs) for epochs in self.epochs)
         shards = min(self.whole.shards, -(-sample // self.config.batch_size))
-        return Cost("fit", least, most, reads=READ * shards * self.whole.parts / self.whole.shards)
+        return Cost("fit", least, most, reads=shards * self.whole.parts / self.whole.shards)
 
     def _solve(self, new: Sizes) -> Cost:
         fit, solve, targets = self.config.fit, self.config.solve, len(self.config.targets)
@@ -154,7 +152,7 @@ class Costs:
         scored = 2 * self.whole.sample * self.rates.score  # with their own and with planted captions
         work = (products + scored) / min(self.machine.workers, MAX_SLICES)
         least, most = (work + self._fits(solve.calibration_refits, epochs) for epochs in self.epochs)
-        return Cost("solve", least, most, reads=READ * self.of_targets)
+        return Cost("solve", least, most, reads=self.of_targets)
 
     def _order_two(self, new: Sizes) -> Cost:
         work = self.whole.sample * self.whole.fits * self.rates.order_two / self.machine.workers
@@ -168,7 +166,7 @@ class Costs:
     def _score(self, new: Sizes) -> Cost:
         seconds = new.pairs * self.rates.score / min(self.machine.workers, new.shards)
         tables = len(keys_of("score", self.config))
-        return Cost("score", seconds, seconds, writes=tables * new.shards, reads=READ * new.parts)
+        return Cost("score", seconds, seconds, writes=tables * new.shards, reads=new.parts)
 
     def _forward_fit(self, new: Sizes) -> Cost:
         scoring = self.config.scoring
@@ -185,13 +183,13 @@ class Costs:
     def _forward_score(self, new: Sizes) -> Cost:
         targets = len(self.config.targets)
         least, most = self._passes(new.pairs * targets, min(self.machine.workers, new.shards), FORWARD["score"])
-        reads = _fetches(new) + new.shards * (1 + READ)
+        reads = _fetches(new) + 2 * new.shards
         return Cost("forward score", least, most, writes=targets * new.shards, reads=reads)
 
     def _index(self, new: Sizes) -> Cost:
         seconds = new.pairs * self.rates.gradients / min(self.machine.workers, new.shards)
         seconds += self.whole.pairs * self.rates.self_influence / min(self.machine.workers, self.whole.shards)
-        reads = READ * (new.parts + 2 * self.whole.shards)  # every shard's part of the curvature, and its gradients
+        reads = new.parts + 2 * self.whole.shards  # every shard's part of the curvature, and its gradients
         writes = 2 * new.shards + self.whole.shards
         return Cost("index", seconds, seconds, writes=writes, reads=reads)
 
@@ -199,12 +197,12 @@ class Costs:
         tables = [key for key in (*keys_of("score", self.config), *keys_of("forward score", self.config))]
         read = len(tables) + bool(self.config.corpus.sidecar)
         seconds = new.pairs * (self.rates.read + self.rates.write) / min(self.machine.workers * self.machine.cores, new.shards)
-        return Cost("publish", seconds, seconds, writes=new.shards, reads=READ * new.shards * read)
+        return Cost("publish", seconds, seconds, writes=new.shards, reads=new.shards * read)
 
     def _uids(self) -> Cost:
         """What a run asks of the uids of all published pairs."""
         seconds = self.whole.pairs * self.rates.read / min(self.machine.workers * self.machine.cores, self.whole.shards)
-        return Cost("uids", seconds, seconds, reads=READ * self.whole.shards)
+        return Cost("uids", seconds, seconds, reads=self.whole.shards)
 
     def _listings(self, stage: str) -> int:
         """How often a stage of a run lists an object for each shard."""
@@ -229,7 +227,7 @@ class Costs:
     def _pixels(self) -> float:
         """Requests that read forward mode's sample: tars, and features."""
         shards = min(self.whole.shards, -(-self.config.scoring.sample // self.config.batch_size))
-        return shards * (_fetches(self.whole) + READ * self.whole.parts) / self.whole.shards + shards
+        return shards * (_fetches(self.whole) + self.whole.parts) / self.whole.shards + shards
 
     def _pages(self) -> int:
         """Requests of a listing with an object for each shard."""

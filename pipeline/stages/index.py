@@ -33,7 +33,7 @@ from pipeline.sections import Index
 from pipeline.stages.fit.stage import ReadSample, as_features
 from pipeline.workers.cluster import Resources, device
 from pipeline.workers.run import Run
-from pipeline.workers.shards import missing_tables, over_shards
+from pipeline.workers.shards import ShardWorker, missing_tables, over_shards
 
 
 class PackedCurvature(NamedTuple):
@@ -105,7 +105,7 @@ def index(run: Run, settings: Index, corpus: Dataset, fitted: FittedHeads, sampl
     over_shards("self", done, missing, SelfInfluenceShard, (artifacts, settings.damping), run.resources)
 
 
-class IndexShard:
+class IndexShard(ShardWorker):
     """Actor: the projected gradients of a shard's pairs, and the shard's part of the curvature."""
 
     def __init__(self, artifacts: Artifacts, features: str, config: Config):
@@ -136,7 +136,7 @@ class IndexShard:
         return {"pairs": len(features.uid)}
 
 
-class SelfInfluenceShard:
+class SelfInfluenceShard(ShardWorker):
     """Actor: self-influence of a shard's pairs, and the Gram matrices of their parameter changes."""
 
     def __init__(self, artifacts: Artifacts, damping: float):

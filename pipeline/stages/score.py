@@ -5,10 +5,13 @@ A table holds columns that are computed together: the evidence of a pair, its in
 """
 
 import json
+import threading
 import time
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ecif.columns.agreement import agreement_with_target
@@ -34,9 +37,10 @@ from pipeline.stages.losses import loss_of
 from pipeline.stages.solve.second_order import Corrector, Curvature, SecondOrder
 from pipeline.workers.cluster import device
 from pipeline.workers.run import Run
-from pipeline.workers.shards import missing_tables, over_shards, seconds_a_pair
+from pipeline.workers.shards import ShardWorker, missing_tables, over_shards, seconds_a_pair
 
 HIGH_LEVERAGE = 0.5  # a pair with more makes up over half of the curvature along some direction
+Columns = dict[str, dict[str, NDArray[np.float32]]]  # [N] each, by table and name
 
 
 def score(run: Run, start: Heads, corpus: Dataset, targets: dict[str, Dataset]) -> float | None:
@@ -67,8 +71,10 @@ def score(run: Run, start: Heads, corpus: Dataset, targets: dict[str, Dataset]) 
     return seconds_a_pair(rows)
 
 
-class ScoreShard:
+class ScoreShard(ShardWorker):
     """Actor: the tables of a shard, each written as one Parquet object.
+
+    It computes one shard at a time. Meanwhile other threads read the next shards, or write those before.
 
     Args:
         config: of the run.
@@ -79,10 +85,12 @@ class ScoreShard:
         keys: of all tables that some shard lacks.
     """
 
+    threads = 8  # a GPU has computed a shard long before storage has sent the next one
+
     def __init__(
         self, config: Config, artifacts: Artifacts, features: str, start: Heads, images: dict[str, Any], keys: list[str]
     ):
-        self.device = device()
+        self.device, self._turn = device(), threading.Lock()
         self.config, self.artifacts, self.features = config, artifacts, features
         self.start, self.loss, self.batches = start.to(self.device), loss_of(config), batches_of(config)
         fitted = tensors.load(artifacts.url("heads"), FittedHeads)
@@ -109,7 +117,22 @@ class ScoreShard:
         """Compute and write the missing tables of one shard; returns what the driver counts."""
         shard, keys = row["shard"], json.loads(row["keys"])
         features = tables.read_features(storage.join(self.features, shard), int(row["parts"]))
-        started = time.perf_counter()
+        device()  # each thread has to be told to compute alone
+        with self._turn:
+            started = time.perf_counter()
+            found, fold = self._compute(shard, features, keys)
+            seconds = time.perf_counter() - started
+        first = self.batches.of(shard, len(features.uid))
+        identity = tables.identity(shard, features, batch_numbers(first), fold)
+        for key in keys:  # only `pairs` has all identities: the other tables have the same rows
+            table = tables.scores_table(identity if key == "pairs" else {"index": identity["index"]}, found[key])
+            storage.write_bytes(self.artifacts.table(key, shard), tables.parquet_bytes(table))
+        leverages = [of["leverage"] for of in found.values() if "leverage" in of]
+        high = int((np.stack(leverages).max(0) > HIGH_LEVERAGE).sum()) if leverages else None
+        return {"pairs": len(features.uid), "seconds": seconds, "high_leverage": high}
+
+    def _compute(self, shard: str, features: tables.Features, keys: list[str]) -> tuple[Columns, NDArray[np.int16]]:
+        """The columns of each table, and the fold of each pair."""
         copies = self._copies(shard, features)
         pairs = self._pairs(shard, features, copies.fold)
         found: dict[str, dict[str, Tensor]] = {}
@@ -121,15 +144,7 @@ class ScoreShard:
         for key in (key for key in keys if key in self.columns):
             found[key] = {self.columns[key].name: self._column(pairs, self.columns[key])}
         columns = {key: {name: values.float().cpu().numpy() for name, values in of.items()} for key, of in found.items()}
-        seconds = time.perf_counter() - started
-        first = self.batches.of(shard, len(features.uid))
-        identity = tables.identity(shard, features, batch_numbers(first), pairs.fold.cpu().numpy())
-        for key in keys:  # only `pairs` has all identities: the other tables have the same rows
-            table = tables.scores_table(identity if key == "pairs" else {"index": identity["index"]}, columns[key])
-            storage.write_bytes(self.artifacts.table(key, shard), tables.parquet_bytes(table))
-        leverages = [of["leverage"] for of in found.values() if "leverage" in of]
-        high = int((torch.stack(leverages).amax(0) > HIGH_LEVERAGE).sum()) if leverages else None
-        return {"pairs": len(features.uid), "seconds": seconds, "high_leverage": high}
+        return columns, pairs.fold.cpu().numpy()
 
     def _copies(self, shard: str, features: tables.Features) -> OfPairs:
         """The fold of each pair, and how many copies of it are in the sample."""

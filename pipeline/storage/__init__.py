@@ -1,8 +1,8 @@
 """Whole objects on any fsspec URL, and one run at a time in a folder of them."""
 
+from pipeline.storage.local import ATTEMPTS, expect_unchanged, local_copy, pause
 from pipeline.storage.native import native_options
 from pipeline.storage.objects import (
-    ATTEMPTS,
     Object,
     canonical,
     check_guard,
@@ -11,15 +11,12 @@ from pipeline.storage.objects import (
     describe,
     described,
     exists,
-    expect_unchanged,
     filesystem,
     glob,
     guard,
     is_folder,
     join,
     listing,
-    local_copy,
-    pause,
     put_bytes,
     read_bytes,
     read_end,

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console import say
-from pipeline.storage.objects import ATTEMPTS, describe, filesystem, pause
+from pipeline.storage.local import ATTEMPTS, pause
+from pipeline.storage.objects import describe, filesystem
 from pipeline.urls import HIDDEN, masked
 
 

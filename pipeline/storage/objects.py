@@ -1,22 +1,16 @@
 """Whole objects on any fsspec URL. An object that exists is complete."""
 
-import io
 import os
 import shutil
-import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from fsspec.core import url_to_fs
 
-BUFFER = 1 << 17  # bytes of one read of a local file; it holds many headers of small members
-ATTEMPTS = 4  # to read an object
-PAUSE_S = 1.0  # seconds before the second attempt, doubled before each further one
 guard: ContextVar[Callable[[], None]] = ContextVar("guard", default=lambda: None)  # called before each write; raises to forbid
 
 
@@ -42,7 +36,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 def canonical(url: str) -> str:
     """A URL in the form in which a listing shows it."""
     fs, path = filesystem(url)
-    return path.rstrip("/") if _is_local(fs) else fs.unstrip_protocol(path).rstrip("/")
+    return path.rstrip("/") if is_local(fs) else fs.unstrip_protocol(path).rstrip("/")
 
 
 def check_guard() -> None:
@@ -52,29 +46,31 @@ def check_guard() -> None:
 
 def read_bytes(url: str) -> bytes:
     """Read a whole object. Raises FileNotFoundError if there is none."""
-    with _at(url):
+    with at(url):
         fs, path = filesystem(url)
-        return fs.cat_file(path)
+        # For reading large objects in pieces, which these are not, s3fs would ask for their sizes first.
+        return fs.cat_file(path, **({"max_concurrency": 1} if _speaks(fs, "s3") else {}))
 
 
 def read_start(url: str, count: int) -> bytes:
     """Read the first `count` bytes of an object, or all of it if it is shorter."""
-    with _at(url):
+    return _read_range(url, 0, count)
+
+
+def read_end(url: str, count: int) -> bytes:
+    """Read the last `count` bytes of an object, or all of it if it is shorter."""
+    return _read_range(url, -count, None)
+
+
+def _read_range(url: str, start: int, end: int | None) -> bytes:
+    with at(url):
         fs, path = filesystem(url)
         try:
-            return fs.cat_file(path, start=0, end=count)
+            return fs.cat_file(path, start=start, end=end)
         except OSError:
             if fs.size(path):
                 raise
             return b""  # a store refuses any range of an object without bytes
-
-
-def read_end(url: str, count: int | None) -> bytes:
-    """Read the last `count` bytes of an object, or all of it if it is shorter or `count` is None."""
-    with _at(url):
-        fs, path = filesystem(url)
-        size = fs.size(path)
-        return fs.cat_file(path, start=max(0, size - (size if count is None else count))) if size else b""
 
 
 def exists(url: str) -> bool:
@@ -85,7 +81,7 @@ def exists(url: str) -> bool:
 def write_bytes(url: str, data: bytes) -> None:
     """Write an object so that it appears whole or not at all: rename on local disk, a single PUT on object storage."""
     check_guard()
-    with _at(url):
+    with at(url):
         put_bytes(url, data)
 
 
@@ -105,7 +101,7 @@ def put_bytes(url: str, data: bytes, new: bool = False) -> None:
     if new:
         _create(fs, path, data)
         return
-    if not _is_local(fs):
+    if not is_local(fs):
         fs.pipe_file(path, data)
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -131,7 +127,7 @@ def _in_place(path: str) -> Iterator[str]:
 def delete(url: str) -> None:
     """Remove an object that must not be taken for a complete one."""
     check_guard()
-    with _at(url):
+    with at(url):
         fs, path = filesystem(url)
         fs.rm_file(path)
 
@@ -139,9 +135,9 @@ def delete(url: str) -> None:
 def upload(local: str, url: str) -> None:
     """Move a finished local file to a URL. It appears there whole or not at all."""
     check_guard()
-    with _at(url):
+    with at(url):
         fs, path = filesystem(url)
-        if _is_local(fs):
+        if is_local(fs):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with _in_place(path) as temporary:
                 shutil.move(local, temporary)
@@ -152,95 +148,8 @@ def upload(local: str, url: str) -> None:
             os.unlink(local)
 
 
-def pause(attempt: int) -> None:
-    """Wait after a failed attempt to read. The first attempt is 0."""
-    time.sleep(PAUSE_S * 2**attempt)
-
-
 @contextmanager
-def local_copy(source: Object, attempts: int = 1) -> Iterator[BinaryIO]:
-    """The object as a seekable local file, whole and unchanged since it was listed.
-
-    A local file is read in place. `expect_unchanged` afterwards says whether it changed while it was read.
-
-    Args:
-        source: the object as it was listed.
-        attempts: number of tries to fetch it from another store, with pauses between them.
-
-    Raises:
-        OSError: it can't be fetched, has changed since it was listed, or ends before its size, also while it is read.
-    """
-    fs, path = filesystem(source.url)
-    with tempfile.TemporaryDirectory(prefix="ecif-") as scratch:
-        if not _is_local(fs):
-            remote, path = path, os.path.join(scratch, "object")
-            for left in reversed(range(attempts)):
-                try:
-                    _fetch(fs, remote, path, source)
-                    break
-                except OSError:
-                    if not left:
-                        raise
-                    pause(attempts - 1 - left)
-        expect_unchanged(source)
-        with io.BufferedReader(_CompleteFile(path, source.size), BUFFER) as file:
-            yield file  # type: ignore[misc]  # typeshed: no BinaryIO, because its write is another
-
-
-def _fetch(fs: Any, remote: str, path: str, source: Object) -> None:
-    with _at(source.url):
-        fs.get_file(remote, path)
-    if os.path.getsize(path) != source.size:
-        raise OSError(f"{source.url}: read {os.path.getsize(path)} bytes of {source.size}")
-
-
-def expect_unchanged(source: Object) -> None:
-    """Raise OSError if size or etag differ from the listing."""
-    with _at(source.url):
-        now = describe(source.url)
-    if (now.size, now.etag) != (source.size, source.etag):
-        raise OSError(f"{source.url}: has changed since it was listed ({source.size} bytes then, {now.size} now)")
-
-
-class _CompleteFile(io.RawIOBase):
-    """A file of a known size. A read that ends before that size raises OSError, so that no reader takes it for the end."""
-
-    def __init__(self, path: str, size: int):
-        self._file, self._size = open(path, "rb", buffering=0), size  # noqa: SIM115
-
-    @property
-    def name(self) -> str:
-        """Its local path, for a reader that needs a position of its own."""
-        return self._file.name
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._read(buffer)
-        if not count and len(buffer) and self._file.tell() < self._size:
-            raise OSError(f"{self._file.name}: read {self._file.tell()} bytes of {self._size}")
-        return count
-
-    def _read(self, buffer: Any) -> int:
-        return self._file.readinto(buffer)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-@contextmanager
-def _at(url: str) -> Iterator[None]:
+def at(url: str) -> Iterator[None]:
     """Turn errors of a store into an OSError that names the object. Each store has errors of its own, and few name it."""
     try:
         yield
@@ -255,7 +164,7 @@ def listing(url: str, suffix: str) -> list[Object]:
     """Every object below a folder whose name ends in `suffix`, by name. Empty if there is no such folder."""
     fs, path = filesystem(url)
     try:
-        with _at(url):
+        with at(url):
             found = fs.find(path, detail=True)
     except FileNotFoundError:
         return []
@@ -265,7 +174,7 @@ def listing(url: str, suffix: str) -> list[Object]:
 def children(url: str) -> list[Object]:
     """Every object directly in a folder, in no particular order. Raises FileNotFoundError if there is no such folder."""
     fs, path = filesystem(url)
-    with _at(url):
+    with at(url):
         found = fs.ls(path, detail=True)
     return [_object(fs, info) for info in found if info["type"] != "directory"]
 
@@ -282,7 +191,7 @@ def describe(url: str) -> Object:
 def described(url: str) -> Object | None:
     """One object as a listing shows it; None if there is none."""
     try:
-        with _at(url):
+        with at(url):
             return describe(url)
     except FileNotFoundError:
         return None
@@ -301,7 +210,7 @@ def is_folder(url: str) -> bool:
 
 
 def _create(fs: Any, path: str, data: bytes) -> None:
-    if _is_local(fs):  # fsspec's exclusive mode is not exclusive on local files
+    if is_local(fs):  # fsspec's exclusive mode is not exclusive on local files
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "xb") as file:
             try:
@@ -324,7 +233,7 @@ def _object(fs: Any, info: dict[str, Any]) -> Object:
     if info.get("islink"):
         info = fs.info(info["name"])  # a listing of a local folder shows the link, not what it leads to
     etag = info.get("ETag") or info.get("etag") or f"{info['size']}-{info.get('mtime', '')}"
-    url = info["name"] if _is_local(fs) else fs.unstrip_protocol(info["name"])
+    url = info["name"] if is_local(fs) else fs.unstrip_protocol(info["name"])
     return Object(url, int(info["size"]), str(etag).strip('"'), _modified(info))
 
 
@@ -338,5 +247,10 @@ def _modified(info: dict[str, Any]) -> float:
     return 0.0
 
 
-def _is_local(fs: Any) -> bool:
-    return "file" in (fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,))
+def is_local(fs: Any) -> bool:
+    """Whether a file system is that of this machine."""
+    return _speaks(fs, "file")
+
+
+def _speaks(fs: Any, protocol: str) -> bool:
+    return protocol in (fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,))

@@ -5,7 +5,7 @@ import io
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.objects import read_end
+from pipeline.storage.objects import read_bytes, read_end
 
 FOOTER = 1 << 16  # last bytes of a file, which hold its schema unless it has very many columns
 
@@ -15,7 +15,7 @@ def read_schema(url: str) -> pa.Schema:
     try:
         return pq.read_schema(io.BytesIO(read_end(url, FOOTER)))
     except pa.ArrowInvalid:
-        return pq.read_schema(io.BytesIO(read_end(url, None)))
+        return pq.read_schema(io.BytesIO(read_bytes(url)))
 
 
 def parse_table(data: bytes, columns: list[str] | None = None, verify: bool = False) -> pa.Table:

@@ -18,6 +18,15 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class ShardWorker:
+    """What `over_shards` runs: an actor that is called with a row {"shard", "parts", "keys"}, the last as JSON.
+
+    It writes the shard's table of each key and returns a row with at least "pairs".
+    """
+
+    threads = 1  # that call it at once where it is on a GPU
+
+
 def as_tasks(rows: list[dict[str, Any]]) -> ray.data.Dataset:
     """Rows for Ray Data, with a task for each row. Above MOST_TASKS rows, a few consecutive ones share a task."""
     return ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_TASKS))
@@ -69,7 +78,7 @@ def over_shards(
     name: str,
     done: dict[str, Accounting],
     missing: dict[str, list[str]],
-    worker: type,
+    worker: type[ShardWorker],
     arguments: tuple[Any, ...],
     resources: Resources,
 ) -> list[dict[str, Any]]:
@@ -79,8 +88,7 @@ def over_shards(
         name: of the stage.
         done: accounting of the corpus's shards.
         missing: see `missing_tables`.
-        worker: an actor class. It is called with a row {"shard", "parts", "keys"}, the last as JSON. It writes the shard's
-            table of each key and returns a row with at least "pairs".
+        worker: the class of the actors.
         arguments: of its constructor.
         resources: of the actors.
 
@@ -97,7 +105,7 @@ def over_shards(
         shards = as_tasks(rows).map(
             titled(worker, name),
             fn_constructor_args=arguments,
-            compute=resources.pool(len(rows)),
+            compute=resources.pool(len(rows), worker.threads if resources.device_type == "cuda" else 1),
             **resources.actor,
         )
         for row in shards.iter_rows():

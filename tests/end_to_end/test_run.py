@@ -18,6 +18,8 @@ from pipeline.run import run
 from pipeline.run_folder import tensors
 from pipeline.run_folder.columns import EVERY_RUN, IDENTITY
 from pipeline.run_folder.finished import open_run
+from pipeline.workers.cluster import Resources
+from tests.support.corpora import ON_REQUEST
 from tests.support.labelled import write_labelled
 from tests.support.run_folders import COLUMNS, objects
 from tests.support.tars import read_tar, write_tar
@@ -49,6 +51,19 @@ def test_the_same_run_with_another_number_of_workers_gives_the_same_bytes(finish
     truth = objects(config.run, ".parquet", ".safetensors")
     assert len(truth) > 15
     run(configure(tmp_path, workers=2))
+    assert objects(tmp_path, ".parquet", ".safetensors") == truth
+
+
+def test_shards_that_an_actor_scores_at_once_give_the_same_bytes(everything, configure, tmp_path, monkeypatch):
+    """As on a GPU, whose actors are called by several threads."""
+    truth = objects(everything[0].run, ".parquet", ".safetensors")
+    shutil.copytree(everything[0].run, tmp_path, dirs_exist_ok=True)
+    of_shards = [name for name in truth if name.split("/")[0] in ("pairs", "influence", "correction", "column", "latest")]
+    assert {name.split("/")[0] for name in of_shards} == {"pairs", "influence", "correction", "column", "latest"}
+    for name in of_shards:
+        (tmp_path / name).unlink()
+    monkeypatch.setattr(Resources, "pool", lambda self, tasks, threads=1, real=Resources.pool: real(self, tasks, 8))
+    run(configure(tmp_path, workers=1, **ON_REQUEST))
     assert objects(tmp_path, ".parquet", ".safetensors") == truth
 
 

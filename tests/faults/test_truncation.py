@@ -20,8 +20,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pipeline.errors import RunError
 from pipeline.sections import Embed
 from pipeline.stages.embed.read import ReadParts
+from pipeline.storage import local
 from pipeline.storage import objects as storage
-from pipeline.storage.objects import ATTEMPTS
 from tests.support.reading import FULL, collect, read_shard, row_of
 from tests.support.tars import pair, tar_bytes
 
@@ -35,7 +35,7 @@ DATA = TARS[tarfile.USTAR_FORMAT]
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch):
-    monkeypatch.setattr(storage, "PAUSE_S", 0.0)
+    monkeypatch.setattr(local, "PAUSE_S", 0.0)
 
 
 def end_of(data: bytes) -> int:
@@ -111,10 +111,12 @@ def test_no_failed_download_is_silent(tmp_path):
         url = f"faulty://shards/{i}.tar"
         storage.write_bytes(url, DATA)
         source = storage.describe(url)
-        faults = draw.choices(["short", "reset", "timeout", "foreign", "changed"], [4, 2, 2, 2, 1], k=draw.randint(1, ATTEMPTS))
+        faults = draw.choices(
+            ["short", "reset", "timeout", "foreign", "changed"], [4, 2, 2, 2, 1], k=draw.randint(1, local.ATTEMPTS)
+        )
         Faulty.faults = list(faults)
         found = outcome(source)
-        assert (found is not None) == (len(faults) < ATTEMPTS and "changed" not in faults)
+        assert (found is not None) == (len(faults) < local.ATTEMPTS and "changed" not in faults)
         if found is not None:
             assert (found.pairs, found.quarantined) == (truth.pairs, [])
             assert [row["pixels"] for row in found.rows] == [row["pixels"] for row in truth.rows]
@@ -126,7 +128,7 @@ def test_a_short_download_is_no_copy():
     storage.write_bytes("faulty://shards/short.tar", DATA)
     Faulty.faults = ["short"]
     with pytest.raises(OSError, match=rf"read \d+ bytes of {len(DATA)}"):
-        storage.local_copy(storage.describe("faulty://shards/short.tar")).__enter__()
+        local.local_copy(storage.describe("faulty://shards/short.tar")).__enter__()
 
 
 def test_no_failed_local_read_is_silent(tmp_path, monkeypatch):
@@ -136,7 +138,7 @@ def test_no_failed_local_read_is_silent(tmp_path, monkeypatch):
     source = storage.describe(str(path))
     truth = outcome(source)
     draw, ends, faults = random.Random(0), Counter(), Counter()
-    monkeypatch.setattr(storage, "BUFFER", 2048)  # many calls
+    monkeypatch.setattr(local, "BUFFER", 2048)  # many calls
 
     class Failing(io.FileIO):
         def readinto(self, buffer):
@@ -149,7 +151,7 @@ def test_no_failed_local_read_is_silent(tmp_path, monkeypatch):
     def opened(file, mode="r", **how):
         return Failing(file, mode) if how.get("buffering") == 0 else open(file, mode, **how)
 
-    monkeypatch.setattr(storage, "open", opened, raising=False)
+    monkeypatch.setattr(local, "open", opened, raising=False)
     for i in range(100):
         rate = 0.001 * (1 + i % 20)
         found = outcome(source)

@@ -96,7 +96,7 @@ def test_an_actor_of_embed_beside_the_bare_forward_pass(to, table, tmp_path: Pat
                 towers.token_features(tokens)
 
     def actors() -> None:
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(THREADS[to.type]) as pool:
             assert sum(Embedded.from_row({"facts": r["facts"][0]}).pairs for r in pool.map(actor, [part] * parts))
 
     count = PART * parts

@@ -13,7 +13,7 @@ from pipeline.run_folder import tables
 from pipeline.sections import Model
 from pipeline.stages.embed.forward import Forward
 from pipeline.stages.embed.rows import Embedded, Part, Refused
-from pipeline.stages.embed.usage import Meter
+from pipeline.stages.embed.usage import THREADS, Meter
 
 
 class EmbedPart:
@@ -24,7 +24,8 @@ class EmbedPart:
     """
 
     def __init__(self, folders: list[str], model: Model, precision: Precision | Literal["auto"]):
-        self.forward, self.folders, self.meter = Forward(model, precision), folders, Meter()
+        self.forward, self.folders = Forward(model, precision), folders
+        self.meter = Meter(THREADS[self.forward.device.type])
 
     def __call__(self, rows: pa.Table) -> dict[str, list[Any]]:
         """Embed and write one part: a row of `Embedded` for a row of `Part`."""

@@ -61,7 +61,7 @@ def embed(
                 batch_size=1,
                 batch_format="pyarrow",
                 fn_constructor_args=([d.features_folder("") for d in datasets], model, limits.precision),
-                compute=resources.pool(len(todo), THREADS),
+                compute=resources.pool(len(todo), THREADS[resources.device_type]),
                 **resources.actor,
             )
         )

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pipeline.console import say
 from pipeline.stages.embed.rows import Busy, Embedded
 
-THREADS = 3  # of an actor: one is in the model, one hands the next part to it, one writes the part before
+# Of an actor: one is in the model, one hands the next part to it, the others write. Storage takes longer to take a part than a
+# GPU to compute it.
+THREADS = {"cpu": 3, "cuda": 8}
 ENOUGH_S = 60.0  # of an actor, before its waiting is worth a warning
 IDLE = 0.2  # share of the time that models wait for readers from which on the run says so
 
@@ -22,16 +24,20 @@ class Visit:
 
 
 class Meter:
-    """Measures what the model of an actor does between two parts."""
+    """Measures what the model of an actor does between two parts.
 
-    def __init__(self) -> None:
-        self._lock, self._inside, self._ended = threading.Lock(), 0, math.inf
+    Args:
+        threads: of the actor.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads, self._lock, self._inside, self._ended = threads, threading.Lock(), 0, math.inf
 
     @contextmanager
     def visit(self, reading: float) -> Iterator[Visit]:
         """A part is in the actor within the body. `reading` is what a reader took for it."""
         with self._lock:
-            visit = Visit(time.perf_counter(), self._inside == THREADS - 1, reading)
+            visit = Visit(time.perf_counter(), self._inside == self._threads - 1, reading)
             self._inside += 1
         try:
             yield visit

@@ -22,7 +22,7 @@ from pipeline.stages.forward.model import ForwardModel
 from pipeline.stages.forward.solve import ForwardDirection, read_fitted
 from pipeline.stages.losses import loss_of
 from pipeline.workers.run import Run
-from pipeline.workers.shards import missing_tables, over_shards, seconds_a_pair
+from pipeline.workers.shards import ShardWorker, missing_tables, over_shards, seconds_a_pair
 
 
 def score_forward(run: Run, corpus: Dataset) -> float | None:
@@ -42,7 +42,7 @@ def score_forward(run: Run, corpus: Dataset) -> float | None:
     )
 
 
-class ForwardScoreShard:
+class ForwardScoreShard(ShardWorker):
     """Actor: the tables of a shard, each written as one Parquet object."""
 
     def __init__(self, config: Config, artifacts: Artifacts, corpus: Dataset, fitted: list[Tensor] | None):

@@ -27,7 +27,7 @@ from pipeline.sections import Embed, Model, Reading
 from pipeline.stages.embed import stage as stage
 from pipeline.stages.embed.rows import Busy, Embedded, Part, ToRead
 from pipeline.workers.cluster import Resources, session
-from pipeline.workers.shards import missing_tables, over_shards
+from pipeline.workers.shards import ShardWorker, missing_tables, over_shards
 
 ROOT = Path(__file__).parents[3]
 WARM_UP = 10  # parts before the model's waiting for input is counted: reading processes have to start
@@ -98,7 +98,7 @@ class Actor:
         return Embedded(part.dataset, part.shard, part.size, 1, Busy(seconds), [], part.accounting).to_columns()
 
 
-class Worker:
+class Worker(ShardWorker):
     """What `score` does to Ray: a row for each shard."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def test_parts_that_are_embedded_at_once_are_those_that_are_embedded_one_by_one(
     alone = EmbedPart([str(tmp_path / "alone")], model, "fp32")
     rows = [alone(one) for one in sent]
     together = EmbedPart([str(tmp_path / "together")], model, "fp32")
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(THREADS["cuda"]) as pool:
         found = list(pool.map(together, sent))
     for i, (row, other) in enumerate(zip(rows, found, strict=True)):
         one, two = (Embedded.from_row({"facts": r["facts"][0]}) for r in (row, other))
@@ -71,7 +71,7 @@ def test_a_part_that_can_t_be_written_fails_and_others_do_not(tmp_path, model, m
 
     monkeypatch.setattr(storage, "write_bytes", failing)
     actor = EmbedPart([str(tmp_path)], model, "fp32")
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(THREADS["cuda"]) as pool:
         done = [pool.submit(actor, table(part(model, i, 5))) for i in range(4)]
     assert [type(one.exception()) for one in done] == [type(None), OSError, type(None), type(None)]
     assert sorted(path.name for path in (tmp_path / "00000").iterdir()) == [tables.part_name(i) for i in (0, 2, 3)]

@@ -20,6 +20,7 @@ from pipeline.run_folder.tables import parquet_bytes
 from pipeline.stages.embed import read
 from pipeline.stages.embed.read import ReadParts
 from pipeline.stages.embed.rows import Part
+from pipeline.storage import local
 from pipeline.storage import objects as storage
 from tests.support.reading import FULL, read_shard, row_of
 from tests.support.tars import header, image, pair, tar_bytes, write_tar
@@ -43,7 +44,7 @@ MEMBERS = st.lists(st.one_of(FILES, FILES, FILES, st.builds(header, NAMES, KINDS
 @pytest.fixture
 def quick(monkeypatch):
     """No pause between attempts."""
-    monkeypatch.setattr(storage, "PAUSE_S", 0.0)
+    monkeypatch.setattr(local, "PAUSE_S", 0.0)
 
 
 @given(members=MEMBERS, format=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]), part_size=st.integers(1, 5))

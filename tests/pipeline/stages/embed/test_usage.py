@@ -4,7 +4,9 @@ import pytest
 
 from pipeline.stages.embed import usage
 from pipeline.stages.embed.rows import Busy, Embedded
-from pipeline.stages.embed.usage import THREADS, Meter, Usage
+from pipeline.stages.embed.usage import Meter, Usage
+
+THREADS = 3
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def clock(monkeypatch):
 
 
 def test_a_part_that_comes_after_the_model_is_free_was_waited_for(clock):
-    meter = Meter()
+    meter = Meter(THREADS)
     with meter.visit(3.0) as first:
         assert meter.busy(first, 1.0, 1.0) == Busy(1.0, 0.0, 0.0, 3.0), "before its first part a model waits for nothing"
     clock.now = 5.0
@@ -29,7 +31,7 @@ def test_a_part_that_comes_after_the_model_is_free_was_waited_for(clock):
 
 
 def test_a_part_that_comes_when_a_thread_has_written_waited_for_storage(clock):
-    meter = Meter()
+    meter = Meter(THREADS)
     visits = [meter.visit(0.0) for _ in range(THREADS)]
     for ended, visit in enumerate(visits, 1):
         meter.busy(visit.__enter__(), 1.0, float(ended))
