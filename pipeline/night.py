@@ -31,7 +31,7 @@ from pipeline.run_folder.reference import (
     write_pending,
 )
 from pipeline.run_folder.started import start
-from pipeline.stages.drift import measure_drift, unusable
+from pipeline.stages.drift import Drifted, measure_drift, unusable
 from pipeline.stages.publish import Publication, publish_files
 from pipeline.stages.score import score
 from pipeline.storage.lease import hold_folder
@@ -161,14 +161,15 @@ class _Night:
 
     def _drift(self, reference: Reference, part: Dataset, scored: dict[str, File]) -> dict[str, Any]:
         """How the pairs of this night differ from what was learned from. Empty if it has none."""
-        if not scored:
+        if not part.accounting():
             return {}
-        given = self.each[0]
+        given, found = self.each[0], Drifted()
         this = Run(given.config, self.resources, reference.checkpoints[0].artifacts(self.config.run, part))
         published = {shard: self.generations.url(file) for shard, file in scored.items()}
-        with self.clock.stage("drift"):
-            found = measure_drift(this, given.inputs.model.heads, part, given.inputs.targets, published)
-        found.measures["quarantined"] = unusable(part.accounting(), reference.unusable)
+        if scored:
+            with self.clock.stage("drift"):
+                found = measure_drift(this, given.inputs.model.heads, part, given.inputs.targets, published)
+        found = found._replace(measures=found.measures | {"quarantined": unusable(part.accounting(), reference.unusable)})
         beyond = found.beyond(self.config.nightly.drift)
         for line in beyond:
             say(f"warning: drift: {line}; nightly.renew decides whether that learns anew", logging.WARNING)
@@ -259,7 +260,8 @@ class _Night:
 
     def _did(self, files: dict[str, File], scored: list[Dataset], changes: Changes) -> dict[str, Any]:
         """What a night did, for people and for the record."""
-        done = scored[0].accounting()
+        done, device = scored[0].accounting(), self.resources.device_type
+        hours, price = sum(self.clock.seconds.values()) * self.resources.workers / 3600, self.config.prices.hour(device)
         bad = Counter[str]()
         for a in done.values():
             bad.update(a.quarantined)
@@ -274,6 +276,8 @@ class _Night:
             "quarantined": dict(sorted(bad.items())),
             "bytes": sum(a.size for a in done.values()),  # of the tars that were read
             "stored": sum(file.size for file in files.values()),
-            "worker_hours": round(sum(self.clock.seconds.values()) * self.resources.workers / 3600, 4),
+            "workers": "GPU" if device == "cuda" else "core",
+            "worker_hours": round(hours, 4),
+            "price": None if price is None else round(hours * price, 4),  # of these hours
             "seconds": {stage: round(seconds, 1) for stage, seconds in self.clock.seconds.items()},
         }

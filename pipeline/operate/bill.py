@@ -44,7 +44,7 @@ def hours(cost: Cost, machine: Machine) -> tuple[float, float]:
 
 def price(cost: Cost, machine: Machine, prices: Prices) -> tuple[float, float]:
     """Price of the hours and the requests, at least and at most. What has no price adds nothing."""
-    hour = (prices.gpu_hour if machine.device == "cuda" else prices.core_hour) or 0.0
+    hour = prices.hour(machine.device) or 0.0
     requests = (cost.writes * (prices.thousand_writes or 0.0) + cost.reads * (prices.thousand_reads or 0.0)) / 1000
     least, most = ((hour * of if hour else 0.0) + requests for of in hours(cost, machine))
     return least, most
@@ -72,8 +72,7 @@ def number(value: float) -> str:
 
 def _priced(machine: Machine, prices: Prices) -> list[str]:
     """What of a stage has a price."""
-    hour = prices.gpu_hour if machine.device == "cuda" else prices.core_hour
-    parts = {"hours": hour, "writes": prices.thousand_writes, "reads": prices.thousand_reads}
+    parts = {"hours": prices.hour(machine.device), "writes": prices.thousand_writes, "reads": prices.thousand_reads}
     return [name for name, given in parts.items() if given is not None]
 
 

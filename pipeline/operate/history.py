@@ -12,7 +12,7 @@ from pipeline.storage.lease import hold_folder
 from pipeline.workers.progress import duration
 
 HEADER = ["generation", "committed (UTC)", "shards", "pairs", "size", "new", "changed", "gone", "quarantined", "misaligned"]
-HEADER += ["drift", "time", "worker hours", "what"]
+HEADER += ["drift", "time", "worker hours", "price", "what"]
 
 
 def history(run: str) -> list[list[str]]:
@@ -28,8 +28,10 @@ def history(run: str) -> list[list[str]]:
         drift = night["drift"]
         counts = [night["new"], night["changed"], night["gone"], sum(night["quarantined"].values())]
         row = [str(one.number), when, str(night["shards"]), str(night["pairs"]), decimal(night["stored"]), *map(str, counts)]
-        row += [f"{drift['misaligned']:.1%}" if drift else "", ", ".join(drift.get("beyond", []))]
-        row += [duration(sum(night["seconds"].values())), f"{night['worker_hours']:.3g}", _what(one.number, one.record)]
+        misaligned = "" if not drift or drift["misaligned"] is None else f"{drift['misaligned']:.1%}"
+        price = "" if night["price"] is None else f"{night['price']:.3g}"
+        row += [misaligned, ", ".join(drift.get("beyond", [])), duration(sum(night["seconds"].values()))]
+        row += [f"{night['worker_hours']:.3g}", price, _what(one.number, one.record)]
         rows.append(row)
     if not rows:
         raise UserError(f"{run}: no generations there, which `ecif nightly` makes")
@@ -55,7 +57,7 @@ def rollback(run: str, number: int) -> int:
         if lost:
             raise UserError(f"{run}: generation {number} was pruned: {len(lost)} of its {len(then.files)} files are gone")
         night = then.record["night"] | {"new": 0, "changed": 0, "gone": 0, "scored": 0, "quarantined": {}, "again": number}
-        night |= {"bytes": 0, "seconds": {}, "worker_hours": 0.0, "drift": {}}
+        night |= {"bytes": 0, "seconds": {}, "worker_hours": 0.0, "price": None, "drift": {}}
         return generations.commit(then.files, then.record | {"night": night}, last)
 
 

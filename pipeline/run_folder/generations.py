@@ -176,11 +176,12 @@ def said(number: int, record: dict[str, Any]) -> str:
     facts = [shards, f"{night['scored']} pairs scored", f"{sum(night['quarantined'].values())} quarantined"]
     facts[-1] += f" ({bad})" if bad else ""
     if drift := night["drift"]:
-        facts.append(f"{drift['misaligned']:.1%} misaligned")
+        facts += [f"{drift['misaligned']:.1%} misaligned"] if drift["misaligned"] is not None else []
         facts.append("drift " + ", ".join(f"{name} {value:.2f}" for name, (value, _) in drift["measures"].items()))
         if drift["lds"]:
             facts.append("agreement with refits " + ", ".join(f"{name} {lds:.2f}" for name, lds in drift["lds"].items()))
-    facts.append(f"{sum(night['seconds'].values()):.0f} s")
+    price = "" if night["price"] is None else f" at {night['price']:.3g}"
+    facts.append(f"{sum(night['seconds'].values()):.0f} s, {night['worker_hours']:.3g} {night['workers']} hours{price}")
     return f"generation {number}: {'; '.join(facts)}; {night['pairs']} pairs of {night['shards']} shards in all"
 
 

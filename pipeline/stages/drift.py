@@ -53,9 +53,9 @@ class _Pairs(NamedTuple):
 class Drifted(NamedTuple):
     """How the pairs of a night differ from the sample, and from what was unusable then."""
 
-    misaligned: float  # mean probability of misalignment of the pairs
-    measures: dict[str, Measure]
-    lds: dict[str, float]  # by target, agreement of the pairs' influence with refits without some of them
+    misaligned: float | None = None  # mean probability of misalignment of the pairs; None if none was usable
+    measures: dict[str, Measure] = {}
+    lds: dict[str, float] = {}  # by target, agreement of the pairs' influence with refits without some of them
 
     def facts(self) -> dict[str, Any]:
         """In plain values."""

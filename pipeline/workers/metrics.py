@@ -58,7 +58,8 @@ def night(generation: int, did: dict[str, Any]) -> None:
     for state, count in (("scored", did["scored"]), ("quarantined", sum(did["quarantined"].values())), ("all", did["pairs"])):
         _set("ecif_night_pairs", "pairs of a night, and of its generation", count, state=state)
     if drift := did["drift"]:
-        _set("ecif_night_misaligned", "mean probability of misalignment of the pairs of a night", drift["misaligned"])
+        if drift["misaligned"] is not None:
+            _set("ecif_night_misaligned", "mean probability of misalignment of the pairs of a night", drift["misaligned"])
         for measure, (value, _) in drift["measures"].items():
             _set("ecif_night_drift", "how the pairs of a night differ from the sample", value, measure=measure)
     for stage, seconds in did["seconds"].items():

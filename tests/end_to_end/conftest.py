@@ -10,6 +10,7 @@ import pytest
 from pipeline.config import Config
 from pipeline.run import Outcome, run
 from tests.support.corpora import EMBEDDED, ON_REQUEST, SETTINGS
+from tests.support.nights import Nights
 from tests.support.tars import read_tar, write_tar
 
 
@@ -92,3 +93,27 @@ def damaged(imperfect, tmp_path):
     """A copy of the imperfect run, to damage."""
     shutil.copytree(imperfect.run, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture
+def nights(tmp_path, corpus, configure, local_ray):
+    return Nights(tmp_path, corpus, configure)
+
+
+@pytest.fixture(scope="session")
+def first(tmp_path_factory, corpus, configure, local_ray):
+    """A first night."""
+    made = Nights(tmp_path_factory.mktemp("first"), corpus, configure)
+    done = made.night()
+    assert (done.state, done.generation.number, done.committed) == ("done", 0, 1)
+    return made
+
+
+@pytest.fixture
+def second(first, tmp_path, configure) -> Nights:
+    """A copy of the first night to go on in: times of files are those of the original."""
+    made = Nights.__new__(Nights)
+    made.corpus, made.folder, made.configure = tmp_path / "corpus", tmp_path / "run", configure
+    shutil.copytree(first.corpus, made.corpus)
+    shutil.copytree(first.folder, made.folder)
+    return made

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from typer.testing import CliRunner
 
-from ecif.drift import Measure
 from jobs.cli import app
-from jobs.nights import EXIT_CODES
 from pipeline.errors import UserError
-from pipeline.night import _Night, night
 from pipeline.operate.history import history, rollback
 from pipeline.operate.prune import prune
 from pipeline.operate.status import status
@@ -23,64 +21,14 @@ from pipeline.results.export import export
 from pipeline.run import run
 from pipeline.run_folder.finished import open_generation, open_run
 from pipeline.run_folder.generations import Generations
-from pipeline.run_folder.reference import read_pending, reference_from, write_pending
+from pipeline.run_folder.reference import reference_from, write_pending
+from pipeline.run_folder.tables import parquet_bytes
 from pipeline.storage.lease import hold_folder
 from pipeline.workers import deadline
-from tests.support.corpora import EMBEDDED
+from tests.support.corpora import SETTINGS
+from tests.support.nights import PAIRS, more
 from tests.support.run_folders import change_since, objects, state_of
 from tests.support.tars import read_tar, write_tar
-
-PAIRS = 36  # of a shard
-
-
-def more(corpus: Path, name: str, number: int) -> None:
-    """Write a shard of pairs that the small corpus does not have."""
-    members = read_tar(EMBEDDED / "corpus" / "00001.tar")
-    write_tar(corpus / f"{name}.tar", members[3 * PAIRS * number : 3 * PAIRS * (number + 1)])
-
-
-class Nights:
-    """A corpus of its own, and a run folder with nights."""
-
-    def __init__(self, folder: Path, corpus: Path, configure):
-        self.corpus, self.folder = folder / "corpus", folder / "run"
-        shutil.copytree(corpus / "corpus", self.corpus)
-        self.configure = configure
-
-    def config(self, folder: Path | None = None, **changes):
-        return self.configure(folder or self.folder, corpus={"shards": str(self.corpus)}, **changes)
-
-    def night(self, folder: Path | None = None, **changes):
-        return night(self.config(folder, **changes))
-
-    def table(self, number: int | None = None) -> dict[str, bytes]:
-        """Bytes of the columns of each shard, as another program finds them."""
-        table = DeltaTable(self.folder / "table", version=number)
-        return {Path(url).name.split(".")[0]: Path(url).read_bytes() for url in table.file_uris()}
-
-
-@pytest.fixture
-def nights(tmp_path, corpus, configure, local_ray):
-    return Nights(tmp_path, corpus, configure)
-
-
-@pytest.fixture(scope="module")
-def first(tmp_path_factory, corpus, configure, local_ray):
-    """A first night."""
-    made = Nights(tmp_path_factory.mktemp("first"), corpus, configure)
-    done = made.night()
-    assert (done.state, done.generation.number, done.committed) == ("done", 0, 1)
-    return made
-
-
-@pytest.fixture
-def second(first, tmp_path, configure) -> Nights:
-    """A copy of the first night to go on in: times of files are those of the original."""
-    made = Nights.__new__(Nights)
-    made.corpus, made.folder, made.configure = tmp_path / "corpus", tmp_path / "run", configure
-    shutil.copytree(first.corpus, made.corpus)
-    shutil.copytree(first.folder, made.folder)
-    return made
 
 
 def test_a_night_computes_what_is_new_and_nothing_else(second):
@@ -94,6 +42,7 @@ def test_a_night_computes_what_is_new_and_nothing_else(second):
     facts = done.generation.record["night"]
     assert (facts["new"], facts["changed"], facts["gone"], facts["left"]) == (2, 1, 1, 0)
     assert (facts["scored"], facts["pairs"], facts["shards"]) == (2 * PAIRS, 3 * PAIRS, 3)
+    assert facts["bytes"] == sum((tonight.corpus / f"{shard}.tar").stat().st_size for shard in ("00001", "00003", "00004"))
     new = change_since(before, tonight.folder).new
     assert {kind: n for kind, n in new.items() if not kind.startswith("table")} == {
         "features": 4 + 1, "shards": 2, "pairs": 2, "influence/clean": 2, "quarantine": 1
@@ -116,6 +65,57 @@ def test_a_night_computes_what_is_new_and_nothing_else(second):
     Path(Generations(str(tonight.folder)).url(file)).write_bytes(b"no table")
     verify(str(tonight.folder), wrong.append)
     assert [violation.url.rpartition("/")[2] for violation in wrong] == [file.path.rpartition("/")[2]]
+
+
+def test_a_night_without_usable_pairs_says_so(second, capsys):
+    members = [(name, b"no image" if name.endswith(".webp") else data) for name, data in read_tar(second.corpus / "00000.tar")]
+    write_tar(second.corpus / "00003.tar", members[: 3 * 5])
+    before = second.table()
+    done = second.night(embed=SETTINGS["embed"] | {"max_bad_fraction": 1.0}, prices={"core_hour": 3600.0})
+    assert (done.state, done.generation.number) == ("drift", 1)
+    facts = done.generation.record["night"]
+    assert (facts["new"], facts["scored"], facts["quarantined"]) == (1, 0, {"undecodable_image": 5})
+    assert (facts["drift"]["misaligned"], facts["drift"]["lds"]) == (None, {})
+    assert {name: value for name, (value, _) in facts["drift"]["measures"].items()} == {"quarantined": 1.0}
+    assert facts["price"] == pytest.approx(3600 * facts["worker_hours"], rel=0.1)
+    said = capsys.readouterr().err
+    assert "1 shards new, 0 changed, 0 gone, 0 left; 0 pairs scored; 5 quarantined (5 undecodable_image)" in said
+    assert f"{facts['worker_hours']:.3g} core hours at {facts['price']:.3g}; " in said
+    assert second.table() == before
+    assert history(str(second.folder))[0][8:11] == ["5", "", "quarantined 1 is beyond quarantined: 0.1"]
+    assert second.night().state == "nothing new"
+
+
+def test_a_night_carries_columns_of_sidecars(nights):
+    def beside(shard: str, of: list, **more) -> None:
+        members = read_tar(nights.corpus / f"{shard}.tar")
+        keys = sorted({name.split(".")[0] for name, _ in members}, reverse=True)
+        (nights.corpus / f"{shard}.parquet").write_bytes(parquet_bytes(pa.table({"key": keys, "similarity": of, **more})))
+
+    def carried(number: int) -> dict[str, list]:
+        frame = DeltaTable(nights.folder / "table", version=number).to_pandas().sort_values("key", ascending=False)
+        return {shard: rows.tolist() for shard, rows in frame.groupby("shard")["sidecar_similarity"]}
+
+    asked, values = {"corpus": {"sidecar": ["similarity"]}}, [i / PAIRS for i in range(PAIRS)]
+    for shard in ("00000", "00001", "00002"):
+        beside(shard, values)
+    nights.night(**asked)
+    assert carried(0) == dict.fromkeys(("00000", "00001", "00002"), values)
+    more(nights.corpus, "00003", 0)
+    beside("00003", values[::-1])
+    beside("00001", values[::-1])
+    before = nights.table()
+    done = nights.night(**asked)
+    facts = done.generation.record["night"]
+    assert (facts["new"], facts["changed"], facts["scored"]) == (1, 1, 2 * PAIRS)
+    assert carried(1) == {"00000": values, "00001": values[::-1], "00002": values, "00003": values[::-1]}
+    assert {shard for shard, data in nights.table().items() if before.get(shard) != data} == {"00001", "00003"}
+    for shard in ("00000", "00001", "00002", "00003"):  # of another type: no column of this generation is one of the next
+        beside(shard, [str(value) for value in values])
+    done = nights.night(**asked)
+    assert len(done.generation.files) == 4
+    assert carried(done.generation.number) == {shard: [str(value) for value in values] for shard in done.generation.files}
+    assert carried(1)["00001"] == values[::-1]
 
 
 def test_every_reader_finds_the_pairs_of_a_generation_as_one_table(second):
@@ -194,72 +194,6 @@ def test_a_deadline_leaves_whole_shards_for_the_next_night(nights, monkeypatch):
     assert facts["new"] >= 1 and facts["new"] + facts["left"] == 2
     assert nights.table().items() >= before.items()
     assert nights.night().generation.record["night"]["pairs"] == 5 * PAIRS
-
-
-def test_what_was_learned_is_renewed_as_often_as_is_asked(second):
-    policy = {"nightly": {"renew": {"every": 1}}}
-    more(second.corpus, "00003", 0)
-    assert second.night(**policy).generation.record["reference"]["since"] == 0
-    more(second.corpus, "00004", 1)
-    done = second.night(**policy)
-    assert (done.committed, done.generation.number) == (2, 3)
-    assert done.generation.record["reference"]["since"] == 3
-    assert {file.run for file in done.generation.files.values()}.isdisjoint(
-        file.run for file in Generations(str(second.folder)).at(2).files.values()
-    )
-    assert len(open_run(str(second.folder)).scores()) == 5 * PAIRS
-    assert second.night(**policy).state == "nothing new"
-
-
-def test_a_renewal_goes_on_over_nights_and_readers_see_the_generation_before(second, monkeypatch):
-    """The deadline passes when everything is learned, before the first shard is scored."""
-    before, changed = second.table(), {"seed": 1}
-    monkeypatch.setattr(deadline, "passed", lambda: read_pending(str(second.folder)) is not None)
-    late = second.night(**changed)
-    monkeypatch.undo()
-    assert (late.state, late.generation.number) == ("deadline", 0)
-    assert second.table() == before
-    more(second.corpus, "00003", 0)  # which does not change what was learned
-    heads = objects(second.folder / "heads", "")
-    done = second.night(**changed)
-    assert (done.state, done.generation.number) == ("done", 1)
-    assert objects(second.folder / "heads", "") == heads
-    assert len(open_run(str(second.folder)).scores()) == 4 * PAIRS
-    assert read_pending(str(second.folder)) is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("changed", [{"fit": {"folds": 3, "epochs": 2, "sample": 90}}, {"nightly": {"renew": {"every": 1}}}])
-def test_what_is_learned_anew_once_is_not_learned_anew_every_night(second, changed):
-    """A sample limit is in no name; a renewal may learn the same again."""
-    night = second.night(**changed)
-    assert night.committed == (1 if "fit" in changed else 0)
-    more(second.corpus, "00003", 0)
-    second.night(**changed)
-    due = second.night(**changed)
-    assert due.committed == (0 if "fit" in changed else 1)
-    assert second.night(**changed).state == "nothing new"
-
-
-def test_drift_renews_also_when_the_night_was_killed_before(second, monkeypatch):
-    policy = {"nightly": {"renew": {"drift": True}, "drift": {"held_out_loss": 1e-9, "misaligned": 1e-9}}}
-    more(second.corpus, "00003", 0)
-    monkeypatch.setattr(Measure, "is_beyond", lambda self, bound: True)
-    monkeypatch.setattr(_Night, "_learn", lambda self: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        second.night(**policy)
-    monkeypatch.undo()
-    done = second.night(**policy)
-    assert (done.state, done.committed, done.generation.record["reference"]["since"]) == ("done", 1, 2)
-    assert second.night(**policy).state == "nothing new"
-
-
-def test_a_bound_that_is_passed_is_said_and_is_an_exit_code(second, monkeypatch):
-    more(second.corpus, "00003", 0)
-    monkeypatch.setattr(Measure, "is_beyond", lambda self, bound: True)
-    done = second.night()
-    assert (done.state, EXIT_CODES[done.state], done.committed) == ("drift", 12, 1)
-    assert "images" in history(str(second.folder))[0][10]
 
 
 def test_a_way_back_and_the_next_night(second):
