@@ -6,6 +6,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import polars
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
@@ -128,6 +129,7 @@ def test_every_reader_finds_the_pairs_of_a_generation_as_one_table(second):
         assert duckdb.sql("select count(*), count(distinct uid) from dataset").fetchall() == [(pairs, pairs)]
         frame = DeltaTable(root, version=number).to_pandas().sort_values(["shard", "index"])
         assert len(frame) == pairs
+        assert polars.read_delta(str(root), version=number)["uid"].n_unique() == pairs
         wanted = scores[scores["shard"] < f"{number + 3:05d}"].sort_values(["shard", "index"])
         assert frame["influence_clean"].tolist() == wanted["influence_clean"].tolist()
 
