@@ -97,6 +97,7 @@ def submit(  # noqa: PLR0913  (each is an option of the command)
         name = last.id_of(run)
         if stop:
             server.stop_job(name)
+            say(f"{name} is told to stop: --status says when it has")
         typer.echo(f"{name} {_said(server.get_job_info(name))}")
         return
     name = _start(server, run, entrypoint(config, nightly, exit_zero), jobs, retry)
@@ -114,7 +115,8 @@ def submit(  # noqa: PLR0913  (each is an option of the command)
         raise typer.Exit(0 if exit_zero else code)
     if code:
         what = (job.message or "").strip().splitlines()[:1] or [""]
-        say(f"{name} {job.status.value}: {what[0].partition(', last available')[0]} (--retry starts it again)")
+        again = "once that is mended, --retry" if code == 2 else "--retry"
+        say(f"{name} {job.status.value}: {what[0].partition(', last available')[0]} ({again} starts it again)")
     raise typer.Exit(code)
 
 

@@ -99,7 +99,8 @@ class _Night:
         changes = changes_since(self.last, self.sources)
         fresh, parts = [*changes.new, *changes.changed], self.corpora
         if reference and self._has_features_of(reference):
-            parts = [corpus.of(fresh) for corpus in self.corpora]
+            old = sum(self.last.files[shard].rows for shard in changes.same if shard in self.last.files) if self.last else 0
+            parts = [corpus.of(fresh, others=old) for corpus in self.corpora]
         with deadline.until(self.end):
             late = not self._embed(parts)
         if late:  # under each checkpoint other shards may be left

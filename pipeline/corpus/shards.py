@@ -1,6 +1,7 @@
 """Find and name the shards of a corpus."""
 
 import glob
+import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
@@ -43,6 +44,8 @@ def find(shards: str | list[str], what: str = "corpus.shards", root: str | None 
     owners: dict[str, str] = {}  # URL by name
     for pattern in [part for given in ([shards] if isinstance(shards, str) else shards) for part in given.split("::")]:
         folder, listed = _find(pattern, what, missing)
+        if not listed and isinstance(shards, list):
+            say(f"warning: {what}: no .tar shards at {pattern}", logging.WARNING)
         above = _canonical_root(root) if root else storage.canonical(folder)
         for item in listed:
             if item.url in found:

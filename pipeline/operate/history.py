@@ -5,9 +5,8 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.run_folder.generations import COLUMNS, Generations
+from pipeline.run_folder.generations import Generations
 from pipeline.storage.lease import hold_folder
 from pipeline.workers.progress import duration
 
@@ -47,15 +46,13 @@ def rollback(run: str, number: int) -> int:
     Raises:
         UserError: there is no such generation, it is the last one, it was pruned, or a night is at work.
     """
+    generations = Generations(run)
+    generations.at(number)  # before anything is written
     with hold_folder(run):
-        generations = Generations(run)
         last, then = generations.at(None), generations.at(number)
         if last.number == number:
             raise UserError(f"{run}: generation {number} is the last one")
-        there = {item.url for item in storage.listing(storage.join(generations.root, COLUMNS), ".parquet")}
-        lost = [file for file in then.files.values() if storage.canonical(generations.url(file)) not in there]
-        if lost:
-            raise UserError(f"{run}: generation {number} was pruned: {len(lost)} of its {len(then.files)} files are gone")
+        generations.expect_whole(then)
         night = then.record["night"] | {"new": 0, "changed": 0, "gone": 0, "scored": 0, "quarantined": {}, "again": number}
         night |= {"bytes": 0, "seconds": {}, "worker_hours": 0.0, "price": None, "drift": {}}
         return generations.commit(then.files, then.record | {"night": night}, last)

@@ -4,6 +4,7 @@ Only objects whose names a run gives are ever deleted. Whatever else is in the f
 """
 
 import re
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from pipeline import storage
@@ -45,7 +46,8 @@ def prune(run: str, keep: int, dry_run: bool) -> Pruned:
     """
     if keep < 1:
         raise UserError(f"--keep {keep}: at least the last generation is kept")
-    with hold_folder(run):
+    read_started(run)  # before anything is written
+    with nullcontext() if dry_run else hold_folder(run):
         generations = Generations(run)
         numbers = [one.number for one in generations.history()][:keep]
         kept = [generations.at(number) for number in numbers]

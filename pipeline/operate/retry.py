@@ -2,7 +2,9 @@
 
 from pipeline.console import say
 from pipeline.corpus.reasons import TRANSIENT
+from pipeline.errors import UserError
 from pipeline.run import run
+from pipeline.run_folder.generations import Generations
 from pipeline.run_folder.outcome import Outcome
 from pipeline.run_folder.started import read_started
 
@@ -16,9 +18,11 @@ def retry(folder: str) -> Outcome | None:
         The outcome of the run; None if there is nothing to retry.
 
     Raises:
-        UserError: no run there, or its inputs are not where they were.
+        UserError: no run there, it has generations, or its inputs are not where they were.
         RunError: see `run`.
     """
+    if Generations(folder).exist():
+        raise UserError(f"{folder}: `ecif retry` is for runs; a night reads a shard anew whose tar was written anew")
     started = read_started(folder)
     again, left = list[str](), 0
     for datasets in started.datasets():

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ecif.copies import COPIES
 from pipeline import storage
 from pipeline.config import Config
+from pipeline.console import say
 from pipeline.corpus import sidecar
 from pipeline.errors import UserError
 from pipeline.operate.check_shard import Checked, CheckShard, Expected, ToCheck, Violation, check_tensors
@@ -65,12 +66,16 @@ def verify(folder: str, report: Callable[[Violation], None]) -> dict[str, Checke
         raise UserError(f"{folder}: the run is not finished; `ecif status {folder}` says how far it is")
     finished = open_run(folder)
     if _what_counts(finished.config) != _what_counts(started.config):
+        if generation is not None:
+            raise UserError(f"{folder}: nights have begun to score anew, as the configuration changed: verify when they have")
         note(Violation(storage.join(folder, "run.json"), "is of another configuration than the run that was started last"))
     checked = {}
     datasets_of = started.datasets()
     if generation is not None:  # what is new, changed or gone since waits for the next night
         same = changes_since(generation, sources_of(datasets_of[0]["corpus"])).same
         datasets_of = [datasets | {"corpus": datasets["corpus"].of(same, few=False)} for datasets in datasets_of]
+        for violation in _gone(Generations(folder), generation, same):
+            note(violation)
     of_checkpoints = list(zip(finished.checkpoints, datasets_of, strict=False))
     with _checkers(max(len(datasets["corpus"].shards) for _, datasets in of_checkpoints)) as checkers:
         for i, (checkpoint, datasets) in enumerate(of_checkpoints):
@@ -94,6 +99,17 @@ def verify(folder: str, report: Callable[[Violation], None]) -> dict[str, Checke
         for violation in _outdated(finished, [(one, datasets["corpus"]) for one, datasets in of_checkpoints], generation):
             report(violation)
     return checked
+
+
+def _gone(generations: Generations, generation: Generation, same: list[str]) -> list[Violation]:
+    """Columns of shards that are not what they were, where they are not as the generation was committed."""
+    others = [generation.files[shard] for shard in sorted(generation.files.keys() - {*same})]
+    if not others:
+        return []
+    say(f"{len(others)} of {len(generation.files)} shards have changed or are gone since: their columns are only looked for")
+    there = generations.sizes()
+    urls = {storage.canonical(generations.url(file)): file.size for file in others}
+    return [Violation(url, "is not there as it was committed") for url, size in urls.items() if there.get(url) != size]
 
 
 def _outdated(

@@ -88,6 +88,7 @@ class Dataset(Places):
         self.shards, self.reading = shards, reading
         self.prompts, self.sidecars = prompts, sidecars
         self.part = False  # whether it has a few shards of many, see `of`
+        self.others = 0  # usable pairs of the shards that a part leaves out
         self._done: dict[str, Accounting] | None = None  # of every shard that is done
         self._read = _Read({}, True)
 
@@ -100,12 +101,18 @@ class Dataset(Places):
         """A caption for each class: its first prompt. Empty for a dataset without classes."""
         return [templates[0] for templates in self.prompts]
 
-    def of(self, shards: list[str], few: bool = True) -> "Dataset":
-        """The part of this dataset with some shards. What a few have written is asked for shard by shard, and not listed."""
+    def of(self, shards: list[str], few: bool = True, others: int = 0) -> "Dataset":
+        """The part of this dataset with some shards.
+
+        Args:
+            shards: their names.
+            few: what they have written is asked for shard by shard, and not listed.
+            others: usable pairs of all other shards, as far as that matters.
+        """
         names = {*shards}
         some = [shard for shard in self.shards if shard.name in names]
         part = Dataset(self.folder, self.fingerprint, some, self.reading, self.prompts, self.sidecars)
-        part.batched, part.part = self.batched, few
+        part.batched, part.part, part.others = self.batched, few, others
         return part
 
     def uids_from(self, shard: str) -> storage.Object | None:

@@ -139,16 +139,19 @@ def open_generation(folder: str, generation: int | None = None, since: int | Non
     Args:
         folder: of the run.
         generation: the number of the generation; by default the last one.
-        since: the number of another one; only shards whose columns that one does not have are taken.
+        since: the number of another one; only shards that it does not have, or not as they are in this one, are taken.
 
     Raises:
-        UserError: see `open_run`; or no shard is left.
+        UserError: see `open_run`; or the generation was pruned, or no shard is left.
     """
-    found = open_run(folder, generation)
+    found, generations = open_run(folder, generation), Generations(folder)
+    if generation is not None:
+        generations.expect_whole(generations.at(generation))
     if since is None:
         return found
-    before = open_run(folder, since).files
-    files = {shard: item for shard, item in found.files.items() if shard not in before or before[shard].url != item.url}
+    before, now = generations.at(since).files, generations.at(found.generation).files
+    known = {shard for shard, file in now.items() if shard in before and before[shard].source == file.source}
+    files = {shard: item for shard, item in found.files.items() if shard not in known}
     if not files:
         raise UserError(f"{folder}: generation {found.generation} has no shard that generation {since} does not have")
     return found._replace(files=files)

@@ -99,6 +99,18 @@ class Generations:
         table = self._open()
         return (one for commit in (table.history() if table else []) if (one := _recorded(commit)))
 
+    def sizes(self) -> dict[str, int]:
+        """The files that are there, of any generation: bytes by URL, in the form of `storage.canonical`."""
+        return {item.url: item.size for item in storage.listing(storage.join(self.root, COLUMNS), ".parquet")}
+
+    def expect_whole(self, generation: Generation) -> None:
+        """Raise UserError if files of a generation are gone."""
+        there, files = self.sizes(), generation.files.values()
+        lost = [file for file in files if storage.canonical(self.url(file)) not in there]
+        if lost:
+            pruned = f"generation {generation.number} was pruned: {len(lost)} of its {len(files)} files are gone"
+            raise UserError(f"{self.run}: {pruned}")
+
     def commit(self, files: dict[str, File], record: dict[str, Any], base: Generation | None) -> int:
         """Commit a generation, in one atomic step.
 

@@ -16,6 +16,7 @@ from jobs.cli import app
 from pipeline.errors import UserError
 from pipeline.operate.history import history, rollback
 from pipeline.operate.prune import prune
+from pipeline.operate.retry import retry
 from pipeline.operate.status import status
 from pipeline.operate.verify import verify
 from pipeline.results.export import export
@@ -26,7 +27,6 @@ from pipeline.run_folder.reference import reference_from, write_pending
 from pipeline.run_folder.tables import parquet_bytes
 from pipeline.storage.lease import hold_folder
 from pipeline.workers import deadline
-from tests.support.corpora import SETTINGS
 from tests.support.nights import PAIRS, more
 from tests.support.run_folders import change_since, objects, state_of
 from tests.support.tars import read_tar, write_tar
@@ -62,6 +62,16 @@ def test_a_night_computes_what_is_new_and_nothing_else(second):
     more(tonight.corpus, "00005", 0)
     assert [(s.name, s.done, s.total) for s in status(str(tonight.folder))][-1] == ("generation 1", 3, 4)
     assert verify(str(tonight.folder), wrong.append)["corpus"].scored == 3 * PAIRS
+    (tonight.corpus / "00001.tar").unlink()  # its columns stay in the generation until the next night
+    verify(str(tonight.folder), wrong.append)
+    assert wrong == []
+    gone = Path(Generations(str(tonight.folder)).url(done.generation.files["00001"]))
+    kept = gone.read_bytes()
+    gone.unlink()
+    verify(str(tonight.folder), wrong.append)
+    assert [(Path(violation.url), violation.wrong) for violation in wrong] == [(gone, "is not there as it was committed")]
+    gone.write_bytes(kept)
+    wrong.clear()
     file = done.generation.files["00003"]
     Path(Generations(str(tonight.folder)).url(file)).write_bytes(b"no table")
     verify(str(tonight.folder), wrong.append)
@@ -72,7 +82,7 @@ def test_a_night_without_usable_pairs_says_so(second, capsys):
     members = [(name, b"no image" if name.endswith(".webp") else data) for name, data in read_tar(second.corpus / "00000.tar")]
     write_tar(second.corpus / "00003.tar", members[: 3 * 5])
     before = second.table()
-    done = second.night(embed=SETTINGS["embed"] | {"max_bad_fraction": 1.0}, prices={"core_hour": 3600.0})
+    done = second.night(prices={"core_hour": 3600.0})  # 5 of the corpus's 113 pairs are within embed.max_bad_fraction
     assert (done.state, done.generation.number) == ("drift", 1)
     facts = done.generation.record["night"]
     assert (facts["new"], facts["scored"], facts["quarantined"]) == (1, 0, {"undecodable_image": 5})
@@ -233,8 +243,9 @@ def test_pruning_deletes_what_no_kept_generation_is_made_of(second):
     gone = {item.url.removeprefix(f"{second.folder}/") for item in done.objects}
     assert {name.split("/")[0] for name in gone} == {"table", "features", "shards", "pairs", "influence"}
     assert all("00001" in name for name in gone)
-    with pytest.raises(UserError, match="generation 0 was pruned: 1 of its 3 files are gone"):
-        rollback(str(second.folder), 0)
+    for look in (rollback, open_generation):
+        with pytest.raises(UserError, match="generation 0 was pruned: 1 of its 3 files are gone"):
+            look(str(second.folder), 0)
     prune(str(second.folder), keep=1, dry_run=False)
     assert second.table(2) == kept[2]
     assert len(list((second.folder / "heads").iterdir())) == 1
@@ -264,5 +275,11 @@ def test_what_a_night_refuses(second, configure, tmp_path):
         second.night(index={})
     with hold_folder(str(second.folder)), pytest.raises(UserError, match="another run is at work"):
         second.night()
+    with pytest.raises(UserError, match="`ecif retry` is for runs"):
+        retry(str(second.folder))
     with pytest.raises(UserError, match="no generations there"):
         history(str(tmp_path))
+    for mistake in (lambda: rollback(str(tmp_path), 0), lambda: prune(str(tmp_path), 1, dry_run=False)):
+        with pytest.raises(UserError, match=r"no generations there|no run there"):
+            mistake()
+        assert not (tmp_path / "lease").exists()

@@ -4,9 +4,11 @@ import pytest
 
 from ecif.drift import Measure
 from jobs.nights import EXIT_CODES
+from pipeline.errors import UserError
 from pipeline.night import _Night
 from pipeline.operate.history import history
-from pipeline.run_folder.finished import open_run
+from pipeline.operate.verify import verify
+from pipeline.run_folder.finished import open_generation, open_run
 from pipeline.run_folder.generations import Generations
 from pipeline.run_folder.reference import read_pending
 from pipeline.workers import deadline
@@ -26,6 +28,9 @@ def test_what_was_learned_is_renewed_as_often_as_is_asked(second):
         file.run for file in Generations(str(second.folder)).at(2).files.values()
     )
     assert len(open_run(str(second.folder)).scores()) == 5 * PAIRS
+    assert [*open_generation(str(second.folder), since=1).files] == ["00004"], "scored anew is not new"
+    with pytest.raises(UserError, match="generation 3 has no shard that generation 2 does not have"):
+        open_generation(str(second.folder), since=2)
     assert second.night(**policy).state == "nothing new"
 
 
@@ -37,6 +42,8 @@ def test_a_renewal_goes_on_over_nights_and_readers_see_the_generation_before(sec
     monkeypatch.undo()
     assert (late.state, late.generation.number) == ("deadline", 0)
     assert second.table() == before
+    with pytest.raises(UserError, match="nights have begun to score anew"):
+        verify(str(second.folder), print)
     more(second.corpus, "00003", 0)  # which does not change what was learned
     heads = objects(second.folder / "heads", "")
     done = second.night(**changed)

@@ -62,5 +62,6 @@ def find_selection(finished: Finished, subset: str, since: int | None = None) ->
     found = Selection(finished, shards, kept)
     scored = Dataset(finished.folder, finished.checkpoints[0].features, found.shards(), corpus.reading).accounting()
     if changed := found.kept.keys() - scored.keys():
-        raise RunError(f"{min(changed)}: gone or changed since the run scored it; run again first")
+        line = f"{len(changed)} of {len(found.kept)} shards are gone or changed since they were scored, such as {min(changed)}"
+        raise RunError(f"{line}; export copies them as they were scored, so run again first, or select from what is there")
     return found

@@ -15,7 +15,7 @@ class Budget:
 
     def __init__(self, dataset: Dataset, limits: Embed):
         self._dataset, self._limits = dataset, limits
-        self._pairs, self._bad = 0, Counter[str]()
+        self._pairs, self._bad = dataset.others, Counter[str]()
 
     def spend(self, shard: Accounting) -> None:
         """Count a finished shard.

@@ -60,6 +60,13 @@ def test_a_list_is_a_union_in_which_no_shard_is_twice(corpus):
     assert sorted(found.values()) == ["a/00000.tar", "a/00002.tar", "a/00010.tar", "b/00000.tar"]
 
 
+def test_a_folder_of_several_without_shards_is_said(corpus, capsys):
+    """As where a disk was not mounted."""
+    (corpus / "empty").mkdir()
+    assert len(find([f"{corpus}/a", f"{corpus}/empty"])) == 3
+    assert capsys.readouterr().err == f"warning: corpus.shards: no .tar shards at {corpus}/empty\n"
+
+
 @pytest.mark.parametrize("first", ["a", "a/*.tar", "a/{{00000,00002}}.tar", "b/**/*.tar", "b/00000.tar"])
 @pytest.mark.parametrize("second", ["a", "b", "b/more", "b/more/00001.tar", "elsewhere"])
 def test_a_second_folder_renames_nothing(corpus, first, second):
