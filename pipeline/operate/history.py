@@ -28,7 +28,7 @@ def history(run: str) -> list[list[str]]:
         counts = [night["new"], night["changed"], night["gone"], sum(night["quarantined"].values())]
         row = [str(one.number), when, str(night["shards"]), str(night["pairs"]), decimal(night["stored"]), *map(str, counts)]
         misaligned = "" if not drift or drift["misaligned"] is None else f"{drift['misaligned']:.1%}"
-        price = "" if night["price"] is None else f"{night['price']:.3g}"
+        price = "" if night.get("price") is None else f"{night['price']:.3g}"  # earlier nights did not say it
         row += [misaligned, ", ".join(drift.get("beyond", [])), duration(sum(night["seconds"].values()))]
         row += [f"{night['worker_hours']:.3g}", price, _what(one.number, one.record)]
         rows.append(row)

@@ -33,6 +33,16 @@ def test_the_share_of_the_run_is_judged_at_its_end():
     assert str(ended.value) == f"{said}; see run/quarantine/id"
 
 
+def test_a_part_of_a_corpus_is_judged_with_the_pairs_of_the_rest():
+    part = Dataset("run", "id", [], Reading()).of([], others=400)
+    spent = Budget(part, Embed(max_bad_fraction=0.2))
+    spent.spend(shard(missing_caption=100))
+    spent.settle()  # 100 of 500
+    spent.spend(shard(pairs=1, missing_caption=1))
+    with pytest.raises(RunError, match="101 of 501 pairs"):
+        spent.settle()
+
+
 def test_a_run_of_which_enough_was_seen_ends_early():
     spent = budget()
     spent.spend(shard(pairs=ENOUGH - 1, missing_caption=ENOUGH - 1))
