@@ -1,6 +1,7 @@
 """A name that exists holds a complete object, on local disk and on any other file system."""
 
 import os
+import threading
 import time
 from contextlib import nullcontext
 
@@ -187,6 +188,20 @@ def test_when_an_object_was_written(base, s3):
 @pytest.mark.parametrize("count", [0, 1, AT_ONCE, 2 * AT_ONCE + 1])
 def test_threads_keep_the_order(count):
     assert list(in_threads(lambda i: -i, range(count))) == [-i for i in range(count)]
+
+
+def test_what_is_quick_is_not_worth_a_thread_and_what_waits_is():
+    def where(i: int) -> int:
+        if i == AT_ONCE + 10:
+            time.sleep(0.1)
+        return threading.get_ident()
+
+    here = [found == threading.get_ident() for found in in_threads(where, range(3 * AT_ONCE))]
+    assert [here[lot * AT_ONCE] for lot in range(3)] == [True] * 3, "of each lot one is tried"
+    assert sum(here[:AT_ONCE]) > 1
+    assert not any(here[AT_ONCE + 11 : 2 * AT_ONCE])
+    few = in_threads(where, range(16))
+    assert threading.get_ident() not in set(few)
 
 
 def test_a_listing_of_more_objects_than_a_page_holds_is_whole(s3):
