@@ -100,6 +100,6 @@ def test_a_corpus_that_is_not_what_was_scored_is_not_exported(tmp_path, change):
         (corpus / "b" / "00000.tar").unlink()
     else:
         (corpus / "a").rename(corpus / "c")
-    with pytest.raises(RunError, match="changed since the run"):
+    with pytest.raises(RunError, match="gone or changed since they were scored"):
         export(run.folder, subset, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
