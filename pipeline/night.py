@@ -164,10 +164,11 @@ class _Night:
         """How the pairs of this night differ from what was learned from. Empty if it has none."""
         if not part.accounting():
             return {}
-        given, found = self.each[0], Drifted()
-        this = Run(given.config, self.resources, reference.checkpoints[0].artifacts(self.config.run, part))
-        published = {shard: self.generations.url(file) for shard, file in scored.items()}
+        found = Drifted()
         if scored:
+            given = self.each[0]
+            this = Run(given.config, self.resources, reference.checkpoints[0].artifacts(self.config.run, part))
+            published = {shard: self.generations.url(file) for shard, file in scored.items()}
             with self.clock.stage("drift"):
                 found = measure_drift(this, given.inputs.model.heads, part, given.inputs.targets, published)
         found = found._replace(measures=found.measures | {"quarantined": unusable(part.accounting(), reference.unusable)})

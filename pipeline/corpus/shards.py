@@ -42,9 +42,10 @@ def find(shards: str | list[str], what: str = "corpus.shards", root: str | None 
     """
     found: dict[str, Shard] = {}  # by URL
     owners: dict[str, str] = {}  # URL by name
-    for pattern in [part for given in ([shards] if isinstance(shards, str) else shards) for part in given.split("::")]:
+    patterns = [part for given in ([shards] if isinstance(shards, str) else shards) for part in given.split("::")]
+    for pattern in patterns:
         folder, listed = _find(pattern, what, missing)
-        if not listed and isinstance(shards, list):
+        if not listed and len(patterns) > 1:
             say(f"warning: {what}: no .tar shards at {pattern}", logging.WARNING)
         above = _canonical_root(root) if root else storage.canonical(folder)
         for item in listed:

@@ -61,7 +61,8 @@ def verify(folder: str, report: Callable[[Violation], None]) -> dict[str, Checke
         report(violation)
 
     started = read_started(folder)
-    generation = Generations(folder).last()
+    generations = Generations(folder)
+    generation = generations.last()
     if generation is None and not storage.exists(storage.join(folder, "run.json")):
         raise UserError(f"{folder}: the run is not finished; `ecif status {folder}` says how far it is")
     finished = open_run(folder)
@@ -74,7 +75,7 @@ def verify(folder: str, report: Callable[[Violation], None]) -> dict[str, Checke
     if generation is not None:  # what is new, changed or gone since waits for the next night
         same = changes_since(generation, sources_of(datasets_of[0]["corpus"])).same
         datasets_of = [datasets | {"corpus": datasets["corpus"].of(same, few=False)} for datasets in datasets_of]
-        for violation in _gone(Generations(folder), generation, same):
+        for violation in _gone(generations, generation, same):
             note(violation)
     of_checkpoints = list(zip(finished.checkpoints, datasets_of, strict=False))
     with _checkers(max(len(datasets["corpus"].shards) for _, datasets in of_checkpoints)) as checkers:

@@ -144,13 +144,17 @@ def open_generation(folder: str, generation: int | None = None, since: int | Non
     Raises:
         UserError: see `open_run`; or the generation was pruned, or no shard is left.
     """
-    found, generations = open_run(folder, generation), Generations(folder)
+    found = open_run(folder, generation)
+    if generation is None and since is None:
+        return found
+    generations = Generations(folder)
+    now = generations.at(found.generation)
     if generation is not None:
-        generations.expect_whole(generations.at(generation))
+        generations.expect_whole(now)
     if since is None:
         return found
-    before, now = generations.at(since).files, generations.at(found.generation).files
-    known = {shard for shard, file in now.items() if shard in before and before[shard].source == file.source}
+    before = generations.at(since).files
+    known = {shard for shard, file in now.files.items() if shard in before and before[shard].source == file.source}
     files = {shard: item for shard, item in found.files.items() if shard not in known}
     if not files:
         raise UserError(f"{folder}: generation {found.generation} has no shard that generation {since} does not have")
